@@ -1,0 +1,133 @@
+"""What a run is: a validated configuration with a stable identity.
+
+The identity is a hash of the configuration's canonical JSON with defaults left out, so a new option
+does not orphan old records. ``SCHEMA`` is part of it and is raised whenever a changed default or a bug
+fix changes results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fcs_utils.errors import StudyError
+from fcs_utils.store import canonical_json
+
+SCHEMA = 1
+
+Ratio = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Option = str | int | float | bool
+
+
+class Config(BaseModel):
+    """Immutable, hashable by content, unknown fields refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Training(Config):
+    """SGD with Nesterov momentum under a one-cycle schedule; the same for references and fine-tuning."""
+
+    epochs: Count
+    learning_rate: Positive
+    batch_size: Count = 128
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
+
+
+class Reference(Config):
+    """A dense network trained from its own seed."""
+
+    dataset: str
+    network: str
+    width: Positive = 1.0
+    shortcut: Literal["A", "B"] = "A"
+    seed: Annotated[int, Field(ge=0)]
+    training: Training
+    precision: Literal["fp32", "bf16"]
+
+
+class Similarity(Config):
+    """How redundant the channels are, trained and untrained (claim C1)."""
+
+    calibration: Count = 512
+    quantile: Ratio = 0.99
+
+
+class Pruning(Config):
+    """Which channels go: a criterion with its options, and a share of every layer."""
+
+    criterion: str
+    options: dict[str, Option] = {}
+    ratio: Ratio
+    scope: Literal["inner"] = "inner"
+    calibration: Count = 512
+    recalibrate: bool = True
+
+
+class Tuning(Config):
+    """How the compact network is fine-tuned: (M10) TFT or (M11) MLFT."""
+
+    method: Literal["tft", "mlft"]
+    training: Training
+    temperature: Positive = 1.0
+    strength: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="after")
+    def _mutual_options_only_with_mlft(self) -> Tuning:
+        if self.method == "tft" and (self.temperature, self.strength) != (1.0, 1.0):
+            raise ValueError("temperature and strength belong to method='mlft'")
+        return self
+
+
+class Run(Config):
+    """One run. Its kind follows from the parts that are there; each kind builds on the one before."""
+
+    reference: Reference
+    similarity: Similarity | None = None
+    pruning: Pruning | None = None
+    tuning: Tuning | None = None
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Run:
+        if self.similarity and (self.pruning or self.tuning):
+            raise ValueError("similarity is measured on a dense network: no pruning, no tuning beside it")
+        if self.tuning and not self.pruning:
+            raise ValueError("tuning needs pruning: it starts from the compact network")
+        return self
+
+    @property
+    def kind(self) -> Literal["reference", "similarity", "pruned", "tuned"]:
+        if self.tuning:
+            return "tuned"
+        if self.pruning:
+            return "pruned"
+        return "similarity" if self.similarity else "reference"
+
+    @property
+    def identity(self) -> str:
+        """16 hex digits of SHA-256 over the schema and every value that is not a default."""
+        content = {"schema": SCHEMA, "run": self.model_dump(mode="json", exclude_defaults=True)}
+        return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
+
+    def parent(self) -> Run | None:
+        """The run whose network this one starts from."""
+        if self.tuning:
+            return self.model_copy(update={"tuning": None})
+        if self.pruning or self.similarity:
+            return Run(reference=self.reference)
+        return None
+
+
+def parse_run(value: dict[str, Any]) -> Run:
+    """Build a run from plain data. Raises StudyError naming the first bad field, its value and the rule."""
+    try:
+        return Run.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "run"
+        raise StudyError(f"{where}={first.get('input')!r} is not allowed: {first['msg']}") from error

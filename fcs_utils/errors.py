@@ -1,0 +1,12 @@
+"""The one exception for what a user can put right, and the one way to word it."""
+
+from __future__ import annotations
+
+
+class StudyError(Exception):
+    """Something the user can put right; the command line prints it as one line, without a traceback."""
+
+
+def refuse(parameter: str, value: object, allowed: str) -> StudyError:
+    """The error for a bad value: names the parameter, the value and what is allowed."""
+    return StudyError(f"{parameter}={value!r} is not allowed; allowed: {allowed}")

@@ -1,0 +1,65 @@
+"""What a network costs, measured on the network itself: parameters, MACs, bytes, latency."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fcs_utils.errors import refuse
+
+
+@dataclass(frozen=True)
+class Cost:
+    """params: trainable numbers. macs: multiply-adds of one image. bytes: of the weights as safetensors."""
+
+    params: int
+    macs: int
+    bytes: int
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, example: Tensor) -> int:
+    """Multiply-adds of convolutions and linear layers for one image; example: (N, C, H, W)."""
+    training = model.training
+    model.eval()
+    with FlopCounterMode(display=False) as counter:
+        model(example[:1])
+    model.train(training)
+    return counter.get_total_flops() // 2  # one multiply-add is two operations
+
+
+def measure_cost(model: nn.Module, example: Tensor) -> Cost:
+    """Parameters, MACs and bytes of a network for one image of example's shape (N, C, H, W)."""
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return Cost(sum(p.numel() for p in model.parameters()), count_macs(model, example), len(save(state)))
+
+
+@torch.no_grad()
+def measure_latency(model: nn.Module, example: Tensor, repeats: int = 10) -> float:
+    """Median milliseconds of one forward pass over the batch ``example`` (N, C, H, W), after warming up.
+
+    A wall-clock figure of this machine at this moment: compare it only within one run.
+    """
+    if repeats < 1:
+        raise refuse("repeats", repeats, "1 or more")
+    training = model.training
+    model.eval()
+    times = []
+    for turn in range(repeats + 2):
+        start = time.perf_counter()
+        model(example)
+        if example.is_cuda:
+            torch.cuda.synchronize()
+        if turn >= 2:
+            times.append(time.perf_counter() - start)
+    model.train(training)
+    return 1000 * statistics.median(times)

@@ -1,0 +1,156 @@
+"""Networks by name: VGG and ResNet in their CIFAR form, and torchvision's classifiers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fcs_utils.errors import refuse
+
+# Simonyan and Zisserman 2015, columns D and E; "M" halves the map.
+VGG = {
+    "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
+    "vgg19": (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512, "M"),
+}
+RESNET_BLOCKS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}  # a stage
+
+
+def scaled(channels: int, width: float) -> int:
+    """A layer's channel count at a width multiplier; never below one."""
+    return max(1, round(channels * width))
+
+
+class CifarVGG(nn.Module):
+    """VGG with BatchNorm and a single linear head, as pruning papers use it on CIFAR."""
+
+    def __init__(self, layout: tuple[int | str, ...], num_classes: int, width: float, in_channels: int) -> None:
+        super().__init__()
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        number, channels = 0, in_channels
+        for item in layout:
+            if isinstance(item, str):
+                layers[f"pool{number}"] = nn.MaxPool2d(2)
+                continue
+            number, out = number + 1, scaled(item, width)
+            layers[f"conv{number}"] = nn.Conv2d(channels, out, 3, padding=1, bias=False)
+            layers[f"bn{number}"] = nn.BatchNorm2d(out)
+            layers[f"relu{number}"] = nn.ReLU(inplace=True)
+            channels = out
+        self.features = nn.Sequential(layers)
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # 32x32 images arrive here as 1x1; the mean lets larger images through too.
+        return self.head(self.features(images).mean((2, 3)))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (He et al. 2016). conv1 is inner: no residual sum shares it."""
+
+    def __init__(self, channels: int, out: int, stride: int, shortcut: Literal["A", "B"]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.stride, self.extra = stride, out - channels
+        self.project: nn.Module | None = None
+        if shortcut == "B" and (stride != 1 or self.extra):
+            self.project = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.project is not None:
+            x = self.project(x)
+        elif self.stride != 1 or self.extra:
+            # Option A: every second pixel, zeros for the new channels, no parameters.
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+        return F.relu(x + y)
+
+
+class CifarResNet(nn.Module):
+    """ResNet of 6n+2 layers for 32x32 images (He et al. 2016, section 4.2)."""
+
+    def __init__(self, blocks: int, num_classes: int, width: float, in_channels: int, shortcut: Literal["A", "B"]) -> None:
+        super().__init__()
+        channels = scaled(16, width)
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        stages = []
+        for stage, base in enumerate((16, 32, 64)):
+            out, layers = scaled(base, width), []
+            for block in range(blocks):
+                layers.append(BasicBlock(channels, out, 2 if stage and not block else 1, shortcut))
+                channels = out
+            stages.append(nn.Sequential(*layers))
+        self.stage1, self.stage2, self.stage3 = stages
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.conv(images)))
+        return self.head(self.stage3(self.stage2(self.stage1(x))).mean((2, 3)))
+
+
+def build_model(
+    name: str, *, num_classes: int, width: float = 1.0, in_channels: int = 3, shortcut: Literal["A", "B"] = "A"
+) -> nn.Module:
+    """A freshly initialised network; draws its weights from torch's global generator.
+
+    ``name``: ``vgg16``, ``vgg19``, ``resnet20|32|44|56|110``, or ``torchvision/NAME``. ``width`` multiplies
+    every layer's channels; ``shortcut`` is He et al.'s option for the CIFAR ResNets.
+
+    Raises StudyError for an unknown name or a value the network cannot take.
+    """
+    if not (isinstance(width, int | float) and 0 < width < float("inf")):
+        raise refuse("width", width, "a number above 0")
+    if num_classes < 1:
+        raise refuse("num_classes", num_classes, "1 or more")
+    if in_channels < 1:
+        raise refuse("in_channels", in_channels, "1 or more")
+    if shortcut not in ("A", "B"):
+        raise refuse("shortcut", shortcut, "'A' or 'B'")
+    if shortcut != "A" and name not in RESNET_BLOCKS:
+        raise refuse("shortcut", shortcut, f"'A' for {name}: only {', '.join(RESNET_BLOCKS)} have a choice")
+    if name.startswith("torchvision/"):
+        return _torchvision(name, num_classes, width, in_channels)
+    if name in VGG:
+        network: nn.Module = CifarVGG(VGG[name], num_classes, width, in_channels)
+    elif name in RESNET_BLOCKS:
+        network = CifarResNet(RESNET_BLOCKS[name], num_classes, width, in_channels, shortcut)
+    else:
+        raise refuse("network", name, ", ".join([*VGG, *RESNET_BLOCKS, "torchvision/NAME"]))
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return network
+
+
+def _torchvision(name: str, num_classes: int, width: float, in_channels: int) -> nn.Module:
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    short = name.removeprefix("torchvision/")
+    if short not in known:
+        raise refuse("network", name, "torchvision/ and one of " + ", ".join(known))
+    if width != 1.0:
+        raise refuse("width", width, f"1.0 for {name}: torchvision fixes its channels")
+    network = torchvision.models.get_model(short, weights=None, num_classes=num_classes)
+    if in_channels != 3:
+        path, first = next((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d))
+        fresh = nn.Conv2d(
+            in_channels, first.out_channels, first.kernel_size, first.stride, first.padding,  # type: ignore[arg-type]
+            bias=first.bias is not None,
+        )  # fmt: skip
+        network.set_submodule(path, fresh)
+    return network
+
+
+def build_seeded(seed: int, name: str, **options: object) -> nn.Module:
+    """``build_model`` from a seed, leaving torch's global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(name, **options)  # type: ignore[arg-type]

@@ -1,0 +1,48 @@
+"""How redundant channels are, against a null (claim C1)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fcs_utils.activations import collect_statistics, shuffle_pixels
+
+
+def pairs(similarity: Tensor) -> Tensor:
+    """The upper triangle of a similarity matrix: (C, C) -> (C (C - 1) / 2,)."""
+    rows, columns = torch.triu_indices(*similarity.shape, offset=1)
+    return similarity[rows, columns]
+
+
+def best_twin(similarity: Tensor) -> Tensor:
+    """Each channel's highest similarity to another: (C, C) -> (C,)."""
+    return similarity.clone().fill_diagonal_(-1).amax(1)
+
+
+def null_similarity(model: nn.Module, images: Tensor, seed: int) -> dict[str, Tensor]:
+    """Pooled similarity (C, C) by layer when every map's pixels are shuffled: what values alone would give."""
+    shuffle = partial(shuffle_pixels, generator=torch.Generator().manual_seed(seed))
+    return {name: s.similarity() for name, s in collect_statistics(model, images, transform=shuffle).items()}
+
+
+def twin_shares(model: nn.Module, images: Tensor, quantile: float, seed: int) -> dict[str, dict[str, float]]:
+    """By layer: the share of channels with a twin, meaning a best similarity above the null's quantile.
+
+    ``twins`` is that share, ``threshold`` the null's quantile over the layer's pairs, ``pairs`` the share of
+    pairs above it. Layers of one position a map are left out: shuffling a single pixel changes nothing.
+    """
+    null = null_similarity(model, images, seed)
+    shares = {}
+    for name, statistics in collect_statistics(model, images).items():
+        if statistics.positions == 1 or len(statistics.l1) < 2:
+            continue
+        threshold = pairs(null[name]).quantile(quantile)
+        similarity = statistics.similarity()
+        shares[name] = {
+            "threshold": threshold.item(),
+            "twins": (best_twin(similarity) > threshold).double().mean().item(),
+            "pairs": (pairs(similarity) > threshold).double().mean().item(),
+        }
+    return shares
