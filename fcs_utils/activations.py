@@ -152,6 +152,21 @@ def collect_statistics(
     return {layer.name: sums[layer.name].finish(layer.name, tuple(c.name for c in layer.consumers)) for layer in wanted}
 
 
+@torch.no_grad()
+def feature_maps(model: nn.Module, images: Tensor, layer: str, *, tap: Tap = "consumer") -> Tensor:
+    """One layer's maps (N, C, ...) for a few images (N, C, H, W), to look at. Raises StudyError for an unknown layer."""
+    found = inner_layers(model, images)
+    if layer not in found:
+        raise refuse("layer", layer, ", ".join(found))
+    caught: list[Tensor] = []
+    training = model.training
+    model.eval()
+    with tapped(model, [found[layer]], lambda _name, maps: caught.append(maps.cpu()), tap):
+        model(images)
+    model.train(training)
+    return caught[0]
+
+
 def shuffle_pixels(maps: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Each map's positions in an order of its own: keeps every value, destroys where it was.
 

@@ -57,11 +57,14 @@ def describe_moment() -> dict[str, Any]:
 
 @cache
 def commit() -> str:
-    """The checkout's commit, marked when files differ from it; 'unknown' outside a checkout."""
+    """The checkout's commit, marked where the package's files differ from it; 'unknown' outside a checkout."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
+
     try:
-        root = Path(__file__).resolve().parents[1]
-        words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
+        return git("rev-parse", "--short=10", "HEAD") + ("-modified" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

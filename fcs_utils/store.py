@@ -65,6 +65,9 @@ class Store:
     def record(self, kind: str, identity: str) -> Path:
         return self.root / "records" / f"{kind}-{identity}.json"
 
+    def all_records(self) -> list[Path]:
+        return sorted((self.root / "records").glob("*.json"))
+
     def weights(self, identity: str) -> Path:
         return self.root / "weights" / f"{identity}.safetensors"
 
@@ -108,7 +111,8 @@ class Store:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a mapping as JSON for people and programs, atomically. NaN and infinity are refused."""
-    write_atomic(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    # Keys stay in the order they were made in: layers from input to output, epochs after accuracies.
+    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,33 @@
+# Sourced by run_all.sh and run_tests.sh: find_python names a Python; make_venv fills .venv from the lock.
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3.14 python3}; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "error: Python 3.11 or newer not found${PYTHON:+ as PYTHON=$PYTHON}; install it (Debian: apt-get install python3 python3-venv)" >&2
+    return 1
+}
+
+make_venv() {
+    local python=$1 want
+    want=$(sha256sum requirements.lock pyproject.toml | sha256sum)
+    # The stamp is written last: an installation that was cut off is taken up again.
+    if [ -x .venv/bin/python ] && [ "$(cat .venv/installed 2>/dev/null)" = "$want" ]; then
+        return
+    fi
+    echo "installing locked packages into .venv (several GB, some minutes; once)" >&2
+    "$python" -m venv .venv || {
+        echo "error: '$python -m venv .venv' failed (Debian: apt-get install python3-venv)" >&2
+        return 1
+    }
+    if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock >.venv/install.log 2>&1 ||
+        ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e . >>.venv/install.log 2>&1; then
+        echo "error: installation failed: $(grep -m1 '^ERROR' .venv/install.log || tail -n1 .venv/install.log) (whole log: .venv/install.log)" >&2
+        return 1
+    fi
+    echo "$want" >.venv/installed
+}

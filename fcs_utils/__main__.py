@@ -1,0 +1,7 @@
+"""``python -m fcs_utils``."""
+
+import sys
+
+from fcs_utils.cli import main
+
+sys.exit(main())

@@ -1,0 +1,102 @@
+"""The command line. Parsing and help need the standard library only, so they work before installation."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from fcs_utils.errors import StudyError
+
+# Spelled out so that a typo is refused without importing torch; a test compares them with the real tables.
+PROFILES = ("smoke", "quick", "cifar", "paper")
+STAGES = ("reference", "similarity", "pruned", "tuned", "arms")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}. See {self.prog} --help\n")
+
+
+def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
+    parser = Parser(prog=prog, description="Reproducible study of FCS pruning and MLFT fine-tuning.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, epilog=f"Example: {example}", allow_abbrev=False)
+        if example.startswith("./run_all.sh"):  # how users know this command
+            command.prog = "./run_all.sh"
+        command.add_argument("--profile", choices=PROFILES, default="quick", help="what to run (default: quick)")
+        command.add_argument("--out", default="results", metavar="DIR", help="results folder (default: results)")
+        return command
+
+    def add_running(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--data", metavar="DIR", help="data folder (default: FCS_DATA, else ./data)")
+        command.add_argument("--fresh", action="store_true", help="set existing results of the profile aside and do all again")
+        command.add_argument("--parse-only", action="store_true", help=argparse.SUPPRESS)
+
+    study = add("study", "run a profile: all runs, the notebooks, tables and pages (what ./run_all.sh calls)",
+                "./run_all.sh --profile quick --notebooks 03,06")  # fmt: skip
+    add_running(study)
+    study.add_argument("--notebooks", metavar="NN,NN", help="only these notebooks and the runs they need, such as 03,06")
+    run = add("run", "the runs alone, without Jupyter, for servers", "python -m fcs_utils run --profile smoke --stages reference")
+    add_running(run)
+    run.add_argument("--stages", nargs="+", choices=STAGES, metavar="STAGE", help="some of: " + ", ".join(STAGES))
+    run.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)")
+    readme = add("readme", "render the README's table and figure from records", "python -m fcs_utils readme")
+    readme.add_argument("--check", action="store_true", help="change nothing; fail when they are stale")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_utils") -> int:
+    """Run a command; returns the exit status. Whatever the user can put right is one line on stderr."""
+    options = build_parser(prog).parse_args(arguments)
+    try:
+        if getattr(options, "parse_only", False):
+            _check_before_install(options)
+            return 0
+        return _dispatch(options)
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: records made so far are kept, start again to go on", file=sys.stderr)
+        return 130
+
+
+def _check_before_install(options: argparse.Namespace) -> None:
+    from fcs_utils.publish import pick_notebooks
+
+    pick_notebooks(getattr(options, "notebooks", None))
+    if options.data and not Path(options.data).is_dir():
+        raise StudyError(f"data={options.data!r} is not allowed; allowed: an existing folder")
+    if Path(options.out).is_file():
+        raise StudyError(f"out={options.out!r} is not allowed; allowed: a folder, this is a file")
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    if options.command == "readme":
+        from fcs_utils.readme import update_readme
+
+        return update_readme(options.profile, options.out, check=options.check)
+    _check_before_install(options)
+    if options.fresh:
+        from fcs_utils.store import Store
+
+        if kept := Store(options.out, options.profile).set_aside():
+            print(f"existing results are kept in {kept}", file=sys.stderr)
+    if options.command == "study":
+        from fcs_utils.publish import publish
+
+        index = publish(options.profile, options.out, options.data, options.notebooks)
+        print(f"open {index.resolve()} in a browser")
+        return 0
+    from fcs_utils.study import Study
+
+    records = Study(options.profile, options.out, options.data, options.device).run(options.stages)
+    print(f"{len(records)} runs of profile {options.profile} have records in {Path(options.out) / options.profile}")
+    return 0

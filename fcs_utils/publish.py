@@ -1,0 +1,142 @@
+"""Notebooks -> executed copies, HTML pages, and the index page that leads through them."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fcs_utils.errors import StudyError, refuse
+from fcs_utils.store import Store, write_atomic
+
+if TYPE_CHECKING:  # imports torch, which takes seconds; an up-to-date start needs none of it
+    from fcs_utils.profiles import Stage
+    from fcs_utils.study import Study
+
+PACKAGE = Path(__file__).parent
+SOURCES = PACKAGE.parent / "notebooks"
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A chapter: its file's stem and the stages of runs it needs."""
+
+    name: str
+    stages: tuple[Stage, ...]
+
+    @property
+    def source(self) -> Path:
+        return SOURCES / f"{self.name}.ipynb"
+
+
+NOTEBOOKS = {
+    "01": Notebook("01_reference_networks", ("reference",)),
+    "02": Notebook("02_activation_collection", ("reference",)),
+    "03": Notebook("03_similarity_and_clustering", ("reference", "similarity")),
+    "04": Notebook("04_pruning", ("reference", "pruned")),
+    "05": Notebook("05_baseline_criteria", ("reference", "pruned", "tuned")),
+    "06": Notebook("06_tft_and_mlft", ("reference", "arms")),
+    "07": Notebook("07_paper_tables", ("reference", "similarity", "pruned", "tuned", "arms")),
+}
+
+
+def pick_notebooks(numbers: str | None) -> dict[str, Notebook]:
+    """``"03,06"`` -> those notebooks; None -> all. Raises StudyError for an unknown number."""
+    if numbers is None:
+        return NOTEBOOKS
+    wanted = [number.strip() for number in numbers.split(",")]
+    if unknown := [number for number in wanted if number not in NOTEBOOKS]:
+        raise refuse("notebooks", ",".join(unknown), ", ".join(NOTEBOOKS))
+    return {number: NOTEBOOKS[number] for number in sorted(wanted)}
+
+
+def publish(profile: str, out: str | Path, data: str | None, numbers: str | None = None) -> Path:
+    """Do the runs that are missing, execute the notebooks that are stale, render the pages; returns the index.
+
+    Raises StudyError for a failing notebook (its executed copy is kept) and everything ``Study.run`` raises.
+    """
+    store, wanted = Store(out, profile), pick_notebooks(numbers)
+    if not _stale(store, wanted) and store.index().exists():
+        print(f"profile {profile}: everything is up to date", file=sys.stderr)
+        return store.index()
+    from fcs_utils.study import Study
+
+    study = Study(profile, out, data)
+    study.run(dict.fromkeys(stage for notebook in wanted.values() for stage in notebook.stages))
+    for number, notebook in _stale(store, wanted).items():
+        print(f"notebook {notebook.name} ...", file=sys.stderr, flush=True)
+        execute(study, notebook, {"profile": profile, "out": _from_root(out), "data": _from_root(data) if data else ""})
+        write_atomic(store.state(number), _inputs(store, notebook).encode())
+    from fcs_utils.pages import render_index, render_page
+
+    for notebook in NOTEBOOKS.values():
+        if store.executed(notebook.name).exists():
+            render_page(study, notebook)
+    render_index(study)
+    return store.index()
+
+
+def _from_root(folder: str | Path) -> str:
+    """A folder as notebooks take it: relative to the repository's root where it lies inside, else absolute."""
+    absolute, root = Path(folder).resolve(), PACKAGE.parent
+    return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
+
+
+def execute(study: Study, notebook: Notebook, parameters: dict[str, Any]) -> None:
+    """Run one notebook with papermill into the results folder.
+
+    Raises StudyError for parameters it does not have, before anything runs, and for a failing cell.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    known = papermill.inspect_notebook(str(notebook.source))
+    if unknown := sorted(parameters.keys() - known.keys()):
+        raise refuse(f"parameter of {notebook.name}", unknown[0], ", ".join(known))
+    _ = study.bench.dataset  # missing data is one clear error here, not a traceback in a cell
+    failed = study.store.failed(notebook.name)  # until it has succeeded
+    failed.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            str(notebook.source), str(failed), parameters, kernel_name="python3", progress_bar=False,
+            extra_arguments=["--log-level=40"],  # errors only: the kernel's notes on its transport are no news
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        raise StudyError(f"notebook {notebook.name} failed: {error.ename}: {error.evalue} (executed copy kept: {failed})") from error
+    write_atomic(study.store.executed(notebook.name), _tidy(failed).encode())
+    failed.unlink()
+
+
+def _tidy(executed: Path) -> str:
+    """An executed copy without what is only of this machine and moment: paths, times, bars, warnings."""
+    import nbformat
+
+    content = nbformat.read(executed, as_version=4)
+    content.metadata.pop("papermill", None)
+    for cell in content.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+    return nbformat.writes(content) + "\n"
+
+
+def _stale(store: Store, wanted: dict[str, Notebook]) -> dict[str, Notebook]:
+    def fresh(number: str, notebook: Notebook) -> bool:
+        state = store.state(number)
+        made = store.executed(notebook.name).exists() and store.page(notebook.name).exists()
+        return made and state.exists() and state.read_text() == _inputs(store, notebook)
+
+    return {number: notebook for number, notebook in wanted.items() if not fresh(number, notebook)}
+
+
+def _inputs(store: Store, notebook: Notebook) -> str:
+    """Hash of all that a notebook's outcome depends on: its source, the package, the lock, the records."""
+    lock = PACKAGE.parent / "requirements.lock"
+    files = [notebook.source, lock, *sorted(PACKAGE.rglob("*.py")), *sorted(PACKAGE.glob("templates/**/*.*"))]
+    digest = hashlib.sha256()
+    for path in [*(file for file in files if file.exists()), *store.all_records()]:
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
