@@ -1,0 +1,64 @@
+"""Shared fixtures: small networks with BatchNorm statistics from real batches, and one smoke study."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("FCS_QUIET", "1")
+
+import pytest
+import torch
+from torch import nn
+
+from fcs_utils.data import Dataset, load_dataset
+from fcs_utils.models import build_seeded
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load_dataset("digits")
+
+
+def warm(network: nn.Module, size: int = 32, channels: int = 3, images: int = 64) -> nn.Module:
+    """BatchNorm statistics from real batches: with fresh ones the output hardly depends on the input.
+
+    Scales and shifts are drawn too, so that no two channels are alike.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.uniform_(-0.3, 0.3, generator=generator)
+            module.momentum = 0.3
+    network.train()
+    with torch.no_grad():
+        for _ in range(8):
+            network(torch.randn(images, channels, size, size, generator=generator))
+    return network.eval()
+
+
+@pytest.fixture(scope="session")
+def small_vgg() -> nn.Module:
+    return warm(build_seeded(0, "vgg16", num_classes=5, width=0.125))
+
+
+def study_command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m fcs_utils`` as a user would."""
+    environment = {**os.environ, "FCS_QUIET": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "fcs_utils", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
+    )
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The out folder of a whole smoke study: runs, notebooks, pages."""
+    out = tmp_path_factory.mktemp("study")
+    done = study_command("study", "--profile", "smoke", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    return out

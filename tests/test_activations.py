@@ -1,0 +1,124 @@
+"""Statistics against literal computations on stored maps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fcs_utils.activations import collect_statistics, feature_maps, inner_layers, shuffle_pixels
+from fcs_utils.errors import StudyError
+from fcs_utils.models import build_seeded
+from tests.conftest import warm
+
+
+class Chain(nn.Module):
+    """conv -> ReLU -> pool -> flatten -> linear: the consumer reads four positions a channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, padding=1)
+        self.pool = nn.MaxPool2d(4)
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.pool(self.conv(x).relu()).flatten(1))
+
+
+def literal(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gram, L1 and mean as (M1) and (M3) write them, in float64, from all maps (N, C, ...) at once."""
+    flat = maps.double().flatten(2)
+    return torch.einsum("nip,njp->ij", flat, flat), flat.abs().sum((0, 2)) / len(flat), flat.mean((0, 2))
+
+
+def test_the_consumer_behind_a_flatten_sees_pooled_maps() -> None:
+    torch.manual_seed(0)
+    model, images = Chain().eval(), torch.randn(10, 1, 8, 8)
+    got = collect_statistics(model, images, batch_size=4)["conv"]
+    maps = model.pool(model.conv(images).relu())
+    gram, l1, mean = literal(maps)
+    torch.testing.assert_close(got.gram, gram, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got.l1, l1, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got.mean, mean, rtol=1e-5, atol=1e-6)
+    assert (got.count, got.positions, got.consumers) == (40, 4, ("head",))
+
+
+def test_the_conv_tap_is_the_raw_output() -> None:
+    torch.manual_seed(0)
+    model, images = Chain().eval(), torch.randn(10, 1, 8, 8)
+    got = collect_statistics(model, images, tap="conv")["conv"]
+    gram, l1, _ = literal(model.conv(images))
+    torch.testing.assert_close(got.gram, gram, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got.l1, l1, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet20"])
+def test_every_layer_of_a_network_in_one_pass(name: str) -> None:
+    model = warm(build_seeded(1, name, num_classes=4, width=0.25))
+    images = torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    statistics = collect_statistics(model, images, batch_size=7)
+    assert len(statistics) == {"vgg16": 13, "resnet20": 9}[name]
+    for layer, got in statistics.items():
+        gram, l1, _ = literal(feature_maps(model, images, layer))
+        torch.testing.assert_close(got.gram, gram, rtol=1e-5, atol=1e-5 * gram.max().item())
+        torch.testing.assert_close(got.l1, l1, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_size_does_not_matter(small_vgg: nn.Module) -> None:
+    images = torch.randn(30, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    whole, split = collect_statistics(small_vgg, images), collect_statistics(small_vgg, images, batch_size=11)
+    for layer, one in whole.items():
+        torch.testing.assert_close(one.gram, split[layer].gram, rtol=1e-5, atol=1e-5 * one.gram.max().item())
+
+
+def test_similarity_is_a_cosine_and_a_dead_channel_has_none() -> None:
+    torch.manual_seed(0)
+    model = Chain().eval()
+    model.conv.weight.data[1] = 2 * model.conv.weight.data[0]
+    model.conv.bias.data[:] = 0
+    model.conv.weight.data[2] = 0  # dead
+    similarity = collect_statistics(model, torch.randn(6, 1, 8, 8))["conv"].similarity()
+    # ReLU(2x) = 2 ReLU(x): a scaled copy has cosine 1.
+    torch.testing.assert_close(similarity, torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 0]]).double())
+
+
+def test_the_pass_leaves_mode_and_statistics_alone(small_vgg: nn.Module) -> None:
+    small_vgg.train()
+    before = {name: tensor.clone() for name, tensor in small_vgg.state_dict().items()}
+    collect_statistics(small_vgg, torch.randn(4, 3, 32, 32))
+    assert small_vgg.training and all(tensor.equal(before[name]) for name, tensor in small_vgg.state_dict().items())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in small_vgg.modules())
+    small_vgg.eval()
+
+
+def test_shuffling_keeps_values_and_destroys_places() -> None:
+    maps = torch.arange(24.0).reshape(2, 3, 2, 2)
+    shuffled = shuffle_pixels(maps, torch.Generator().manual_seed(0))
+    assert shuffled.sort(2).values.equal(maps.flatten(2)) and not shuffled.equal(maps.flatten(2))
+
+
+def test_inner_scope_leaves_residual_sums_whole() -> None:
+    layers = inner_layers(build_seeded(0, "resnet20", num_classes=2), torch.zeros(1, 3, 32, 32))
+    assert all(name.endswith("conv1") for name in layers) and len(layers) == 9
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_name_the_layer(bad: float) -> None:
+    model = Chain().eval()
+    model.conv.bias.data[0] = bad
+    with pytest.raises(StudyError, match="layer conv"):
+        collect_statistics(model, torch.randn(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"layers": ["conv9"]}, "conv9"), ({"tap": "middle"}, "tap='middle'")],
+)
+def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        collect_statistics(Chain(), torch.randn(2, 1, 8, 8), **arguments)
+
+
+def test_no_images_is_an_error() -> None:
+    with pytest.raises(StudyError, match="images"):
+        collect_statistics(Chain(), torch.randn(0, 1, 8, 8))
