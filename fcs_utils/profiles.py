@@ -80,7 +80,7 @@ PROFILES = {
             ),
             seeds=(0, 1, 2),
             ratios=(0.3, 0.5, 0.7),
-            tuning=Training(epochs=2, learning_rate=0.01, batch_size=32),
+            tuning=Training(epochs=1, learning_rate=0.01, batch_size=32),
             arms=Arms(networks=("vgg16",), epochs=(2, 4), learning_rates=(0.005, 0.02, 0.05)),
         ),
         Profile(

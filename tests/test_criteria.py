@@ -148,7 +148,7 @@ def test_break_ties_prefers_norm_then_index_and_moves_nothing_else() -> None:
 
 def layer(weights: list[list[float]]) -> nn.Module:
     conv = nn.Conv2d(2, len(weights), 1, bias=False)
-    conv.weight.data = torch.tensor(weights)[:, :, None, None]
+    conv.weight.data = torch.tensor(weights, dtype=torch.float32)[:, :, None, None]
     return nn.Sequential(conv)
 
 
