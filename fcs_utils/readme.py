@@ -1,0 +1,43 @@
+"""The README's table and figure, rendered from records; nothing in them is typed by hand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fcs_utils.claims import STATEMENTS, claim_verdicts
+from fcs_utils.errors import StudyError
+from fcs_utils.report import claims_table
+from fcs_utils.store import write_atomic
+from fcs_utils.study import Study
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- from records: begin -->", "<!-- from records: end -->"
+
+
+def records_block(study: Study) -> str:
+    """What stands between the README's marks: verdicts, the figure behind them, the table. Reads records only."""
+    report = study.report()
+    verdicts = [f"- **{claim}**, {STATEMENTS[claim].lower()}: **{word}**" for claim, word in claim_verdicts(report.ledger).items()]
+    where = f"results/{study.profile.name}/figures/claims.png"
+    lines = [
+        f"Profile `{study.profile.name}` on {study.bench.dataset.title}, n = {len(study.profile.seeds)} seeds:", "", *verdicts, "",
+        f"![Effect and 95 % interval of every comparison behind the verdicts]({where})", "",
+        claims_table(report.ledger).to_markdown(index=False),
+    ]  # fmt: skip
+    return "\n".join([BEGIN, *lines, END])
+
+
+def update_readme(profile: str, out: str | Path, *, check: bool = False) -> int:
+    """Put the block into the README, or with ``check`` return 1 when the one there is stale."""
+    text = README.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise StudyError(f"{README} must have one '{BEGIN}' and one '{END}'")
+    before, rest = text.split(BEGIN)
+    new = before + records_block(Study(profile, out)) + rest.split(END)[1]
+    if check:
+        if new != text:
+            print("README.md is stale; renew it with: python -m fcs_utils readme", file=sys.stderr)
+        return int(new != text)
+    write_atomic(README, new.encode())
+    return 0

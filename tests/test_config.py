@@ -1,0 +1,87 @@
+"""Identities are stable, configurations strict, records atomic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fcs_utils.config import Pruning, Reference, Run, Training, Tuning, parse_run
+from fcs_utils.errors import StudyError
+from fcs_utils.store import Store, read_record, write_atomic, write_json
+
+REFERENCE = Reference(
+    dataset="digits", network="vgg16", width=0.25, seed=0, training=Training(epochs=10, learning_rate=0.05), precision="fp32"
+)
+RUN = Run(reference=REFERENCE)
+PRUNED = RUN.model_copy(update={"pruning": Pruning(criterion="fcs", ratio=0.5)})
+TUNED = PRUNED.model_copy(update={"tuning": Tuning(method="mlft", training=Training(epochs=2, learning_rate=0.01))})
+
+
+def test_golden_identities() -> None:
+    # If this fails, a released default changed: raise SCHEMA, or published records are silently orphaned.
+    assert [run.identity for run in (RUN, PRUNED, TUNED)] == ["01941c04dd87d395", "b41f6ca94ae255b5", "605337a78c3472fa"]
+
+
+def test_a_default_spelled_out_is_the_same_run() -> None:
+    spelled = parse_run(json.loads(json.dumps(TUNED.model_dump(mode="json"))))
+    assert spelled == TUNED and spelled.identity == TUNED.identity
+
+
+def test_parents() -> None:
+    assert TUNED.parent() == PRUNED and PRUNED.parent() == RUN and RUN.parent() is None
+    assert [run.kind for run in (RUN, PRUNED, TUNED)] == ["reference", "pruned", "tuned"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("reference", "seed"), -1),
+        (("reference", "width"), 0),
+        (("reference", "precision"), "fp8"),
+        (("reference", "colour"), "red"),
+        (("reference", "training", "epochs"), 0),
+        (("reference", "training", "learning_rate"), float("nan")),
+        (("pruning", "ratio"), 1.5),
+        (("pruning", "ratio"), 0),
+        (("tuning", "method"), "magic"),
+        (("tuning", "temperature"), 0),
+    ],
+)
+def test_bad_values_are_named(path: tuple[str, ...], value: object) -> None:
+    data = TUNED.model_dump(mode="json")
+    inner = data
+    for part in path[:-1]:
+        inner = inner[part]
+    inner[path[-1]] = value
+    with pytest.raises(StudyError, match=".".join(path)):
+        parse_run(data)
+
+
+def test_nonsense_combinations() -> None:
+    with pytest.raises(StudyError, match="tuning needs pruning"):
+        parse_run({**TUNED.model_dump(mode="json"), "pruning": None})
+
+
+def test_truncated_and_foreign_records_are_set_aside(tmp_path: Path) -> None:
+    store = Store(tmp_path, "smoke")
+    path = store.record("reference", "a")
+    record = {"id": "a", "kind": "reference", "config": {}, "result": {}, "provenance": {}, "volatile": {}}
+    write_json(path, record)
+    assert read_record(store, "reference", "a") == record
+    for content in (json.dumps(record)[:30], json.dumps({**record, "id": "b"}), ""):
+        write_atomic(path, content.encode())
+        with pytest.warns(UserWarning, match="set aside"):
+            assert read_record(store, "reference", "a") is None
+        assert not path.exists() and path.with_suffix(".corrupt").exists()
+
+
+def test_a_refused_write_keeps_the_old_file(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    write_atomic(blocked, b"old")
+    with pytest.raises(StudyError, match="cannot write"):
+        write_atomic(blocked / "below", b"new")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(blocked, {"x": float("nan")})
+    assert blocked.read_bytes() == b"old" and list(tmp_path.iterdir()) == [blocked]
