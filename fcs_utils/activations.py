@@ -79,7 +79,9 @@ class _Sums:
 
 
 @contextmanager
-def tapped(model: nn.Module, layers: Iterable[Layer], receive: Callable[[str, Tensor], None], tap: Tap = "consumer") -> Iterator[None]:
+def tapped(
+    model: nn.Module, layers: Iterable[Layer], receive: Callable[[str, Tensor], None], tap: Tap = "consumer"
+) -> Iterator[None]:
     """While open, every forward pass hands each layer's maps (N, C, ...) to ``receive(name, maps)``.
 
     ``consumer`` is what the first channel-mixing consumer reads: after BatchNorm, activation and pooling.
@@ -94,7 +96,9 @@ def tapped(model: nn.Module, layers: Iterable[Layer], receive: Callable[[str, Te
                 consumer = layer.consumers[0]
                 module = model.get_submodule(consumer.name)
 
-                def before(_module: nn.Module, inputs: tuple[Tensor, ...], layer: Layer = layer, at: Tensor = consumer.positions) -> None:
+                def before(
+                    _module: nn.Module, inputs: tuple[Tensor, ...], layer: Layer = layer, at: Tensor = consumer.positions
+                ) -> None:
                     maps = inputs[0]
                     if at.shape[1] > 1:  # a flattened map in front of a linear layer
                         maps = maps[:, at.to(maps.device)]

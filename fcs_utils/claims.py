@@ -125,7 +125,9 @@ def c2(tuned: pd.DataFrame) -> list[Comparison]:
         theirs = tuned[tuned.criterion == baseline]
         question = f"test top-1 after fine-tuning, FCS minus {word} ({baseline}), all networks and ratios"
         decisive = baseline != "random"  # the paper's claim names the other two
-        rows.append(Comparison("C2", f"FCS − {baseline}", question, "points", paired(seed_differences(ours, theirs, "test")), decisive))
+        rows.append(
+            Comparison("C2", f"FCS − {baseline}", question, "points", paired(seed_differences(ours, theirs, "test")), decisive)
+        )
     return rows
 
 
@@ -160,7 +162,15 @@ def c3(arms: pd.DataFrame) -> list[Comparison]:
         tft = arms[(arms.method == "tft") & (arms.epochs == long)]
         factor = mlft.training_macs.mean() / tft.training_macs.mean()
         question = f"test top-1, MLFT of {short} minus TFT of {long} epochs, MLFT spending {factor:.1f} times TFT's training MACs"
-        rows.append(Comparison("C3 by compute", f"MLFT {short} − TFT {long} epochs", question, "points", paired(seed_differences(mlft, tft, "test"))))
+        rows.append(
+            Comparison(
+                "C3 by compute",
+                f"MLFT {short} − TFT {long} epochs",
+                question,
+                "points",
+                paired(seed_differences(mlft, tft, "test")),
+            )
+        )
     return rows
 
 

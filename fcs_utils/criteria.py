@@ -166,7 +166,9 @@ CRITERIA: dict[str, Criterion] = {
     "kernel_l1": Criterion(kernel_l1, "weights", {}, "L1 norm of the filter"),
     "feature_norm": Criterion(feature_norm, "statistics", {}, "L1 norm of the map, whole layer"),
     "fcs": Criterion(fcs, "statistics", {}, "pooled cosine, {redundancy}, quota by {quota}, B = {bins}"),
-    "fcs_greedy": Criterion(fcs, "statistics", {"redundancy": "greedy"}, "pooled cosine, {redundancy}, quota by {quota}, B = {bins}"),
+    "fcs_greedy": Criterion(
+        fcs, "statistics", {"redundancy": "greedy"}, "pooled cosine, {redundancy}, quota by {quota}, B = {bins}"
+    ),
 }
 
 

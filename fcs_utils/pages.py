@@ -113,6 +113,8 @@ def _shared(study: Study, up: str) -> dict[str, Any]:
         "dates": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "none yet",
         "commits": ", ".join(commits[:3]) + (" ..." if len(commits) > 3 else ""),
         "runs": f"{len(records)} of {len(study.runs())}",
-        "nav": [(n.name, number, title_and_question(n)[0]) for number, n in NOTEBOOKS.items() if study.store.executed(n.name).exists()],
+        "nav": [
+            (n.name, number, title_and_question(n)[0]) for number, n in NOTEBOOKS.items() if study.store.executed(n.name).exists()
+        ],
         "has_figure": lambda name: figure_exists(study.store, name),
     }

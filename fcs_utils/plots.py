@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -90,6 +89,7 @@ def _accuracy_panels(frame: pd.DataFrame, ylabel: str) -> Figure:
             axis.errorbar(x, [g.test.mean() for _, g in groups], error, color=colour, marker=marker, ms=5, lw=1.3,
                           elinewidth=0.9, capsize=2, label=criterion)  # fmt: skip
         axis.set(xlabel="MACs left (%)", ylabel=ylabel, title=network)
+        axis.set_ylim(top=min(axis.get_ylim()[1], 101))  # an interval may pass 100 %, accuracy cannot
         axis.invert_xaxis()
     axes.flat[0].legend()
     return figure

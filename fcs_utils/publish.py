@@ -104,7 +104,9 @@ def execute(study: Study, notebook: Notebook, parameters: dict[str, Any]) -> Non
             extra_arguments=["--log-level=40"],  # errors only: the kernel's notes on its transport are no news
         )  # fmt: skip
     except PapermillExecutionError as error:
-        raise StudyError(f"notebook {notebook.name} failed: {error.ename}: {error.evalue} (executed copy kept: {failed})") from error
+        raise StudyError(
+            f"notebook {notebook.name} failed: {error.ename}: {error.evalue} (executed copy kept: {failed})"
+        ) from error
     write_atomic(study.store.executed(notebook.name), _tidy(failed).encode())
     failed.unlink()
 

@@ -18,7 +18,7 @@ BEGIN, END = "<!-- from records: begin -->", "<!-- from records: end -->"
 def records_block(study: Study) -> str:
     """What stands between the README's marks: verdicts, the figure behind them, the table. Reads records only."""
     report = study.report()
-    verdicts = [f"- **{claim}**, {STATEMENTS[claim].lower()}: **{word}**" for claim, word in claim_verdicts(report.ledger).items()]
+    verdicts = [f"- **{claim}** {STATEMENTS[claim]}: **{word}**" for claim, word in claim_verdicts(report.ledger).items()]
     where = f"results/{study.profile.name}/figures/claims.png"
     lines = [
         f"Profile `{study.profile.name}` on {study.bench.dataset.title}, n = {len(study.profile.seeds)} seeds:", "", *verdicts, "",

@@ -186,6 +186,7 @@ def similarity_table(similarity: pd.DataFrame) -> pd.DataFrame:
 
 def claims_table(ledger: pd.DataFrame) -> pd.DataFrame:
     """The ledger as people read it."""
+
     def interval(row: Any) -> str:
         return "undefined at n = 1" if math.isnan(row.low) else f"{row.low:+.2f} to {row.high:+.2f}"
 
