@@ -51,6 +51,7 @@ def strongest_images(images: Tensor, norms: Tensor, channels: Sequence[int], cou
 def norm_profile(norms: Mapping[str, Tensor]) -> Figure:
     """Spread of the channels' L1 norms in every layer, relative to the layer's mean; dead channels at zero."""
     figure, axis = plt.subplots(figsize=(9, 3.4))
+    np.random.seed(0)  # seaborn's jitter draws from numpy's global generator: equal data must give equal pictures
     table = pd.DataFrame([{"layer": name, "norm": value} for name, n in norms.items() for value in (n / n.mean()).tolist()])
     sns.stripplot(table, x="layer", y="norm", ax=axis, size=3, alpha=0.6, color="#0072B2", jitter=0.25)
     axis.axhline(1, color="#6b6b6b", lw=0.8, ls=":")
