@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from fcs_utils.claims import STATEMENTS, claim_verdicts
 from fcs_utils.errors import StudyError
+from fcs_utils.plots import forest, use_house_style
 from fcs_utils.report import claims_table
 from fcs_utils.store import write_atomic
 from fcs_utils.study import Study
@@ -19,7 +24,7 @@ def records_block(study: Study) -> str:
     """What stands between the README's marks: verdicts, the figure behind them, the table. Reads records only."""
     report = study.report()
     verdicts = [f"- **{claim}** {STATEMENTS[claim]}: **{word}**" for claim, word in claim_verdicts(report.ledger).items()]
-    where = f"results/{study.profile.name}/figures/claims.png"
+    where = f"results/{study.profile.name}/figures/readme.png"
     lines = [
         f"Profile `{study.profile.name}` on {study.bench.dataset.title}, n = {len(study.profile.seeds)} seeds:", "", *verdicts, "",
         f"![Effect and 95 % interval of every comparison behind the verdicts]({where})", "",
@@ -28,16 +33,40 @@ def records_block(study: Study) -> str:
     return "\n".join([BEGIN, *lines, END])
 
 
+def ledger_digest(study: Study) -> str:
+    """Hash of the numbers that the figure shows; stands inside the PNG, so that a stale one is found out."""
+    return hashlib.sha256(study.report().ledger.to_csv(index=False).encode()).hexdigest()
+
+
+def figure_is_fresh(study: Study) -> bool:
+    """Whether the README's figure was drawn from the records as they are now."""
+    path = study.store.figure("readme")
+    if not path.exists():
+        return False
+    with Image.open(path) as picture:
+        return picture.info.get("Source") == ledger_digest(study)
+
+
+def draw_figure(study: Study) -> None:
+    use_house_style()
+    buffer = io.BytesIO()
+    forest(study.report().ledger).savefig(buffer, format="png", metadata={"Source": ledger_digest(study)})
+    write_atomic(study.store.figure("readme"), buffer.getvalue())
+
+
 def update_readme(profile: str, out: str | Path, *, check: bool = False) -> int:
     """Put the block into the README, or with ``check`` return 1 when the one there is stale."""
     text = README.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise StudyError(f"{README} must have one '{BEGIN}' and one '{END}'")
     before, rest = text.split(BEGIN)
-    new = before + records_block(Study(profile, out)) + rest.split(END)[1]
+    study = Study(profile, out)
+    new = before + records_block(study) + rest.split(END)[1]
     if check:
-        if new != text:
-            print("README.md is stale; renew it with: python -m fcs_utils readme", file=sys.stderr)
-        return int(new != text)
+        stale = new != text or not figure_is_fresh(study)
+        if stale:
+            print("README.md or its figure is stale; renew both with: python -m fcs_utils readme", file=sys.stderr)
+        return int(stale)
+    draw_figure(study)
     write_atomic(README, new.encode())
     return 0

@@ -102,7 +102,7 @@ def test_training_learns_and_counts_its_compute(digits: Dataset) -> None:
     assert [epoch.training_macs for epoch in history] == [one_epoch * e for e in (1, 2, 3, 4)]
 
 
-def test_both_networks_move_in_mlft_and_the_peer_alone_in_none(digits: Dataset) -> None:
+def test_the_peer_learns_too_in_mlft(digits: Dataset) -> None:
     network, peer = tiny(), tiny(1)
     start = copy.deepcopy(peer.state_dict())
     fit([network, peer], digits, QUICK.model_copy(update={"epochs": 1}), seed=0, losses=mutual())
