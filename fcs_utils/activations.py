@@ -5,18 +5,19 @@ Hooks live in a context manager and reduce on the device, so no feature map outl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.structure import Layer, trace_layers
+from fcs_utils.structure import Consumer, Layer, check_images, evaluating, trace_layers
+from fcs_utils.sums import EXTRAS, READINGS, Extra, Reading, Sums
 
-Tap = Literal["consumer", "conv"]
+TapName = Literal["consumer", "conv"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,13 @@ class ChannelStatistics:
     mean: (C,), the mean activation over images and positions.
     count: N times P.
     positions: P.
-    consumers: names of the layers that read the channels.
+    consumers: the layers that read the channels, and where.
+    norm: name of the BatchNorm right behind the convolution, if there is one.
+    parted: consumers read different tensors, of which these statistics see the last common one.
+    per_image: (C, C), the mean over images of the cosine of one image's maps; None unless asked for.
+    mean_map: (C, P), the maps averaged over images; None unless asked for.
+    extras: (C,) each, of those asked for: ``apoz``, the share of zeros; ``hrank``, the mean rank of a map;
+    ``chip``, the mean drop of the nuclear norm without the channel.
     """
 
     gram: Tensor
@@ -36,83 +43,86 @@ class ChannelStatistics:
     mean: Tensor
     count: int
     positions: int
-    consumers: tuple[str, ...]
+    consumers: tuple[Consumer, ...]
+    norm: str | None = None
+    parted: bool = False
+    per_image: Tensor | None = None
+    mean_map: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def similarity(self) -> Tensor:
-        """Pooled cosine similarity (C, C) in -1..1, (M3); a dead channel is similar to none, itself included."""
-        norm = self.gram.diagonal().sqrt()
-        scale = torch.where(norm > 0, 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0.0)
-        return (self.gram * scale[:, None] * scale).clamp(-1, 1)
+    def similarity(self, reading: Reading = "pooled") -> Tensor:
+        """Cosine similarity (C, C) in -1..1 in one of three readings (M3).
+
+        A dead channel is similar to none, itself included; in ``per_image`` an all-zero map counts 0 in the
+        mean over all images. Raises StudyError for an unknown reading or one that was not collected.
+        """
+        if reading not in READINGS:
+            raise refuse("reading", reading, ", ".join(READINGS))
+        if reading == "pooled":
+            return _cosine(self.gram)
+        found = self.per_image if reading == "per_image" else self.mean_map
+        if found is None:
+            raise StudyError(f"reading={reading!r} was not collected; pass readings=({reading!r},) to collect_statistics")
+        return found if reading == "per_image" else _cosine(found @ found.T)
 
 
-class _Sums:
-    """Running sums of one layer. Each batch is reduced in float32 and added in float64."""
+def _cosine(gram: Tensor) -> Tensor:
+    norm = gram.diagonal().sqrt()
+    scale = torch.where(norm > 0, 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0.0)
+    return (gram * scale[:, None] * scale).clamp(-1, 1)
 
-    def __init__(self) -> None:
-        self.gram: Tensor | float = 0.0
-        self.absolute: Tensor | float = 0.0
-        self.total: Tensor | float = 0.0
-        self.images = self.positions = 0
 
-    def add(self, maps: Tensor) -> None:
-        """maps: (N, C, P) or (N, C, H, W)."""
-        channels = maps.shape[1]
-        self.images += len(maps)
-        self.positions = maps[0, 0].numel()
-        # With channels_last memory this is a view: every row one position, every column one channel.
-        rows = maps.movedim(1, -1).reshape(-1, channels)
-        self.gram = self.gram + (rows.T @ rows).double()
-        self.absolute = self.absolute + rows.abs().sum(0, dtype=torch.float64)
-        self.total = self.total + rows.sum(0, dtype=torch.float64)
-
-    def finish(self, name: str, consumers: tuple[str, ...]) -> ChannelStatistics:
-        assert isinstance(self.gram, Tensor) and isinstance(self.absolute, Tensor) and isinstance(self.total, Tensor)
-        if not (self.gram.isfinite().all() and self.absolute.isfinite().all()):
-            raise StudyError(f"layer {name}: its activations are NaN or infinite on the calibration images; "
-                             "the network or the images are broken")  # fmt: skip
-        count = self.images * self.positions
-        gram = self.gram.cpu()
-        return ChannelStatistics(
-            (gram + gram.T) / 2, self.absolute.cpu() / self.images, self.total.cpu() / count,
-            count, self.positions, consumers,
-        )  # fmt: skip
+def _finish(layer: Layer, sums: Sums) -> ChannelStatistics:
+    if not sums.finite():
+        raise StudyError(f"layer {layer.name}: its activations are NaN or infinite on the calibration images; "
+                         "the network or the images are broken")  # fmt: skip
+    count = sums.images * sums.positions
+    per = {"apoz": count, "hrank": sums.images, "chip": sums.images}
+    return ChannelStatistics(
+        sums.gram_of("gram", 1), sums.mean("absolute", sums.images), sums.mean("total", count), count, sums.positions,
+        layer.consumers, layer.norm, layer.parted,
+        per_image=sums.gram_of("per_image", sums.images) if "per_image" in sums.readings else None,
+        mean_map=sums.mean("map", sums.images) if "mean_map" in sums.readings else None,
+        extras={name: sums.mean(name, per[name]) for name in sums.extras},
+    )  # fmt: skip
 
 
 @contextmanager
 def tapped(
-    model: nn.Module, layers: Iterable[Layer], receive: Callable[[str, Tensor], None], tap: Tap = "consumer"
+    model: nn.Module, layers: Iterable[Layer], receive: Callable[[str, Tensor], None], tap: TapName = "consumer"
 ) -> Iterator[None]:
     """While open, every forward pass hands each layer's maps (N, C, ...) to ``receive(name, maps)``.
 
-    ``consumer`` is what the first channel-mixing consumer reads: after BatchNorm, activation and pooling.
-    ``conv`` is the raw convolution output.
+    ``consumer`` is what the channel-mixing consumers read: after BatchNorm, activation and pooling, or where
+    their paths part, the last tensor before. ``conv`` is the raw convolution output.
     """
-    with ExitStack() as hooks:
-        for layer in layers:
-            if tap == "conv":
-                module = model.get_submodule(layer.name)
-                hooks.enter_context(module.register_forward_hook(lambda _m, _i, out, name=layer.name: receive(name, out)))
-            else:
-                consumer = layer.consumers[0]
-                module = model.get_submodule(consumer.name)
-
-                def before(
-                    _module: nn.Module, inputs: tuple[Tensor, ...], layer: Layer = layer, at: Tensor = consumer.positions
-                ) -> None:
-                    maps = inputs[0]
-                    if at.shape[1] > 1:  # a flattened map in front of a linear layer
-                        maps = maps[:, at.to(maps.device)]
-                    elif maps.shape[1] != layer.channels:  # the consumer reads other channels besides
-                        maps = maps[:, at[:, 0].to(maps.device)]
-                    receive(layer.name, maps if maps.dim() > 2 else maps[:, :, None])
-
-                hooks.enter_context(module.register_forward_pre_hook(before))
+    with watched(model, layers, lambda layer, seen: receive(layer.name, seen if tap == "conv" else layer.tap.view(seen)), tap):
         yield
 
 
-def inner_layers(model: nn.Module, images: Tensor) -> dict[str, Layer]:
-    """The convolutions that inner scope may prune, by name (M7)."""
-    return {name: layer for name, layer in trace_layers(model, images).items() if layer.obstacle() is None}
+@contextmanager
+def watched(
+    model: nn.Module, layers: Iterable[Layer], receive: Callable[[Layer, Tensor], None], tap: TapName = "consumer"
+) -> Iterator[None]:
+    """As ``tapped``, but hands over the whole tensor as it flows, which may hold more than the layer's channels."""
+    with ExitStack() as hooks:
+        for layer in layers:
+            module = model.get_submodule(layer.name if tap == "conv" else layer.tap.module)
+            if tap == "consumer" and layer.tap.side == "input":
+                hook = module.register_forward_pre_hook(lambda _m, inputs, layer=layer: receive(layer, inputs[0]))
+            else:
+                hook = module.register_forward_hook(lambda _m, _i, output, layer=layer: receive(layer, output))
+            hooks.enter_context(hook)
+        yield
+
+
+def pick_layers(model: nn.Module, images: Tensor, names: Sequence[str] | None) -> list[Layer]:
+    """Layers by name, default all of inner scope (M7). Raises StudyError for one that no scope can prune."""
+    found = trace_layers(model, images)
+    able = {scope: [n for n, layer in found.items() if layer.obstacle(scope) is None] for scope in ("inner", "all")}  # type: ignore[arg-type]
+    if unknown := sorted(set(names or ()) - set(able["all"])):
+        raise refuse("layers", unknown, ", ".join(able["all"]) or "none: nothing in this network can be pruned")
+    return [found[name] for name in (able["inner"] if names is None else names)]
 
 
 @torch.no_grad()
@@ -121,7 +131,9 @@ def collect_statistics(
     images: Tensor,
     *,
     layers: Sequence[str] | None = None,
-    tap: Tap = "consumer",
+    tap: TapName = "consumer",
+    readings: Sequence[Reading] = ("pooled",),
+    extras: Sequence[Extra] = (),
     batch_size: int = 256,
     transform: Callable[[Tensor], Tensor] = lambda maps: maps,
 ) -> dict[str, ChannelStatistics]:
@@ -129,45 +141,38 @@ def collect_statistics(
 
     model: any convolutional classifier; its mode is put back afterwards.
     images: (N, C, H, W) float, normalised, never augmented, on the model's device.
-    layers: convolution names; default all of inner scope (M7).
+    layers: convolution names; default all of inner scope (M7), coupled ones can be named too.
     tap: see ``tapped``.
+    readings: similarities to collect (M3); ``pooled`` costs nothing beyond the Gram matrix.
+    extras: what other criteria read, in the same pass: ``apoz``, ``hrank``, ``chip``.
     transform: applied to each batch of maps (N, C, ...) before it is summed, as ``shuffle_pixels`` for the null.
 
-    Returns statistics by convolution name. Raises StudyError for unknown layers, an empty batch, and
-    activations that are not finite.
+    Returns statistics by convolution name. Raises StudyError for unknown layers, readings or extras, images
+    that do not fit the network, and activations that are not finite.
     """
     if tap not in ("consumer", "conv"):
         raise refuse("tap", tap, "'consumer' or 'conv'")
-    if images.dim() != 4 or not len(images):
-        raise refuse("images", tuple(images.shape), "a float tensor (N, C, H, W) with N of 1 or more")
-    found = inner_layers(model, images)
-    if unknown := sorted(set(layers or ()) - found.keys()):
-        raise refuse("layers", unknown, ", ".join(found) or "none: nothing in this network can be pruned")
-    wanted = [found[name] for name in (found if layers is None else layers)]
-    sums = {layer.name: _Sums() for layer in wanted}
-    training = model.training
-    model.eval()
-    try:
-        with tapped(model, wanted, lambda name, maps: sums[name].add(transform(maps)), tap):
-            for batch in images.split(batch_size):
-                model(batch.contiguous(memory_format=torch.channels_last))
-    finally:
-        model.train(training)
-    return {layer.name: sums[layer.name].finish(layer.name, tuple(c.name for c in layer.consumers)) for layer in wanted}
+    for name, given, known in (("readings", readings, READINGS), ("extras", extras, EXTRAS)):
+        if unknown := [one for one in given if one not in known]:
+            raise refuse(name, unknown, ", ".join(known))
+    if batch_size < 1:
+        raise refuse("batch_size", batch_size, "1 or more")
+    check_images(model, images)
+    wanted = pick_layers(model, images, layers)
+    sums = {layer.name: Sums(readings, extras) for layer in wanted}
+    with evaluating(model), tapped(model, wanted, lambda name, maps: sums[name].add(transform(maps)), tap):
+        for batch in images.split(batch_size):
+            model(batch.contiguous(memory_format=torch.channels_last))
+    return {layer.name: _finish(layer, sums[layer.name]) for layer in wanted}
 
 
 @torch.no_grad()
-def feature_maps(model: nn.Module, images: Tensor, layer: str, *, tap: Tap = "consumer") -> Tensor:
+def feature_maps(model: nn.Module, images: Tensor, layer: str, *, tap: TapName = "consumer") -> Tensor:
     """One layer's maps (N, C, ...) for a few images (N, C, H, W), to look at. Raises StudyError for an unknown layer."""
-    found = inner_layers(model, images)
-    if layer not in found:
-        raise refuse("layer", layer, ", ".join(found))
     caught: list[Tensor] = []
-    training = model.training
-    model.eval()
-    with tapped(model, [found[layer]], lambda _name, maps: caught.append(maps.cpu()), tap):
+    chosen = pick_layers(model, images, [layer])
+    with evaluating(model), tapped(model, chosen, lambda _name, maps: caught.append(maps.cpu()), tap):
         model(images)
-    model.train(training)
     return caught[0]
 
 

@@ -21,7 +21,8 @@ from fcs_utils.data import Dataset, load_dataset
 from fcs_utils.finetune import Epoch, accuracy, cross_entropy, fit, mutual
 from fcs_utils.measure import measure_cost, measure_latency
 from fcs_utils.models import build_seeded
-from fcs_utils.pruning import PruningPlan, make_plan, prune, recalibrate
+from fcs_utils.plans import PruningPlan, make_plan
+from fcs_utils.pruning import prune, recalibrate
 from fcs_utils.similarity import twin_shares
 from fcs_utils.store import Store, read_record, write_atomic
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fcs_utils.errors import refuse
+from fcs_utils.structure import evaluating
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,20 @@ class Cost:
 @torch.no_grad()
 def count_macs(model: nn.Module, example: Tensor) -> int:
     """Multiply-adds of convolutions and linear layers for one image; example: (N, C, H, W)."""
-    training = model.training
-    model.eval()
-    with FlopCounterMode(display=False) as counter:
+    with evaluating(model), FlopCounterMode(display=False) as counter:
         model(example[:1])
-    model.train(training)
     return counter.get_total_flops() // 2  # one multiply-add is two operations
+
+
+@torch.no_grad()
+def module_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """Multiply-adds of one image by convolution or linear layer; example: (N, C, H, W)."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    with evaluating(model), FlopCounterMode(display=False) as counter:
+        model(example[:1])
+    # The counter's names start with the network's class.
+    counts = {name.partition(".")[2]: sum(found.values()) // 2 for name, found in counter.get_flop_counts().items()}
+    return {name: counts[name] for name in names if counts.get(name)}
 
 
 def measure_cost(model: nn.Module, example: Tensor) -> Cost:
@@ -51,15 +60,13 @@ def measure_latency(model: nn.Module, example: Tensor, repeats: int = 10) -> flo
     """
     if repeats < 1:
         raise refuse("repeats", repeats, "1 or more")
-    training = model.training
-    model.eval()
     times = []
-    for turn in range(repeats + 2):
-        start = time.perf_counter()
-        model(example)
-        if example.is_cuda:
-            torch.cuda.synchronize()
-        if turn >= 2:
-            times.append(time.perf_counter() - start)
-    model.train(training)
+    with evaluating(model):
+        for turn in range(repeats + 2):
+            start = time.perf_counter()
+            model(example)
+            if example.is_cuda:
+                torch.cuda.synchronize()
+            if turn >= 2:
+                times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times)

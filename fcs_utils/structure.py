@@ -1,4 +1,4 @@
-"""Which channels belong together: a small adapter around Torch-Pruning's dependency graph.
+"""Which channels belong together and who reads them: a small adapter around Torch-Pruning's dependency graph.
 
 Only that lowest layer of the library is used; importance and selection are this project's own.
 """
@@ -9,12 +9,19 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-MIXING = (nn.Conv2d, nn.Linear)  # layers that mix channels; all else treats each channel by itself
+from fcs_utils.errors import StudyError, refuse
+from fcs_utils.flow import Flow, convolutions, run_once
+
+MIXING = (nn.Conv2d, nn.Linear)  # layers that mix channels
+# What may lie between: treats each channel by itself, so a channel can go without changing another.
+CHANNELWISE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.PReLU)
+Scope = Literal["inner", "all"]
 
 
 @dataclass(frozen=True)
@@ -30,26 +37,66 @@ class Consumer:
 
 
 @dataclass(frozen=True)
+class Tap:
+    """Where a layer's channels can be seen: a module's input or output, and which of its indices (C, k) they are.
+
+    positions: None where all indices are meant, in order. size: height and width of the map that lies
+    flattened in the k indices of a channel, where they are known.
+    """
+
+    module: str
+    side: Literal["input", "output"]
+    positions: Tensor | None = None
+    size: tuple[int, int] | None = None
+
+    def view(self, seen: Tensor) -> Tensor:
+        """The layer's own maps (N, C, ...) in the tensor that is seen there."""
+        if self.positions is not None:  # a flattened map in front of a linear layer, or one of several inputs
+            at = self.positions if self.positions.shape[1] > 1 else self.positions[:, 0]
+            seen = seen[:, at.to(seen.device)]
+            seen = seen.unflatten(2, self.size) if self.size else seen
+        return seen if seen.dim() > 2 else seen[:, :, None]
+
+
+@dataclass(frozen=True)
 class Layer:
-    """A convolution, who reads its output, and which other convolutions must shrink with it."""
+    """A convolution, who reads its output, and what must shrink with it.
+
+    norm: the BatchNorm that alone reads it. followers: depthwise convolutions and gates that lose the same
+    channels. coupled: convolutions that share a residual sum with it. tap: the tensor that its consumers
+    read. parted: consumers read different tensors, and the tap is the last one that they have in common.
+    barrier: why no scope may shrink it.
+    """
 
     name: str
     channels: int
+    norm: str | None
     consumers: tuple[Consumer, ...]
+    followers: tuple[str, ...]
     coupled: tuple[str, ...]
-    grouped: bool
+    tap: Tap
+    parted: bool
+    barrier: str | None
 
-    def obstacle(self) -> str | None:
-        """Why inner scope leaves this layer whole (M7), or None where it may shrink."""
-        if self.grouped:
-            return "grouped convolution"
-        if not self.consumers:
-            return "its channels are the network's outputs"
-        if self.coupled:
+    def obstacle(self, scope: Scope = "inner") -> str | None:
+        """Why a scope leaves this layer whole (M7), or None where it may shrink."""
+        if self.barrier:
+            return self.barrier
+        if scope == "inner" and self.coupled:
             return f"shares a residual sum with {', '.join(self.coupled)}"
-        if self.channels == 1:
-            return "one channel only"
         return None
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode while open; every module's mode is put back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextmanager
@@ -74,31 +121,113 @@ def traceable(model: nn.Module) -> Iterator[None]:
 
 
 def dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
-    """The dependency graph of a network; call inside ``traceable``. ``example``: images (N, C, H, W)."""
+    """The dependency graph of a network; call inside ``traceable``. ``example``: images (N, C, H, W).
+
+    Raises StudyError for a network whose channels the library cannot follow, such as ShuffleNet's.
+    """
     model.eval()
-    return tp.DependencyGraph().build_dependency(model, example_inputs=example[:1], verbose=False)
+    try:
+        return tp.DependencyGraph().build_dependency(model, example_inputs=example[:1], verbose=False)
+    except Exception as error:  # whatever a foreign forward pass or the library raises, it means one thing here
+        raise StudyError(f"the network's channels cannot be followed on images {tuple(example.shape)}: {error}") from error
+
+
+def depthwise(module: nn.Conv2d) -> bool:
+    """Whether a convolution treats each channel by itself."""
+    return module.groups == module.in_channels == module.out_channels > 1
+
+
+def check_images(model: nn.Module, images: Tensor) -> None:
+    """Raises StudyError for images that the network's first convolution cannot take."""
+    first = next((module for _, module in convolutions(model)), None)
+    if first is None:
+        raise StudyError("nothing to prune: the network has no convolution")
+    wanted = f"a float tensor (N, {first.in_channels}, H, W) with N of 1 or more on {first.weight.device}"
+    shaped = images.dim() == 4 and len(images) and images.shape[1] == first.in_channels
+    if not shaped or not images.is_floating_point() or images.device != first.weight.device:
+        raise refuse("images", f"{images.dtype} {tuple(images.shape)} on {images.device}", wanted)
 
 
 def trace_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
-    """Every convolution of a network, in module order. ``example``: one image or more, (N, C, H, W)."""
+    """Every convolution of a network, in module order. ``example``: one image or more, (N, C, H, W).
+
+    Raises StudyError for images that do not fit.
+    """
+    check_images(model, example)
     model = copy.deepcopy(model)
     names = {module: name for name, module in model.named_modules()}
-    layers = {}
     with traceable(model):
         graph = dependency_graph(model, example)
-        for module, name in names.items():
-            if not isinstance(module, nn.Conv2d) or module not in graph.module2node:
-                continue
-            channels = module.out_channels
-            consumers, coupled = [], []
-            for dependency, indices in graph.get_pruning_group(module, tp.prune_conv_out_channels, list(range(channels))):
-                target = dependency.target.module
-                if not isinstance(target, MIXING) or target is module:
-                    continue
-                if graph.is_out_channel_pruning_fn(dependency.handler):
-                    coupled.append(names[target])
-                else:
-                    positions = torch.as_tensor(list(indices)).reshape(channels, -1)
-                    consumers.append(Consumer(names[target], positions))
-            layers[name] = Layer(name, channels, tuple(consumers), tuple(coupled), module.groups != 1)
-    return layers
+        flow = run_once(model, example)
+        return {name: _layer(name, module, graph, flow, names)
+                for name, module in convolutions(model) if module in graph.module2node and name in flow.outputs}  # fmt: skip
+
+
+def prunable_layers(model: nn.Module, images: Tensor, scope: Scope = "inner") -> dict[str, Layer]:
+    """The convolutions that a scope may shrink, by name (M7)."""
+    return {name: layer for name, layer in trace_layers(model, images).items() if layer.obstacle(scope) is None}
+
+
+def _layer(name: str, module: nn.Conv2d, graph: tp.DependencyGraph, flow: Flow, names: dict[nn.Module, str]) -> Layer:
+    channels, node = module.out_channels, flow.outputs[name]
+    consumers, followers, coupled, barriers = [], [], [], []
+    norm = None
+    if module.groups != 1:
+        barriers.append("depthwise convolution: follows the layer before it" if depthwise(module) else "grouped convolution")
+    elif flow.gate(node):
+        barriers.append("gates another layer's channels and follows that layer")
+    for dependency, indices in graph.get_pruning_group(module, tp.prune_conv_out_channels, list(range(channels))):
+        target = dependency.target.module
+        called = names.get(target)
+        if called is None:
+            if isinstance(target, nn.Parameter):
+                barriers.append("its channels meet a parameter that belongs to no layer")
+            continue
+        if flow.calls[called] > 1:
+            barriers.append(f"{called} is called more than once in a forward pass")
+        if isinstance(target, MIXING) and target is not module:
+            if graph.is_out_channel_pruning_fn(dependency.handler):
+                follows = isinstance(target, nn.Conv2d) and (depthwise(target) or flow.gate(flow.outputs[called]))
+                (followers if follows else coupled).append(called)
+                if target.weight.shape[0] != channels:
+                    barriers.append(f"shares a sum with {called}, whose channels do not match one to one")
+            else:
+                consumers.append(Consumer(called, torch.as_tensor(list(indices)).reshape(channels, -1)))
+                if isinstance(target, nn.Conv2d) and target.groups != 1:
+                    barriers.append(f"read by the grouped convolution {called}")
+        elif isinstance(target, CHANNELWISE):
+            alone = flow.users.get(node) == [flow.outputs[called]]
+            norm = called if alone and isinstance(target, nn.BatchNorm2d) else norm
+        elif not isinstance(target, MIXING):
+            barriers.append(f"read by {called}, a {type(target).__name__}, which mixes channels")
+    walls = {flow.outputs[n] for n, m in ((n, m) for m, n in names.items()) if isinstance(m, MIXING) and n in flow.outputs}
+    if not consumers or any(flow.reach(flow.outputs[n], walls) & set(flow.results) for n in (name, *coupled)):
+        barriers.append("its channels are the network's outputs")
+    if channels == 1:
+        barriers.append("one channel only")
+    tap, parted = _tap(name, channels, consumers, flow)
+    return Layer(name, channels, norm, tuple(consumers), tuple(followers), tuple(coupled), tap, parted,
+                 barriers[0] if barriers else None)  # fmt: skip
+
+
+def _tap(name: str, channels: int, consumers: list[Consumer], flow: Flow) -> tuple[Tap, bool]:
+    """The last tensor on every path to this layer's readers that a module's input or output shows."""
+    start = flow.outputs[name]
+    downstream = flow.reach(start, set())
+    own = [consumer for consumer in consumers if flow.inputs[consumer.name] in downstream]
+    ends = [flow.inputs[consumer.name] for consumer in own]
+    parted = len(set(ends)) > 1 or len(own) < len(consumers)
+    outputs = {flow.outputs[n]: n for n, times in flow.calls.items() if times == 1 and flow.shapes[n, "output"][1:2] == (channels,)}
+    narrows = flow.narrows(start, ends) if ends else []
+    for node in narrows:
+        for consumer in own:
+            if flow.inputs[consumer.name] is node:
+                indices = consumer.positions.shape[1]
+                if indices == 1 and flow.shapes[consumer.name, "input"][1] == channels:
+                    return Tap(consumer.name, "input"), parted
+                maps = (flow.shapes[outputs[before], "output"] for before in narrows if before in outputs)
+                sizes = [(shape[2], shape[3]) for shape in maps if len(shape) == 4 and shape[2] * shape[3] == indices]
+                return Tap(consumer.name, "input", consumer.positions, sizes[0] if sizes else None), parted
+        if node in outputs:
+            return Tap(outputs[node], "output"), parted
+    return Tap(name, "output"), parted

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from fcs_utils.activations import collect_statistics, feature_maps, inner_layers, shuffle_pixels
+from fcs_utils.activations import collect_statistics, feature_maps, shuffle_pixels
 from fcs_utils.errors import StudyError
 from fcs_utils.models import build_seeded
+from fcs_utils.structure import prunable_layers
 from tests.conftest import warm
 
 
@@ -98,7 +99,7 @@ def test_shuffling_keeps_values_and_destroys_places() -> None:
 
 
 def test_inner_scope_leaves_residual_sums_whole() -> None:
-    layers = inner_layers(build_seeded(0, "resnet20", num_classes=2), torch.zeros(1, 3, 32, 32))
+    layers = prunable_layers(build_seeded(0, "resnet20", num_classes=2), torch.zeros(1, 3, 32, 32))
     assert all(name.endswith("conv1") for name in layers) and len(layers) == 9
 
 

@@ -9,20 +9,9 @@ import torch
 from torch import nn
 
 from fcs_utils.activations import ChannelStatistics
-from fcs_utils.criteria import (
-    ALONE,
-    CRITERIA,
-    DEAD,
-    assign_bins,
-    break_ties,
-    describe,
-    fcs,
-    importance,
-    keep_count,
-    redundancy_in_bin,
-    select,
-)
+from fcs_utils.criteria import CRITERIA, describe, importance, keep_count, select
 from fcs_utils.errors import StudyError
+from fcs_utils.fcs import ALONE, DEAD, assign_bins, break_ties, fcs, redundancy_in_bin
 
 
 def toy(norms: list[float], similarity: list[list[float]]) -> ChannelStatistics:

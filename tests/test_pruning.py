@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fcs_utils.activations import inner_layers
 from fcs_utils.criteria import importance, keep_count
 from fcs_utils.errors import StudyError
 from fcs_utils.models import build_seeded
-from fcs_utils.pruning import PruningPlan, make_plan, prune, recalibrate
-from fcs_utils.structure import trace_layers
+from fcs_utils.plans import PruningPlan, make_plan
+from fcs_utils.pruning import prune, recalibrate
+from fcs_utils.structure import prunable_layers, trace_layers
 from tests.conftest import warm
 
 FAMILIES = [
@@ -59,7 +59,7 @@ def test_compact_equals_dense_with_the_channels_zeroed(name: str, options: dict[
     want, got, dense = zeroed(model, plan, images), compact(images), model(images)
     assert (got - want).norm() / want.norm() < 1e-5
     assert (dense - want).norm() / want.norm() > 1e-3  # the check can fail: the dropped channels mattered
-    assert plan.kept.keys() == inner_layers(model, images).keys()
+    assert plan.kept.keys() == prunable_layers(model, images).keys()
     for layer, kept in plan.kept.items():
         assert compact.get_submodule(layer).out_channels == len(kept) == keep_count(plan.channels[layer], 0.4)
 

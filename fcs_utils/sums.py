@@ -1,0 +1,115 @@
+"""Running sums of one layer's maps: everything that a criterion reads, in sizes that do not grow with the images."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Reading = Literal["pooled", "per_image", "mean_map"]
+READINGS: tuple[Reading, ...] = ("pooled", "per_image", "mean_map")
+Extra = Literal["apoz", "hrank", "chip"]
+EXTRAS: tuple[Extra, ...] = ("apoz", "hrank", "chip")
+BLOCK = 1 << 24  # numbers in one batch of decompositions
+
+
+class Sums:
+    """Sums over the images of maps (N, C, ...). Each batch is reduced in float32 and added in float64."""
+
+    def __init__(self, readings: Collection[Reading], extras: Collection[Extra]) -> None:
+        self.readings, self.extras = readings, extras
+        self.images = self.positions = 0
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, maps: Tensor) -> None:
+        """maps: (N, C, P) or (N, C, H, W)."""
+        self.images += len(maps)
+        self.positions = maps[0, 0].numel()
+        rows = _rows(maps)
+        self._add("gram", rows.T @ rows)
+        self._add("absolute", rows.abs().sum(0))
+        self._add("total", rows.sum(0))
+        if "per_image" in self.readings:
+            # Cosines of one image's maps are products of unit maps, so their sum is a Gram matrix too. A zero
+            # map stays zero.
+            norms = maps.flatten(2).norm(dim=2)
+            units = maps.flatten(2) * torch.where(norms > 0, 1 / norms, 0)[:, :, None]
+            units = _rows(units)
+            self._add("per_image", units.T @ units)
+        if "mean_map" in self.readings:
+            self._add("map", maps.flatten(2).sum(0))
+        if "apoz" in self.extras:
+            self._add("apoz", (rows == 0).sum(0))
+        if "hrank" in self.extras:
+            self._add("hrank", map_ranks(maps).sum(0))
+        if "chip" in self.extras:
+            self._add("chip", nuclear_drops(maps.flatten(2)).sum(0))
+
+    def _add(self, name: str, value: Tensor) -> None:
+        value = value.double()
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def finite(self) -> bool:
+        return all(bool(value.isfinite().all()) for value in self.sums.values())
+
+    def mean(self, name: str, count: int) -> Tensor:
+        """A sum divided by a count, float64, on the CPU."""
+        return self.sums[name].cpu() / count
+
+    def gram_of(self, name: str, count: int) -> Tensor:
+        """A Gram matrix (C, C) divided by a count, symmetric to the last bit."""
+        gram = self.mean(name, count)
+        return (gram + gram.T) / 2
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """(N, C, ...) -> (N P, C); a view of maps in channels_last memory."""
+    return maps.movedim(1, -1).reshape(-1, maps.shape[1])
+
+
+def map_ranks(maps: Tensor) -> Tensor:
+    """Numerical rank of each map (Lin et al. 2020): (N, C, H, W) -> (N, C). A map of other shape counts as one row.
+
+    A singular value counts when it exceeds the largest one times max(H, W) times float32's rounding, as in
+    ``numpy.linalg.matrix_rank``. They are found as eigenvalues of the smaller Gram matrix, in float64, where
+    their squares are still resolved.
+    """
+    if maps.dim() != 4:
+        maps = maps.flatten(2)[:, :, None]
+    height, width = maps.shape[2:]
+    ranks = []
+    for part in maps.split(max(1, BLOCK // maps[0].numel())):
+        part = part.double() if height <= width else part.double().mT
+        squares = torch.linalg.eigvalsh(part @ part.mT)  # (n, C, min(H, W)), ascending
+        tolerance = (max(height, width) * torch.finfo(torch.float32).eps) ** 2
+        ranks.append((squares > squares[..., -1:] * tolerance).sum(-1))
+    return torch.cat(ranks)
+
+
+def nuclear_drops(maps: Tensor) -> Tensor:
+    """By how much one image's nuclear norm falls when a channel is zeroed (Sui et al. 2021): (N, C, P) -> (N, C).
+
+    The nuclear norm of a (C, P) matrix is the sum of the roots of its Gram matrix's eigenvalues, and the Gram
+    matrix of the smaller side serves: removing a channel blanks its row and column there, or takes its outer
+    product away. All C leave-one-out matrices of an image are decomposed at once.
+    """
+    channels, positions = maps.shape[1:]
+    keep = 1 - torch.eye(channels, dtype=torch.float64, device=maps.device)
+    drops = []
+    for image in maps.double():  # (C, P)
+        if channels <= positions:
+            gram = image @ image.T
+            without = gram * keep[:, :, None] * keep[:, None, :]  # (C, C, C)
+        else:
+            gram = image.T @ image
+            without = gram - image[:, :, None] * image[:, None, :]  # (C, P, P)
+        size = max(1, BLOCK // gram.numel())
+        norms = torch.cat([_nuclear_norm(part) for part in without.split(size)])
+        drops.append(_nuclear_norm(gram) - norms)
+    return torch.stack(drops)
+
+
+def _nuclear_norm(gram: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().sum(-1)
