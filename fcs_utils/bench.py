@@ -137,7 +137,7 @@ class Bench:
             result, volatile = self._pruned(run)
         else:
             assert parent is not None
-            result, volatile = self._tuned(run, PruningPlan.model_validate(parent["result"]["plan"]), on_macs)
+            result, volatile = self._tuned(run, PruningPlan.from_data(parent["result"]["plan"]), on_macs)
         if run.kind != "reference":
             result["reference_sha256"] = self.weights_sha256(run)
         return {**result, "dataset_fingerprint": self.dataset.fingerprint}, volatile

@@ -22,7 +22,7 @@ GATES = re.compile(r"(Hard)?[Ss]igmoid|Tanh|Softmax|Clamp|Hardtanh")
 class Flow:
     """One forward pass of a network whose parameters require gradients.
 
-    calls: how often each module ran. inputs, outputs: by module name, the node of the first tensor that it
+    calls: how often each module ran. source: the images' node. inputs, outputs: by module name, the node of the first tensor that it
     read and of the tensor that it returned. shapes: by module name and side, the shape of both.
     """
 
@@ -35,8 +35,11 @@ class Flow:
         for name, module in model.named_modules():
             hooks.append(module.register_forward_pre_hook(lambda _m, args, name=name: self._seen(self.inputs, "input", name, args)))
             hooks.append(module.register_forward_hook(lambda _m, _a, out, name=name: self._seen(self.outputs, "output", name, out)))
+        # A node of the images themselves, to see where they flow besides into convolutions.
+        images = example.detach().requires_grad_().clone()
+        self.source = images.grad_fn
         try:
-            result = model(example)
+            result = model(images)
         finally:
             for hook in hooks:
                 hook.remove()

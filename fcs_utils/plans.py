@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -55,10 +56,19 @@ class PruningPlan(BaseModel):
     @classmethod
     def from_json(cls, text: str) -> PruningPlan:
         """Raises StudyError for text that is no plan."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise StudyError(f"not a pruning plan: {error.errors()[0]['msg']}") from error
+        return _checked(cls.model_validate_json, text)
+
+    @classmethod
+    def from_data(cls, data: Any) -> PruningPlan:
+        """From what ``model_dump`` or a parsed JSON file holds. Raises StudyError for data that is no plan."""
+        return _checked(cls.model_validate, data)
+
+
+def _checked(validate: Callable[[Any], PruningPlan], value: Any) -> PruningPlan:
+    try:
+        return validate(value)
+    except ValidationError as error:
+        raise StudyError(f"not a pruning plan: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
 
 def make_plan(

@@ -67,7 +67,8 @@ def prune(
             for dependency, gone in group:
                 other = names.get(dependency.target.module, "")
                 if isinstance(dependency.target.module, nn.Conv2d) and graph.is_out_channel_pruning_fn(dependency.handler):
-                    if set(plan.kept.get(other, ())) != set(range(plan.channels.get(other, 0))) - {int(i) for i in gone}:
+                    left = set(range(plan.channels.get(other, 0))) - {int(index) for index in gone}
+                    if other not in plan.kept or set(plan.kept[other]) != left:
                         raise StudyError(f"the plan is damaged: {other} must lose the same channels as {name}, which it follows")
                     cut.add(other)
             group.prune()

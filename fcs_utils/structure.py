@@ -127,7 +127,8 @@ def dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
     """
     model.eval()
     try:
-        return tp.DependencyGraph().build_dependency(model, example_inputs=example[:1], verbose=False)
+        # In a tuple: a lone tensor would be unpacked, and the network traced on an image without its batch.
+        return tp.DependencyGraph().build_dependency(model, example_inputs=(example[:1],), verbose=False)
     except Exception as error:  # whatever a foreign forward pass or the library raises, it means one thing here
         raise StudyError(f"the network's channels cannot be followed on images {tuple(example.shape)}: {error}") from error
 
@@ -159,8 +160,7 @@ def trace_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
     with traceable(model):
         graph = dependency_graph(model, example)
         flow = run_once(model, example)
-        return {name: _layer(name, module, graph, flow, names)
-                for name, module in convolutions(model) if module in graph.module2node and name in flow.outputs}  # fmt: skip
+        return {name: _layer(name, module, graph, flow, names) for name, module in convolutions(model)}
 
 
 def prunable_layers(model: nn.Module, images: Tensor, scope: Scope = "inner") -> dict[str, Layer]:
@@ -169,7 +169,10 @@ def prunable_layers(model: nn.Module, images: Tensor, scope: Scope = "inner") ->
 
 
 def _layer(name: str, module: nn.Conv2d, graph: tp.DependencyGraph, flow: Flow, names: dict[nn.Module, str]) -> Layer:
-    channels, node = module.out_channels, flow.outputs[name]
+    channels, node = module.out_channels, flow.outputs.get(name)
+    if module not in graph.module2node or node is None:
+        lost = "the forward pass does not lead through it to the output"
+        return Layer(name, channels, None, (), (), (), Tap(name, "output"), False, lost)
     consumers, followers, coupled, barriers = [], [], [], []
     norm = None
     if module.groups != 1:
@@ -185,24 +188,28 @@ def _layer(name: str, module: nn.Conv2d, graph: tp.DependencyGraph, flow: Flow, 
             continue
         if flow.calls[called] > 1:
             barriers.append(f"{called} is called more than once in a forward pass")
+        if isinstance(target, nn.Conv2d) and target is not module and target.groups != 1 and not depthwise(target):
+            barriers.append(f"read by the grouped convolution {called}")
         if isinstance(target, MIXING) and target is not module:
             if graph.is_out_channel_pruning_fn(dependency.handler):
                 follows = isinstance(target, nn.Conv2d) and (depthwise(target) or flow.gate(flow.outputs[called]))
                 (followers if follows else coupled).append(called)
                 if target.weight.shape[0] != channels:
-                    barriers.append(f"shares a sum with {called}, whose channels do not match one to one")
+                    barriers.append(f"shares a residual sum with {called}, whose channels do not match one to one")
             else:
                 consumers.append(Consumer(called, torch.as_tensor(list(indices)).reshape(channels, -1)))
-                if isinstance(target, nn.Conv2d) and target.groups != 1:
-                    barriers.append(f"read by the grouped convolution {called}")
         elif isinstance(target, CHANNELWISE):
             alone = flow.users.get(node) == [flow.outputs[called]]
             norm = called if alone and isinstance(target, nn.BatchNorm2d) else norm
         elif not isinstance(target, MIXING):
             barriers.append(f"read by {called}, a {type(target).__name__}, which mixes channels")
     walls = {flow.outputs[n] for n, m in ((n, m) for m, n in names.items()) if isinstance(m, MIXING) and n in flow.outputs}
-    if not consumers or any(flow.reach(flow.outputs[n], walls) & set(flow.results) for n in (name, *coupled)):
+    reached = set().union(*(flow.reach(flow.outputs[n], walls) for n in (name, *coupled)))
+    if not consumers or reached & set(flow.results):
         barriers.append("its channels are the network's outputs")
+    joined = {node for node in flow.order if node.name().startswith("Cat")}  # side by side is no sum
+    if reached & flow.reach(flow.source, walls | joined):
+        barriers.append("shares a residual sum with the images, whose channels stay")
     if channels == 1:
         barriers.append("one channel only")
     tap, parted = _tap(name, channels, consumers, flow)

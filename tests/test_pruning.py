@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fcs_utils.criteria import importance, keep_count
 from fcs_utils.errors import StudyError
+from fcs_utils.measure import count_macs
 from fcs_utils.models import build_seeded
 from fcs_utils.plans import PruningPlan, make_plan
-from fcs_utils.pruning import prune, recalibrate
+from fcs_utils.pruning import load_compact, prune, recalibrate, save_compact
 from fcs_utils.structure import prunable_layers, trace_layers
 from tests.conftest import warm
 
 FAMILIES = [
-    ("vgg16", {"width": 0.125}, 32),
-    ("vgg19", {"width": 0.125}, 32),
-    ("resnet20", {"width": 0.5}, 32),
-    ("resnet20", {"width": 0.5, "shortcut": "B"}, 32),
-    ("resnet56", {"width": 0.25}, 32),
-    ("torchvision/resnet18", {}, 64),
-    ("torchvision/resnet50", {}, 64),
-    ("torchvision/vgg11_bn", {}, 64),
+    ("vgg16", {"width": 0.125}, 32, "inner"),
+    ("vgg19", {"width": 0.125}, 32, "inner"),
+    ("resnet20", {"width": 0.5}, 32, "inner"),
+    ("resnet20", {"width": 0.5, "shortcut": "B"}, 32, "inner"),
+    ("resnet20", {"width": 0.5, "shortcut": "B"}, 32, "all"),
+    ("resnet56", {"width": 0.25}, 32, "inner"),
+    ("resnet56", {"width": 0.25, "shortcut": "B"}, 32, "all"),
+    ("torchvision/resnet18", {}, 64, "inner"),
+    ("torchvision/resnet18", {}, 64, "all"),
+    ("torchvision/resnet50", {}, 64, "inner"),
+    ("torchvision/resnet50", {}, 64, "all"),
+    ("torchvision/vgg16_bn", {}, 64, "inner"),
+    ("torchvision/mobilenet_v2", {}, 64, "inner"),
+    ("torchvision/mobilenet_v2", {}, 64, "all"),
+    ("torchvision/mobilenet_v3_small", {}, 64, "all"),
+    ("torchvision/densenet121", {}, 64, "inner"),
+    ("torchvision/squeezenet1_1", {}, 64, "inner"),
 ]
 
 
@@ -48,20 +62,53 @@ def zeroed(model: nn.Module, plan: PruningPlan, images: Tensor) -> Tensor:
     return output
 
 
-@pytest.mark.parametrize(("name", "options", "size"), FAMILIES)
+@pytest.mark.parametrize(("name", "options", "size", "scope"), FAMILIES)
 @torch.no_grad()
-def test_compact_equals_dense_with_the_channels_zeroed(name: str, options: dict[str, object], size: int) -> None:
+def test_compact_equals_dense_with_the_channels_zeroed(name: str, options: dict[str, object], size: int, scope: str) -> None:
     model = warm(build_seeded(3, name, num_classes=7, **options), size, images=16)
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(5))
     scores = importance("random", model=model, seed=2)
-    plan = make_plan(model, images, scores, ratio=0.4)
+    plan = make_plan(model, images, scores, ratio=0.4, scope=scope)
     compact = prune(model, plan)
     want, got, dense = zeroed(model, plan, images), compact(images), model(images)
     assert (got - want).norm() / want.norm() < 1e-5
     assert (dense - want).norm() / want.norm() > 1e-3  # the check can fail: the dropped channels mattered
-    assert plan.kept.keys() == prunable_layers(model, images).keys()
+    layers = prunable_layers(model, images, scope)
+    followers = {follower for layer in layers.values() for follower in layer.followers}
+    assert plan.kept.keys() == layers.keys() | followers
     for layer, kept in plan.kept.items():
         assert compact.get_submodule(layer).out_channels == len(kept) == keep_count(plan.channels[layer], 0.4)
+    # MACs are foreseen without cutting, and hold for the network that was cut.
+    assert plan.macs_left == pytest.approx(count_macs(compact, images) / count_macs(model, images), rel=1e-9)
+
+
+def test_coupled_layers_are_pruned_together_by_their_mean_importance() -> None:
+    model, images = build_seeded(0, "resnet20", num_classes=2, width=0.25, shortcut="B"), torch.zeros(1, 3, 32, 32)
+    scores = {"conv": torch.tensor([9.0, 0, 0, 3]), "stage1.1.conv2": torch.tensor([0.0, 4, 1, 3])}
+    plan = make_plan(model, images, scores, ratio=0.5, scope="all")
+    # Means 4.5, 2, 0.5, 3 over the two members that have an importance.
+    assert plan.kept == dict.fromkeys(["conv", "stage1.0.conv2", "stage1.1.conv2", "stage1.2.conv2"], [0, 3])
+    assert plan.skipped["stage2.0.conv2"] == "no importance given"
+
+
+def test_option_a_leaves_residual_sums_whole_in_every_scope() -> None:
+    model, images = build_seeded(0, "resnet20", num_classes=2, width=0.25), torch.zeros(1, 3, 32, 32)
+    plan = make_plan(model, images, importance("kernel_l1", model=model), ratio=0.5, scope="all")
+    assert all(name.endswith("conv1") for name in plan.kept) and "one to one" in plan.skipped["stage1.0.conv2"]
+
+
+@pytest.mark.parametrize(("name", "scope"), [("vgg16", "inner"), ("resnet20", "inner"), ("torchvision/mobilenet_v2", "all")])
+@pytest.mark.parametrize("target", [0.8, 0.5, 0.25])
+def test_macs_find_the_nearest_reachable_network(name: str, scope: str, target: float) -> None:
+    model = build_seeded(0, name, num_classes=3, **({} if "/" in name else {"width": 0.25})).eval()
+    example = torch.zeros(1, 3, 64, 64)
+    scores = importance("kernel_l1", model=model)
+    plan = make_plan(model, example, scores, macs=target, scope=scope)
+    left = count_macs(prune(model, plan), example) / count_macs(model, example)
+    assert plan.macs == target and plan.macs_left == pytest.approx(left) and plan.macs_gap == pytest.approx(left - target)
+    # No ratio of a fine grid comes nearer.
+    others = [make_plan(model, example, scores, ratio=r / 40, scope=scope).macs_left for r in range(6, 40)]
+    assert abs(left - target) <= min(abs(other - target) for other in others) + 1e-12
 
 
 def test_plan_keeps_the_most_important_and_names_what_stays_whole() -> None:
@@ -122,11 +169,32 @@ def test_a_plan_for_another_network_is_refused(small_vgg: nn.Module) -> None:
         prune(build_seeded(0, "resnet20", num_classes=5), plan)
 
 
-@pytest.mark.parametrize("kept", [[], [3, 1], [0, 0], [-1, 2], [0, 8]])
-def test_a_damaged_plan_is_refused(small_vgg: nn.Module, kept: list[int]) -> None:
-    plan = PruningPlan(kept={"features.conv1": kept}, channels={"features.conv1": 8}, input_shape=(3, 32, 32), ratio=0.5)
+@pytest.mark.parametrize("kept", [[], [3, 1], [0, 0], [-1, 2], [0, 8], None])
+def test_an_edited_plan_is_refused(small_vgg: nn.Module, kept: list[int] | None) -> None:
+    plan = make_plan(small_vgg, torch.zeros(1, 3, 32, 32), importance("kernel_l1", model=small_vgg), ratio=0.5)
+    data = json.loads(plan.to_json())
+    if kept is None:
+        del data["channels"]["features.conv1"]
+    else:
+        data["kept"]["features.conv1"] = kept
     with pytest.raises(StudyError, match="damaged"):
-        prune(small_vgg, plan)
+        PruningPlan.from_data(data)
+    with pytest.raises(StudyError, match="damaged"):
+        PruningPlan.from_json(json.dumps(data))
+
+
+def test_a_follower_that_loses_other_channels_is_refused() -> None:
+    model = build_seeded(0, "torchvision/mobilenet_v2", num_classes=3).eval()
+    example = torch.zeros(1, 3, 64, 64)
+    plan = make_plan(model, example, importance("kernel_l1", model=model), ratio=0.5)
+    assert plan.kept["features.1.conv.0.0"] == plan.kept["features.0.0"]  # the depthwise convolution behind the stem
+    data = json.loads(plan.to_json())
+    data["kept"]["features.1.conv.0.0"] = list(range(16))
+    with pytest.raises(StudyError, match="features.1.conv.0.0 must lose the same channels"):
+        prune(model, PruningPlan.from_data(data))
+    del data["kept"]["features.1.conv.0.0"], data["channels"]["features.1.conv.0.0"]
+    with pytest.raises(StudyError, match="features.1.conv.0.0 must lose the same channels"):
+        prune(model, PruningPlan.from_data(data))
 
 
 def test_nothing_to_prune_says_why() -> None:
@@ -146,6 +214,10 @@ def test_one_channel_is_never_removed() -> None:
     [
         ({}, {"ratio": 1.5}, "ratio=1.5"),
         ({}, {"ratio": 0.5, "scope": "outer"}, "scope='outer'"),
+        ({}, {"macs": 1.0}, "macs=1.0"),
+        ({}, {"macs": -0.1}, "macs=-0.1"),
+        ({}, {}, "either ratio or macs"),
+        ({}, {"ratio": 0.5, "macs": 0.5}, "either ratio or macs"),
         ({"nowhere": torch.ones(3)}, {"ratio": 0.5}, "nowhere"),
         ({"features.conv1": torch.ones(3)}, {"ratio": 0.5}, "8 finite numbers"),
         ({"features.conv1": torch.full((8,), torch.nan)}, {"ratio": 0.5}, "8 finite numbers"),
@@ -166,3 +238,45 @@ def test_recalibration_estimates_exact_means_and_puts_momentum_back() -> None:
     # Two equal batches: the average of their means is the mean of all.
     torch.testing.assert_close(norm.running_mean, images.mean((0, 2, 3)))
     assert norm.momentum == 0.1 and not norm.training
+
+
+def test_recalibration_without_batchnorm_changes_nothing() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    recalibrate(model, torch.randn(4, 1, 8, 8))
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture
+def saved(small_vgg: nn.Module, tmp_path: Path) -> tuple[nn.Module, Path]:
+    plan = make_plan(small_vgg, torch.zeros(1, 3, 32, 32), importance("kernel_l1", model=small_vgg), ratio=0.3)
+    compact = prune(small_vgg, plan)
+    save_compact(tmp_path / "compact.safetensors", compact, plan)
+    return compact, tmp_path / "compact.safetensors"
+
+
+def test_a_compact_network_reloads_bit_equal(saved: tuple[nn.Module, Path]) -> None:
+    compact, path = saved
+    again = load_compact(path, build_seeded(77, "vgg16", num_classes=5, width=0.125).eval())
+    assert again.state_dict().keys() == compact.state_dict().keys()
+    assert all(tensor.equal(again.state_dict()[name]) for name, tensor in compact.state_dict().items())
+    images = torch.randn(3, 3, 32, 32)
+    assert again(images).equal(compact(images))
+
+
+def test_damaged_compact_files_are_refused(saved: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    _, path = saved
+    dense = build_seeded(0, "vgg16", num_classes=5, width=0.125)
+    (tmp_path / "short").write_bytes(path.read_bytes()[:-100])
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "pickle").write_bytes(b"\x80\x04cos\nsystem\n" + bytes(64))
+    (tmp_path / "huge").write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
+    (tmp_path / "plain").write_bytes(save({"w": torch.ones(2)}))
+    for name, message in [("short", "cannot be read"), ("empty", "cannot be read"), ("pickle", "cannot be read"),
+                          ("huge", "cannot be read"), ("missing", "cannot be read"), ("plain", "no pruning plan")]:  # fmt: skip
+        with pytest.raises(StudyError, match=message):
+            load_compact(tmp_path / name, dense)
+    with pytest.raises(StudyError, match="head.weight does not fit|head.bias does not fit"):
+        load_compact(path, build_seeded(0, "vgg16", num_classes=9, width=0.125))
+    with pytest.raises(StudyError, match="does not fit this network"):
+        load_compact(path, build_seeded(0, "vgg16", num_classes=5, width=0.25))
