@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,16 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fcs_utils.activations import ChannelStatistics, collect_statistics
-from fcs_utils.config import Reference, Run
-from fcs_utils.criteria import importance
+from fcs_utils.config import Pruning, Reference, Run
+from fcs_utils.criteria import importance, needs
 from fcs_utils.data import Dataset, load_dataset
-from fcs_utils.finetune import Epoch, accuracy, cross_entropy, fit, mutual
-from fcs_utils.measure import measure_cost, measure_latency
+from fcs_utils.finetune import Epoch, fit
 from fcs_utils.models import build_seeded
-from fcs_utils.plans import PruningPlan, make_plan
+from fcs_utils.plans import PruningPlan
 from fcs_utils.pruning import prune, recalibrate
-from fcs_utils.similarity import twin_shares
 from fcs_utils.store import Store, read_record, write_atomic
+from fcs_utils.structure import Scope, prunable_layers
+from fcs_utils.sums import Extra, Reading
 
 Result = dict[str, Any]
 OnMacs = Callable[[int], None]
@@ -38,7 +38,8 @@ class Bench:
         self._source = (dataset, data)
         self._dataset: Dataset | None = None
         self._trained: tuple[str, nn.Module] | None = None
-        self._statistics: tuple[tuple[str, int], dict[str, ChannelStatistics]] | None = None
+        self._gathered: tuple[tuple[Reading, ...], tuple[Extra, ...]] = ((), ())
+        self._statistics: tuple[tuple[object, ...], dict[str, ChannelStatistics]] | None = None
 
     @property
     def dataset(self) -> Dataset:
@@ -78,7 +79,7 @@ class Bench:
                 record = read_record(self.store, run.kind, run.identity)
                 if record:
                     print(f"weights of {describe(run)} are not on this machine: training them again", file=sys.stderr)
-                self._train_reference(run, network)
+                self.train_reference(run, network)
                 if record and record["result"]["weights_sha256"] != self.weights_sha256(run):
                     warnings.warn(
                         f"{describe(run)}, trained again here, is not bit-equal to the one behind the records (made on "
@@ -106,120 +107,70 @@ class Bench:
         """Hash of the weights file of a run's reference network."""
         return hashlib.sha256(self.store.weights(Run(reference=run.reference).identity).read_bytes()).hexdigest()
 
-    def statistics(self, reference: Reference, calibration: int) -> dict[str, ChannelStatistics]:
-        """Channel statistics of a trained reference; one pass serves every criterion."""
-        key = (Run(reference=reference).identity, calibration)
-        if self._statistics is None or self._statistics[0] != key:
-            images = self.calibration_images(reference.seed, calibration)
-            self._statistics = (key, collect_statistics(self.trained(reference), images))
+    def statistics(
+        self,
+        reference: Reference,
+        calibration: int,
+        seed: int | None = None,
+        *,
+        scope: Scope = "inner",
+        readings: Collection[Reading] = ("pooled",),
+        extras: Collection[Extra] = (),
+    ) -> dict[str, ChannelStatistics]:
+        """Channel statistics of a trained reference; one pass serves every criterion that asks for the same images.
+
+        seed: of the calibration images; default the reference's. A pass is made again only for readings or
+        extras that the last one did not gather.
+        """
+        seed = reference.seed if seed is None else seed
+        key = (Run(reference=reference).identity, calibration, seed, scope)
+        had_readings, had_extras = self._gathered if self._statistics and self._statistics[0] == key else ((), ())
+        if not had_readings or set(readings) - set(had_readings) or set(extras) - set(had_extras):
+            self._gathered = (tuple(dict.fromkeys((*had_readings, *readings))), tuple(dict.fromkeys((*had_extras, *extras))))
+            images, dense = self.calibration_images(seed, calibration), self.trained(reference)
+            layers = list(prunable_layers(dense, images, scope))
+            found = collect_statistics(dense, images, layers=layers, readings=self._gathered[0], extras=self._gathered[1])
+            self._statistics = (key, found)
+        assert self._statistics is not None
         return self._statistics[1]
+
+    def importance(self, reference: Reference, pruning: Pruning) -> dict[str, Tensor]:
+        """A criterion's importance of the trained reference's channels."""
+        readings, extras = needs(pruning.criterion, pruning.options)
+        seed = reference.seed if pruning.calibration_seed is None else pruning.calibration_seed
+        statistics = self.statistics(reference, pruning.calibration, seed, scope=pruning.scope, readings=readings, extras=extras)
+        calibration = self.dataset.calibration(pruning.calibration, seed)
+        return importance(
+            pruning.criterion, model=self.trained(reference), statistics=statistics,
+            images=self.dataset.normalise(calibration.images), labels=calibration.labels,
+            **{"seed": reference.seed, **pruning.options},
+        )  # fmt: skip
+
+    def cut(self, run: Run, plan: PruningPlan) -> nn.Module:
+        """The compact network straight after surgery and compensation."""
+        pruning, dense = run.pruning, self.trained(run.reference)
+        assert pruning is not None
+        if pruning.compensate == "none":
+            return prune(dense, plan)
+        statistics = self.statistics(run.reference, pruning.calibration, pruning.calibration_seed, scope=pruning.scope)
+        return prune(dense, plan, compensate=pruning.compensate, statistics=statistics)
 
     def compact(self, run: Run, plan: PruningPlan) -> nn.Module:
         """The compact network that fine-tuning starts from, made from the trained reference by a plan."""
-        assert run.pruning is not None
-        network = prune(self.trained(run.reference), plan)
-        if run.pruning.recalibrate:
-            recalibrate(network, self.calibration_images(run.reference.seed, run.pruning.calibration))
+        pruning, network = run.pruning, self.cut(run, plan)
+        assert pruning is not None
+        if pruning.recalibrate:
+            seed = run.reference.seed if pruning.calibration_seed is None else pruning.calibration_seed
+            recalibrate(network, self.calibration_images(seed, pruning.calibration))
         return network
 
-    # -- the four kinds of run ----------------------------------------------------------------------------------
-
-    def do(self, run: Run, parent: Mapping[str, Any] | None, on_macs: OnMacs) -> tuple[Result, Result]:
-        """Do a run: (what is equal in equal runs, what is volatile). ``parent``: the record it builds on.
-
-        ``on_macs`` is told the training MACs of every epoch. Raises StudyError when the run cannot be done.
-        """
-        if run.kind == "reference":
-            result, volatile = self._reference(run, on_macs)
-        elif run.kind == "similarity":
-            result, volatile = self._similarity(run)
-        elif run.kind == "pruned":
-            result, volatile = self._pruned(run)
-        else:
-            assert parent is not None
-            result, volatile = self._tuned(run, PruningPlan.from_data(parent["result"]["plan"]), on_macs)
-        if run.kind != "reference":
-            result["reference_sha256"] = self.weights_sha256(run)
-        return {**result, "dataset_fingerprint": self.dataset.fingerprint}, volatile
-
-    def _train_reference(self, run: Run, network: nn.Module, on_macs: OnMacs = lambda macs: None) -> list[Epoch]:
+    def train_reference(self, run: Run, network: nn.Module, on_macs: OnMacs = lambda macs: None) -> list[Epoch]:
+        """Train a reference in place and keep its weights; returns its history."""
         history = fit([network], self.dataset, run.reference.training, seed=run.reference.seed,
                       precision=run.reference.precision, label=describe(run), on_epoch=on_macs)  # fmt: skip
         state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
         write_atomic(self.store.weights(run.identity), save(state))
         return history
-
-    def _reference(self, run: Run, on_macs: OnMacs) -> tuple[Result, Result]:
-        network = self.untrained(run.reference)
-        history = self._train_reference(run, network, on_macs)
-        result = {
-            "cost": measure_cost(network, self.example).as_dict(),
-            "weights_sha256": self.weights_sha256(run),
-            **self._outcome(network, history, run),
-        }
-        return result, self._timing(network, history)
-
-    def _similarity(self, run: Run) -> tuple[Result, Result]:
-        assert run.similarity is not None
-        seed, options = run.reference.seed, run.similarity
-        images = self.calibration_images(seed, options.calibration)
-        networks = {"trained": self.trained(run.reference), "untrained": self.untrained(run.reference)}
-        return {"shares": {name: twin_shares(net, images, options.quantile, seed) for name, net in networks.items()}}, {}
-
-    def _pruned(self, run: Run) -> tuple[Result, Result]:
-        pruning, dense = run.pruning, self.trained(run.reference)
-        assert pruning is not None
-        scores = importance(
-            pruning.criterion, model=dense, statistics=self.statistics(run.reference, pruning.calibration),
-            seed=run.reference.seed, **pruning.options,
-        )  # fmt: skip
-        plan = make_plan(dense, self.example, scores, ratio=pruning.ratio, scope=pruning.scope)
-        compact = self.compact(run, plan)
-        result = {
-            "plan": plan.model_dump(mode="json"),
-            "cost": measure_cost(compact, self.example).as_dict(),
-            "dense_cost": measure_cost(dense, self.example).as_dict(),
-            "before_recalibration": self._accuracies(prune(dense, plan), run),
-            "before_tuning": self._accuracies(compact, run),
-        }
-        return result, {"latency_ms": self._latency(compact), "dense_latency_ms": self._latency(dense)}
-
-    def _tuned(self, run: Run, plan: PruningPlan, on_macs: OnMacs) -> tuple[Result, Result]:
-        tuning = run.tuning
-        assert tuning is not None
-        compact = self.compact(run, plan)
-        networks, losses = [compact], cross_entropy
-        if tuning.method == "mlft":  # the unpruned original learns on, beside the compact network
-            peer = self.untrained(run.reference)
-            peer.load_state_dict(self.trained(run.reference).state_dict())
-            networks, losses = [compact, peer], mutual(tuning.temperature, tuning.strength)
-        history = fit(networks, self.dataset, tuning.training, seed=run.reference.seed, losses=losses,
-                      precision=run.reference.precision, label=describe(run), on_epoch=on_macs)  # fmt: skip
-        result = {
-            "cost": measure_cost(compact, self.example).as_dict(),
-            "dense_cost": measure_cost(self.trained(run.reference), self.example).as_dict(),
-            **self._outcome(compact, history, run),
-        }
-        if len(networks) > 1:
-            result["peer"] = self._accuracies(networks[1], run)
-        return result, self._timing(compact, history)
-
-    def _accuracies(self, network: nn.Module, run: Run) -> dict[str, float]:
-        parts = {"validation": self.dataset.validation, "test": self.dataset.test}
-        return {name: accuracy(network, self.dataset, split, run.reference.precision) for name, split in parts.items()}
-
-    def _outcome(self, network: nn.Module, history: list[Epoch], run: Run) -> Result:
-        return {
-            **self._accuracies(network, run),  # of the final epoch; the best one is only named
-            "best_validation_epoch": max(history, key=lambda epoch: epoch.validation).epoch,
-            "history": [{k: v for k, v in vars(epoch).items() if k != "seconds"} for epoch in history],
-        }
-
-    def _timing(self, network: nn.Module, history: list[Epoch]) -> Result:
-        return {"epoch_seconds": [epoch.seconds for epoch in history], "latency_ms": self._latency(network)}
-
-    def _latency(self, network: nn.Module) -> float:
-        return measure_latency(network, self.dataset.normalise(self.dataset.test.images[:64]), repeats=5)
 
 
 def describe(run: Run) -> str:
@@ -229,7 +180,8 @@ def describe(run: Run) -> str:
     if run.similarity:
         words.append("similarity")
     if run.pruning:
-        words.append(f"{run.pruning.criterion} {run.pruning.ratio:g}")
+        options = ["{}={}".format(*option) for option in run.pruning.options.items()]
+        words.append(" ".join([run.pruning.criterion, *options, run.pruning.goal]))
     if run.tuning:
         words.append(f"{run.tuning.method} {run.tuning.training.epochs} epochs lr {run.tuning.training.learning_rate:g}")
     return ", ".join(words)

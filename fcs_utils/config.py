@@ -59,14 +59,31 @@ class Similarity(Config):
 
 
 class Pruning(Config):
-    """Which channels go: a criterion with its options, and a share of every layer."""
+    """Which channels go: a criterion with its options, and a share of every layer, or the MACs to leave.
+
+    calibration_seed: draws the calibration images; None is the reference's seed.
+    """
 
     criterion: str
     options: dict[str, Option] = {}
-    ratio: Ratio
-    scope: Literal["inner"] = "inner"
+    ratio: Ratio | None = None
+    macs: Ratio | None = None
+    scope: Literal["inner", "all"] = "inner"
     calibration: Count = 512
+    calibration_seed: Annotated[int, Field(ge=0)] | None = None
+    compensate: Literal["none", "merge"] = "none"
     recalibrate: bool = True
+
+    @model_validator(mode="after")
+    def _ratio_or_macs(self) -> Pruning:
+        if (self.ratio is None) == (self.macs is None):
+            raise ValueError("give either ratio or macs")
+        return self
+
+    @property
+    def goal(self) -> str:
+        """What is asked for, in words: 'ratio 0.5' or 'MACs 0.5'."""
+        return f"ratio {self.ratio:g}" if self.ratio is not None else f"MACs {self.macs:g}"
 
 
 class Tuning(Config):

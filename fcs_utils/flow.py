@@ -22,8 +22,8 @@ GATES = re.compile(r"(Hard)?[Ss]igmoid|Tanh|Softmax|Clamp|Hardtanh")
 class Flow:
     """One forward pass of a network whose parameters require gradients.
 
-    calls: how often each module ran. source: the images' node. inputs, outputs: by module name, the node of the first tensor that it
-    read and of the tensor that it returned. shapes: by module name and side, the shape of both.
+    calls: how often each module ran. source: the images' node. inputs, outputs: by module name, the node of
+    the first tensor that it read and of the tensor that it returned. shapes: by name and side, their shapes.
     """
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:

@@ -74,10 +74,11 @@ def reconstruction(statistics: ChannelStatistics, kept: Sequence[int], intercept
     keep = torch.tensor(kept)
     drop = torch.tensor([c for c in range(len(statistics.l1)) if c not in set(kept)])
     products = statistics.gram / statistics.count
+    size = products.diagonal()[keep].mean()
+    ridge = RIDGE * (size if size > 0 else 1.0)  # all dead: nothing to blend, and nothing comes of it
     if intercept:
         products = products - statistics.mean[:, None] * statistics.mean
     inner = products[keep][:, keep]
-    ridge = RIDGE * inner.diagonal().mean().clamp_min(torch.finfo(inner.dtype).tiny)
     blend = torch.linalg.solve(inner + ridge * torch.eye(len(keep), dtype=inner.dtype), products[keep][:, drop]).T
     offset = statistics.mean[drop] - blend @ statistics.mean[keep]
     return blend, offset if intercept else torch.zeros_like(offset)

@@ -162,7 +162,7 @@ class _Costs:
         modules = dict(model.named_modules())
         self.width = {name: modules[name].weight.shape[0] for name in self.dense}
         self.read = {name: modules[name].weight.shape[1] for name in self.dense}
-        self.single = {name for name in self.dense if isinstance(modules[name], nn.Conv2d) and depthwise(modules[name])}
+        self.single = {name for name in self.dense if depthwise(modules[name])}
 
     def share_left(self, ratio: float) -> float:
         """MACs at a ratio, as a share of the dense network's."""

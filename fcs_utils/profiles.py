@@ -6,17 +6,15 @@ of a seed that no profile uses, to fit the profile's minutes. No number here was
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from fcs_utils.config import Config, Pruning, Reference, Run, Similarity, Training, Tuning
-from fcs_utils.criteria import check_options
+from fcs_utils.criteria import CRITERIA, check_options
 from fcs_utils.errors import refuse
 
 # In the order of the study; each notebook needs some of them.
-STAGES = ("reference", "similarity", "pruned", "tuned", "arms")
-Stage = Literal["reference", "similarity", "pruned", "tuned", "arms"]
-
-CRITERIA = ("random", "kernel_l1", "feature_norm", "fcs", "fcs_greedy")
+STAGES = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "arms")
+Stage = Literal["reference", "similarity", "pruned", "tuned", "ablation", "headstart", "arms"]
 
 
 class Network(Config):
@@ -38,6 +36,31 @@ class Arms(Config):
     methods: tuple[Literal["tft", "mlft"], ...] = ("tft", "mlft")
 
 
+class Ablations(Config):
+    """FCS varied one thing at a time, before fine-tuning, and merge against plain surgery.
+
+    calibrations: further numbers of calibration images. draws: further draws of calibration images at every
+    number. binning_seeds: starts of scikit-learn's K-Means. merged: criteria whose plans are also merged, at
+    every ratio of the profile. headstart: epochs of fine-tuning from plain and from merged weights.
+    """
+
+    ratio: float = 0.5
+    bins: tuple[int, ...] = (1, 2, 8, 16)
+    calibrations: tuple[int, ...]
+    draws: int = 4
+    binning_seeds: int = 3
+    merged: tuple[str, ...] = ("kernel_l1", "fcs", "fcs_linear")
+    headstart: int
+
+    def variants(self) -> list[dict[str, Any]]:
+        """Options of FCS, each differing from the literal reading in one."""
+        return [
+            {"reading": "per_image"}, {"reading": "mean_map"}, {"redundancy": "max"}, {"redundancy": "greedy"}, {"quota": "layer"},
+            *({"bins": bins} for bins in self.bins),
+            *({"binning": "sklearn", "seed": seed} for seed in range(self.binning_seeds)),
+        ]  # fmt: skip
+
+
 class Profile(Config):
     """One study: the data set, the networks, and how much of everything."""
 
@@ -47,10 +70,12 @@ class Profile(Config):
     networks: tuple[Network, ...]
     seeds: tuple[int, ...]
     ratios: tuple[float, ...]
-    criteria: tuple[str, ...] = CRITERIA
+    criteria: tuple[str, ...] = tuple(CRITERIA)
     calibration: int = 512
     tuning: Training  # the one schedule after which criteria are compared (C2)
+    ablations: Ablations
     arms: Arms
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: what the first machine is fastest in
 
 
 PROFILES = {
@@ -67,8 +92,11 @@ PROFILES = {
             seeds=(0,),
             ratios=(0.3, 0.5),
             calibration=128,
+            criteria=("random", "kernel_l1", "feature_norm", "taylor", "chip", "fcs", "fcs_greedy", "fcs_linear"),
             tuning=Training(epochs=1, learning_rate=0.02, batch_size=64),
+            ablations=Ablations(bins=(2,), calibrations=(50,), draws=1, binning_seeds=1, merged=("fcs",), headstart=2),
             arms=Arms(networks=("vgg16",), epochs=(1, 2), learning_rates=(0.02,)),
+            precision="fp32",
         ),
         Profile(
             name="quick",
@@ -81,7 +109,9 @@ PROFILES = {
             seeds=(0, 1, 2),
             ratios=(0.3, 0.5, 0.7),
             tuning=Training(epochs=1, learning_rate=0.01, batch_size=32),
+            ablations=Ablations(calibrations=(50, 200, 1000), headstart=4),
             arms=Arms(networks=("vgg16",), epochs=(2, 4), learning_rates=(0.005, 0.02, 0.05)),
+            precision="fp32",  # a fresh clone trains the references again, on whatever it runs
         ),
         Profile(
             name="cifar",
@@ -94,6 +124,7 @@ PROFILES = {
             seeds=(0, 1, 2),
             ratios=(0.3, 0.5, 0.7),
             tuning=Training(epochs=4, learning_rate=0.05),
+            ablations=Ablations(calibrations=(50, 200, 2000, 5000), headstart=4),
             arms=Arms(networks=("vgg16",), epochs=(2, 4, 8, 16), learning_rates=(0.02, 0.05, 0.1)),
         ),
         Profile(
@@ -108,6 +139,7 @@ PROFILES = {
             ratios=(0.3, 0.5, 0.7),
             calibration=1024,
             tuning=Training(epochs=40, learning_rate=0.05),
+            ablations=Ablations(calibrations=(50, 200, 5000), headstart=10),
             arms=Arms(networks=("vgg16", "resnet56"), epochs=(10, 20, 40), learning_rates=(0.02, 0.05, 0.1)),
         ),
     )
@@ -133,23 +165,40 @@ def grid(profile: Profile, precision: Literal["fp32", "bf16"]) -> dict[Stage, li
         for n in profile.networks for seed in profile.seeds
     ]  # fmt: skip
 
-    def pruned(run: Run, criterion: str, ratio: float) -> Run:
-        check_options(criterion, {})
-        pruning = Pruning(criterion=criterion, ratio=ratio, calibration=profile.calibration)
+    def pruned(run: Run, criterion: str, ratio: float, **more: Any) -> Run:
+        check_options(criterion, more.get("options", {}))
+        pruning = Pruning(**{"criterion": criterion, "ratio": ratio, "calibration": profile.calibration, **more})
         return run.model_copy(update={"pruning": pruning})
 
+    def tuned(run: Run, method: Literal["tft", "mlft"], **training: Any) -> Run:
+        return run.model_copy(update={"tuning": Tuning(method=method, training=profile.tuning.model_copy(update=training))})
+
     cut = [pruned(run, c, ratio) for run in references for ratio in profile.ratios for c in profile.criteria]
-    arms = profile.arms
+    arms, ablations = profile.arms, profile.ablations
+    counts = dict.fromkeys((profile.calibration, *ablations.calibrations))
+    draws = [(count, seed) for count in counts for seed in (None, *range(1000, 1000 + ablations.draws))]
+    compact = [pruned(run, arms.criterion, arms.ratio) for run in references if run.reference.network in arms.networks]
     return {
         "reference": references,
         "similarity": [r.model_copy(update={"similarity": Similarity(calibration=profile.calibration)}) for r in references],
         "pruned": cut,
-        "tuned": [run.model_copy(update={"tuning": Tuning(method="tft", training=profile.tuning)}) for run in cut],
+        "tuned": [tuned(run, "tft") for run in cut],
+        "ablation": [
+            varied for run in references for varied in (
+                pruned(run, "fcs", ablations.ratio),
+                *(pruned(run, "fcs", ablations.ratio, options=options) for options in ablations.variants()),
+                *(pruned(run, "fcs", ablations.ratio, calibration=count, calibration_seed=seed) for count, seed in draws),
+                *(pruned(run, c, ratio, compensate=how) for c in ablations.merged for ratio in profile.ratios
+                  for how in ("none", "merge")),
+            )
+        ],
+        "headstart": [
+            tuned(run.model_copy(update={"pruning": run.pruning.model_copy(update={"compensate": how})}), "tft",
+                  epochs=ablations.headstart)
+            for run in compact if run.pruning for how in ("none", "merge")
+        ],
         "arms": [
-            pruned(run, arms.criterion, arms.ratio).model_copy(
-                update={"tuning": Tuning(method=method, training=profile.tuning.model_copy(
-                    update={"epochs": epochs, "learning_rate": rate}))})
-            for run in references if run.reference.network in arms.networks
-            for method in arms.methods for epochs in arms.epochs for rate in arms.learning_rates
+            tuned(run, method, epochs=epochs, learning_rate=rate)
+            for run in compact for method in arms.methods for epochs in arms.epochs for rate in arms.learning_rates
         ],
     }  # fmt: skip

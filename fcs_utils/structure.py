@@ -133,9 +133,9 @@ def dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
         raise StudyError(f"the network's channels cannot be followed on images {tuple(example.shape)}: {error}") from error
 
 
-def depthwise(module: nn.Conv2d) -> bool:
-    """Whether a convolution treats each channel by itself."""
-    return module.groups == module.in_channels == module.out_channels > 1
+def depthwise(module: nn.Module) -> bool:
+    """Whether a module is a convolution that treats each channel by itself."""
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
 
 
 def check_images(model: nn.Module, images: Tensor) -> None:
@@ -192,7 +192,7 @@ def _layer(name: str, module: nn.Conv2d, graph: tp.DependencyGraph, flow: Flow, 
             barriers.append(f"read by the grouped convolution {called}")
         if isinstance(target, MIXING) and target is not module:
             if graph.is_out_channel_pruning_fn(dependency.handler):
-                follows = isinstance(target, nn.Conv2d) and (depthwise(target) or flow.gate(flow.outputs[called]))
+                follows = depthwise(target) or (isinstance(target, nn.Conv2d) and flow.gate(flow.outputs[called]))
                 (followers if follows else coupled).append(called)
                 if target.weight.shape[0] != channels:
                     barriers.append(f"shares a residual sum with {called}, whose channels do not match one to one")
@@ -203,7 +203,7 @@ def _layer(name: str, module: nn.Conv2d, graph: tp.DependencyGraph, flow: Flow, 
             norm = called if alone and isinstance(target, nn.BatchNorm2d) else norm
         elif not isinstance(target, MIXING):
             barriers.append(f"read by {called}, a {type(target).__name__}, which mixes channels")
-    walls = {flow.outputs[n] for n, m in ((n, m) for m, n in names.items()) if isinstance(m, MIXING) and n in flow.outputs}
+    walls = {flow.outputs[n] for m, n in names.items() if n in flow.outputs and isinstance(m, MIXING) and not depthwise(m)}
     reached = set().union(*(flow.reach(flow.outputs[n], walls) for n in (name, *coupled)))
     if not consumers or reached & set(flow.results):
         barriers.append("its channels are the network's outputs")

@@ -19,6 +19,7 @@ from fcs_utils.profiles import STAGES, Profile, Stage, get_profile, grid
 from fcs_utils.progress import bar
 from fcs_utils.provenance import describe_machine, describe_moment, pick_device, pick_precision
 from fcs_utils.report import Report
+from fcs_utils.runs import do
 
 Record = dict[str, Any]
 
@@ -46,8 +47,11 @@ class Study:
     def _precision(self) -> Literal["fp32", "bf16"]:
         # The precision is part of every identity, so it belongs to the folder and not to the machine that
         # happens to open it: records that come home from a GPU must be found on a laptop.
-        path = self.store.settings()
-        precision = files.read_json(path).get("precision") if path.exists() else pick_precision(self.bench.device)
+        path, wanted = self.store.settings(), self.profile.precision
+        if path.exists():
+            precision = files.read_json(path).get("precision")
+        else:
+            precision = pick_precision(self.bench.device) if wanted == "auto" else wanted
         if precision not in ("fp32", "bf16"):
             raise refuse(f"{path}: precision", precision, "fp32, bf16")
         return precision
@@ -119,7 +123,8 @@ class Study:
         for run in runs:
             macs = dense[run.reference.network, run.reference.width]
             if run.tuning and run.pruning:
-                share = (1 - run.pruning.ratio) + (run.tuning.method == "mlft")
+                left = run.pruning.macs or 1 - (run.pruning.ratio or 0)
+                share = left + (run.tuning.method == "mlft")
                 expected.append(round(3 * run.tuning.training.epochs * images * share * macs))
             elif run.kind == "reference":
                 expected.append(3 * run.reference.training.epochs * images * macs)
@@ -137,7 +142,7 @@ class Study:
             parent = run.parent()
             parent_record = self.ensure(parent) if parent else None
             started = time.perf_counter()
-            result, volatile = self.bench.do(run, parent_record, on_macs)
+            result, volatile = do(self.bench, run, parent_record, on_macs)
         except StudyError:
             self._failed.add(run.identity)
             raise

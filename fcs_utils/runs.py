@@ -1,0 +1,111 @@
+"""How each kind of run is done on the workbench: reference, similarity, pruned, tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from fcs_utils.bench import Bench, OnMacs, Result, describe
+from fcs_utils.config import Run
+from fcs_utils.finetune import Epoch, accuracy, cross_entropy, fit, mutual
+from fcs_utils.measure import measure_cost, measure_latency
+from fcs_utils.plans import PruningPlan, make_plan
+from fcs_utils.similarity import twin_shares
+
+
+def do(bench: Bench, run: Run, parent: Mapping[str, Any] | None, on_macs: OnMacs) -> tuple[Result, Result]:
+    """Do a run: (what is equal in equal runs, what is volatile). ``parent``: the record it builds on.
+
+    ``on_macs`` is told the training MACs of every epoch. Raises StudyError when the run cannot be done.
+    """
+    if run.kind == "reference":
+        result, volatile = _reference(bench, run, on_macs)
+    elif run.kind == "similarity":
+        result, volatile = _similarity(bench, run)
+    elif run.kind == "pruned":
+        result, volatile = _pruned(bench, run)
+    else:
+        assert parent is not None
+        result, volatile = _tuned(bench, run, PruningPlan.from_data(parent["result"]["plan"]), on_macs)
+    if run.kind != "reference":
+        result["reference_sha256"] = bench.weights_sha256(run)
+    return {**result, "dataset_fingerprint": bench.dataset.fingerprint}, volatile
+
+
+def _reference(bench: Bench, run: Run, on_macs: OnMacs) -> tuple[Result, Result]:
+    network = bench.untrained(run.reference)
+    history = bench.train_reference(run, network, on_macs)
+    result = {
+        "cost": measure_cost(network, bench.example).as_dict(),
+        "weights_sha256": bench.weights_sha256(run),
+        **_outcome(bench, network, history, run),
+    }
+    return result, _timing(bench, network, history)
+
+
+def _similarity(bench: Bench, run: Run) -> tuple[Result, Result]:
+    assert run.similarity is not None
+    seed, options = run.reference.seed, run.similarity
+    images = bench.calibration_images(seed, options.calibration)
+    networks = {"trained": bench.trained(run.reference), "untrained": bench.untrained(run.reference)}
+    return {"shares": {name: twin_shares(net, images, options.quantile, seed) for name, net in networks.items()}}, {}
+
+
+def _pruned(bench: Bench, run: Run) -> tuple[Result, Result]:
+    pruning, dense = run.pruning, bench.trained(run.reference)
+    assert pruning is not None
+    scores = bench.importance(run.reference, pruning)
+    plan = make_plan(dense, bench.example, scores, ratio=pruning.ratio, macs=pruning.macs, scope=pruning.scope)
+    compact = bench.compact(run, plan)
+    result = {
+        "plan": plan.model_dump(mode="json"),
+        "cost": measure_cost(compact, bench.example).as_dict(),
+        "dense_cost": measure_cost(dense, bench.example).as_dict(),
+        "before_recalibration": _accuracies(bench, bench.cut(run, plan), run),
+        "before_tuning": _accuracies(bench, compact, run),
+    }
+    return result, {"latency_ms": _latency(bench, compact), "dense_latency_ms": _latency(bench, dense)}
+
+
+def _tuned(bench: Bench, run: Run, plan: PruningPlan, on_macs: OnMacs) -> tuple[Result, Result]:
+    tuning = run.tuning
+    assert tuning is not None
+    compact = bench.compact(run, plan)
+    networks, losses = [compact], cross_entropy
+    if tuning.method == "mlft":  # the unpruned original learns on, beside the compact network
+        peer = bench.untrained(run.reference)
+        peer.load_state_dict(bench.trained(run.reference).state_dict())
+        networks, losses = [compact, peer], mutual(tuning.temperature, tuning.strength)
+    history = fit(networks, bench.dataset, tuning.training, seed=run.reference.seed, losses=losses,
+                  precision=run.reference.precision, label=describe(run), on_epoch=on_macs)  # fmt: skip
+    result = {
+        "cost": measure_cost(compact, bench.example).as_dict(),
+        "dense_cost": measure_cost(bench.trained(run.reference), bench.example).as_dict(),
+        **_outcome(bench, compact, history, run),
+    }
+    if len(networks) > 1:
+        result["peer"] = _accuracies(bench, networks[1], run)
+    return result, _timing(bench, compact, history)
+
+
+def _accuracies(bench: Bench, network: nn.Module, run: Run) -> dict[str, float]:
+    parts = {"validation": bench.dataset.validation, "test": bench.dataset.test}
+    return {name: accuracy(network, bench.dataset, split, run.reference.precision) for name, split in parts.items()}
+
+
+def _outcome(bench: Bench, network: nn.Module, history: list[Epoch], run: Run) -> Result:
+    return {
+        **_accuracies(bench, network, run),  # of the final epoch; the best one is only named
+        "best_validation_epoch": max(history, key=lambda epoch: epoch.validation).epoch,
+        "history": [{k: v for k, v in vars(epoch).items() if k != "seconds"} for epoch in history],
+    }
+
+
+def _timing(bench: Bench, network: nn.Module, history: list[Epoch]) -> Result:
+    return {"epoch_seconds": [epoch.seconds for epoch in history], "latency_ms": _latency(bench, network)}
+
+
+def _latency(bench: Bench, network: nn.Module) -> float:
+    return measure_latency(network, bench.dataset.normalise(bench.dataset.test.images[:64]), repeats=5)
