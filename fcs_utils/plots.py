@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from fcs_utils.report import half_width
+from fcs_utils.claims import half_width
 
 # Okabe and Ito's palette, distinguishable with colour-blind eyes; one colour and marker a name, everywhere.
 STYLE = {
@@ -17,6 +17,7 @@ STYLE = {
     "feature_norm": ("#009E73", "^"),
     "fcs": ("#0072B2", "o"),
     "fcs_greedy": ("#56B4E9", "D"),
+    "fcs_linear": ("#CC79A7", "v"),
     "tft": ("#E69F00", "s"),
     "mlft": ("#0072B2", "o"),
 }
@@ -81,7 +82,12 @@ def _accuracy_panels(frame: pd.DataFrame, ylabel: str) -> Figure:
     for axis, network in zip(axes.flat, networks, strict=True):
         part = frame[frame.network == network]
         width = 1.2
-        for number, criterion in enumerate(part.criterion.unique()):
+        for criterion in part.criterion.unique():
+            if criterion not in STYLE:  # a thin grey line: they are compared by name in the ranking
+                groups = part[part.criterion == criterion].groupby("ratio", sort=False)
+                axis.plot(*zip(*((100 * (g.macs / g.dense_macs).iloc[0], g.test.mean()) for _, g in groups), strict=True),
+                          color="#c4c4c4", lw=0.8, zorder=1)  # fmt: skip
+        for number, criterion in enumerate(name for name in part.criterion.unique() if name in STYLE):
             colour, marker = STYLE[criterion]
             groups = part[part.criterion == criterion].groupby("ratio", sort=False)
             x = [100 * (g.macs / g.dense_macs).iloc[0] + width * (number - 2) / 2 for _, g in groups]  # side by side
@@ -92,6 +98,25 @@ def _accuracy_panels(frame: pd.DataFrame, ylabel: str) -> Figure:
         axis.set_ylim(top=min(axis.get_ylim()[1], 101))  # an interval may pass 100 %, accuracy cannot
         axis.invert_xaxis()
     axes.flat[0].legend()
+    return figure
+
+
+def ranking(frame: pd.DataFrame, value: str = "test") -> Figure:
+    """Every criterion's top-1 minus random's, averaged over ratios and paired by seed: mean and 95 % interval."""
+    networks = frame.network.unique()
+    figure, axes = plt.subplots(
+        1, len(networks), figsize=(5.2 * len(networks), 0.3 * frame.criterion.nunique() + 1.1), squeeze=False
+    )
+    for axis, network in zip(axes.flat, networks, strict=True):
+        means = frame[frame.network == network].groupby(["criterion", "seed"])[value].mean().unstack("seed")
+        gains = means.drop(index="random") - means.loc["random"]
+        gains = gains.loc[gains.mean(axis=1).sort_values().index]
+        for y, (criterion, row) in enumerate(gains.iterrows()):
+            colour, marker = STYLE.get(str(criterion), ("#6b6b6b", "o"))
+            axis.errorbar(row.mean(), y, xerr=np.nan_to_num(half_width(row.tolist())), color=colour, marker=marker, ms=5,
+                          capsize=2, elinewidth=0.9)  # fmt: skip
+        axis.axvline(0, color="black", lw=0.8)
+        axis.set(title=network, xlabel="points above random", yticks=range(len(gains)), yticklabels=gains.index)
     return figure
 
 

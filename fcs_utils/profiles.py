@@ -100,11 +100,11 @@ PROFILES = {
         ),
         Profile(
             name="quick",
-            summary="digits, quarter-width VGG-16 and full-width ResNet-20, three seeds",
+            summary="digits, quarter-width VGG-16 and half-width ResNet-20, three seeds",
             dataset="digits",
             networks=(
                 Network(network="vgg16", width=0.25, training=Training(epochs=10, learning_rate=0.05, batch_size=32)),
-                Network(network="resnet20", training=Training(epochs=9, learning_rate=0.1, batch_size=32)),
+                Network(network="resnet20", width=0.5, training=Training(epochs=10, learning_rate=0.1, batch_size=32)),
             ),
             seeds=(0, 1, 2),
             ratios=(0.3, 0.5, 0.7),

@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
-from fcs_utils import claims
+from fcs_utils import ablations, claims
+from fcs_utils.claims import mean_interval
 from fcs_utils.criteria import describe
 from fcs_utils.errors import StudyError
 from fcs_utils.store import Store, write_atomic, write_json
@@ -44,10 +43,11 @@ def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
             row |= {
                 "criterion": pruning["criterion"], "reading": describe(pruning["criterion"], pruning["options"]),
                 "ratio": pruning["ratio"], "dense_params": dense["params"], "dense_macs": dense["macs"],
+                **{name: pruning[name] for name in ("options", "calibration", "calibration_seed", "compensate")},
             }  # fmt: skip
         if record["kind"] == "pruned":
             row |= {"plain": result["before_recalibration"]["test"], "test": result["before_tuning"]["test"],
-                    "validation": result["before_tuning"]["validation"],
+                    "validation": result["before_tuning"]["validation"], "kept": result["plan"]["kept"],
                     "dense_latency_ms": record["volatile"]["dense_latency_ms"]}  # fmt: skip
         else:
             row |= {"test": result["test"], "validation": result["validation"], "history": result["history"],
@@ -70,18 +70,6 @@ def similarity_frame(records: Iterable[Record]) -> pd.DataFrame:
         for record in records for state, layers in record["result"]["shares"].items() for layer, share in layers.items()
     ]  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Half of the mean's 95 % t interval; NaN for fewer than two values."""
-    n = len(values)
-    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-
-
-def mean_interval(values: Sequence[float] | pd.Series, digits: int = 2) -> str:
-    """'97.20 ± 0.81' (mean and half of its 95 % interval), or the value alone at n = 1."""
-    half = half_width(list(values))
-    return f"{np.mean(values):.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
 
 def choose_learning_rates(arms: pd.DataFrame) -> pd.DataFrame:
@@ -210,6 +198,8 @@ class Report:
         self.similarity = similarity_frame(records["similarity"])
         self.pruned = runs_frame(records["pruned"])
         self.tuned = runs_frame(records["tuned"])
+        self.ablation = runs_frame(records["ablation"])
+        self.headstart = runs_frame(records["headstart"])
         self.arms = add_targets(choose_learning_rates(runs_frame(records["arms"])), validation_images)
         self.ledger = claims.ledger(claims.c1(self.similarity) + claims.c2(self.tuned) + claims.c3(self.arms))
 
@@ -221,6 +211,10 @@ class Report:
             "similarity": similarity_table(self.similarity),
             "compression": compression_table(self.pruned),
             "criteria": criteria_table(self.pruned, self.tuned),
+            "ablations": ablations.ablation_table(self.ablation),
+            "stability": ablations.stability_table(self.ablation, self.pruned),
+            "merge": ablations.merge_table(self.ablation),
+            "headstart": ablations.headstart_table(self.headstart),
             "arms": arms_table(self.arms),
         }
 
