@@ -55,7 +55,7 @@ def elimination_order(gram: Tensor, weights: Tensor, norms: Tensor) -> list[int]
 
 
 def fcs_linear(model: nn.Module, statistics: ChannelStatistics) -> Tensor:
-    """The place in backward elimination, as a share in (0, 1): what goes last matters most (M12).
+    """The place in backward elimination, as a share in (0, 1): what goes last matters most (M13).
 
     The squared error of a channel is weighted by the squared weights with which its consumers read it.
     """

@@ -168,3 +168,23 @@ def forest(ledger: pd.DataFrame) -> Figure:
         axis.axvline(0, color="black", lw=0.8)
         axis.set(yticks=[-y for y in range(len(labels))], yticklabels=labels, title=title, ylim=(-len(labels) + 0.4, 0.6))
     return figure
+
+
+def cost_growth(costs: pd.DataFrame, names: dict[str, str]) -> Figure:
+    """Time and peak memory of scoring against calibration images and against width, a line a procedure."""
+    figure, axes = plt.subplots(2, 2, figsize=(9.6, 5.8))
+    styles = {"forward": ("#8c8c8c", "x"), "pass": ("#0072B2", "o"), "store": ("#D55E00", "s")}
+    first = costs[costs.network == costs.network.iloc[0]]
+    heavy = first[first.width < 1].images.iloc[0]
+    for column, (x, part, label) in enumerate((
+        ("images", first[first.width == 1], "calibration images"),
+        ("width", first[first.images == heavy], f"width of the network ({heavy} images)"),
+    )):  # fmt: skip
+        for row, (y, title) in enumerate((("seconds", "seconds"), ("memory_mb", "peak memory (MB)"))):
+            axis = axes[row, column]
+            for method, (colour, marker) in styles.items():
+                own = part[part.method == method].groupby(x)[y].median()
+                axis.plot(own.index, own, color=colour, marker=marker, ms=5, label=names[method])
+            axis.set(xlabel=label, ylabel=title, ylim=(0, None))
+    axes[0, 0].legend(fontsize=8)
+    return figure

@@ -61,6 +61,20 @@ class Ablations(Config):
         ]  # fmt: skip
 
 
+class Scoring(Config):
+    """What notebook 08 measures the cost of scoring on.
+
+    images: numbers of them, the last for the comparison with the forward pass. heavy: images for procedures
+    that keep every map. literal: images for criteria as published, one decomposition at a time.
+    """
+
+    networks: tuple[str, ...] = ("vgg16", "resnet56")
+    images: tuple[int, ...] = (256, 512, 1024, 2048)
+    widths: tuple[float, ...] = (0.25, 0.5)
+    heavy: int = 512
+    literal: int = 8
+
+
 class Profile(Config):
     """One study: the data set, the networks, and how much of everything."""
 
@@ -75,6 +89,7 @@ class Profile(Config):
     tuning: Training  # the one schedule after which criteria are compared (C2)
     ablations: Ablations
     arms: Arms
+    scoring: Scoring = Scoring()
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: what the first machine is fastest in
 
 
@@ -96,6 +111,7 @@ PROFILES = {
             tuning=Training(epochs=1, learning_rate=0.02, batch_size=64),
             ablations=Ablations(bins=(2,), calibrations=(50,), draws=1, binning_seeds=1, merged=("fcs",), headstart=2),
             arms=Arms(networks=("vgg16",), epochs=(1, 2), learning_rates=(0.02,)),
+            scoring=Scoring(networks=("resnet20",), images=(16, 32), widths=(0.5,), heavy=16, literal=2),
             precision="fp32",
         ),
         Profile(

@@ -187,6 +187,13 @@ def claims_table(ledger: pd.DataFrame) -> pd.DataFrame:
     ])  # fmt: skip
 
 
+def write_table(store: Store, name: str, table: pd.DataFrame) -> None:
+    """A table as CSV, Markdown and LaTeX."""
+    write_atomic(store.table(name, "csv"), table.to_csv(index=False).encode())
+    write_atomic(store.table(name, "md"), (table.to_markdown(index=False) + "\n").encode())
+    write_atomic(store.table(name, "tex"), table.to_latex(index=False, escape=True).encode())
+
+
 # -- everything at once -------------------------------------------------------------------------------------------
 
 
@@ -221,8 +228,6 @@ class Report:
     def write(self, store: Store) -> None:
         """Tables as CSV, Markdown and LaTeX, and the ledger as JSON."""
         for name, table in self.tables().items():
-            write_atomic(store.table(name, "csv"), table.to_csv(index=False).encode())
-            write_atomic(store.table(name, "md"), (table.to_markdown(index=False) + "\n").encode())
-            write_atomic(store.table(name, "tex"), table.to_latex(index=False, escape=True).encode())
+            write_table(store, name, table)
         rows = self.ledger.astype(object).where(self.ledger.notna(), None)  # NaN is no JSON
         write_json(store.claims(), {"verdicts": claims.claim_verdicts(self.ledger), "comparisons": rows.to_dict("records")})

@@ -52,6 +52,7 @@ class Store:
         failed/NAME.ipynb             the copy of a notebook that failed
         figures/NAME.png|svg          tables/NAME.csv|md|tex
         claims.json  index.html       the verdicts; the page to open
+        cost.json                     what scoring cost on the machine that measured it
         state/NAME                    what was up to date when (not published)
     """
 
@@ -88,6 +89,9 @@ class Store:
 
     def claims(self) -> Path:
         return self.root / "claims.json"
+
+    def cost(self) -> Path:
+        return self.root / "cost.json"
 
     def index(self) -> Path:
         return self.root / "index.html"

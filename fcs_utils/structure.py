@@ -5,7 +5,6 @@ Only that lowest layer of the library is used; importance and selection are this
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,7 +154,6 @@ def trace_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
     Raises StudyError for images that do not fit.
     """
     check_images(model, example)
-    model = copy.deepcopy(model)
     names = {module: name for name, module in model.named_modules()}
     with traceable(model):
         graph = dependency_graph(model, example)
