@@ -12,8 +12,9 @@ from latex2mathml.converter import convert as to_mathml
 from nbconvert import HTMLExporter
 
 from fcs_utils.claims import STATEMENTS, claim_verdicts
+from fcs_utils.cost import cost_frame, cost_table
 from fcs_utils.publish import NOTEBOOKS, PACKAGE, Notebook
-from fcs_utils.store import Store, write_atomic
+from fcs_utils.store import Store, read_json, write_atomic
 from fcs_utils.study import Study
 
 TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(PACKAGE / "templates"), autoescape=True)
@@ -84,6 +85,11 @@ def render_index(study: Study) -> None:
             "claims": [(claim, STATEMENTS[claim], verdict) for claim, verdict in verdicts.items()],
             "tables": {name: html_table(table) for name, table in report.tables().items()},
         }
+        if store.cost().exists():
+            costs = read_json(store.cost())
+            machine = costs["machine"]
+            context |= {"cost_table": html_table(cost_table(cost_frame(costs))),
+                        "cost_machine": f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}"}  # fmt: skip
     chapters = [(n.name, *title_and_question(n), store.page(n.name).exists()) for n in NOTEBOOKS.values()]
     html = TEMPLATES.get_template("index.html.j2").render(chapters=chapters, **context, **_shared(study, ""))
     write_atomic(store.index(), html.encode())

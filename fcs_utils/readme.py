@@ -28,7 +28,7 @@ def records_block(study: Study) -> str:
     lines = [
         f"Profile `{study.profile.name}` on {study.bench.dataset.title}, n = {len(study.profile.seeds)} seeds:", "", *verdicts, "",
         f"![Effect and 95 % interval of every comparison behind the verdicts]({where})", "",
-        claims_table(report.ledger).to_markdown(index=False),
+        claims_table(report.ledger[report.ledger.decisive]).to_markdown(index=False),
     ]  # fmt: skip
     return "\n".join([BEGIN, *lines, END])
 
@@ -50,7 +50,8 @@ def figure_is_fresh(study: Study) -> bool:
 def draw_figure(study: Study) -> None:
     use_house_style()
     buffer = io.BytesIO()
-    forest(study.report().ledger).savefig(buffer, format="png", metadata={"Source": ledger_digest(study)})
+    ledger = study.report().ledger
+    forest(ledger[ledger.decisive]).savefig(buffer, format="png", metadata={"Source": ledger_digest(study)})
     write_atomic(study.store.figure("readme"), buffer.getvalue())
 
 
