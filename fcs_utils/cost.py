@@ -61,7 +61,7 @@ def measure(job: Job) -> dict[str, Any]:
         method(network, images)
         return {**job.model_dump(), "bytes": _peak(device) - start}
     seconds: dict[str, list[float]] = {"forward": [], "method": []}
-    for _ in range(3 if job.method in ("forward", "pass", "trace") else 1):
+    for _ in range(3 if job.method in ("pass", "trace") else 1):
         for name, run in (("forward", forward), ("method", method)):
             started = time.perf_counter()
             run(network, images)
@@ -77,8 +77,10 @@ def _peak(device: torch.device, reset: bool = False) -> int:
         if reset:
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's getrusage starts at the parent's peak
+        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def measure_apart(job: Job) -> dict[str, Any]:
@@ -96,19 +98,18 @@ def measure_apart(job: Job) -> dict[str, Any]:
 def scoring_jobs(scoring: Scoring, device: str) -> list[Job]:
     """Every measurement of notebook 08, each once: times first, then memory."""
     first, most, heavy = scoring.networks[0], scoring.images[-1], scoring.heavy
-    jobs = [
-        *(Job(method=m, network=n, images=most, device=device) for n in scoring.networks for m in ("forward", "pass", "trace")),
-        *(Job(method=m, network=n, images=heavy, device=device) for n in scoring.networks
-          for m in ("forward", "pass", "store", "per_layer")),
-        *(Job(method=m, network=first, images=n, device=device) for n in scoring.images for m in ("forward", "pass")),
+    times = [
+        *(Job(method=m, network=n, images=most, device=device) for n in scoring.networks for m in ("pass", "trace")),
+        *(Job(method=m, network=n, images=heavy, device=device) for n in scoring.networks for m in ("pass", "store", "per_layer")),
+        *(Job(method="pass", network=first, images=n, device=device) for n in scoring.images),
         *(Job(method="store", network=first, images=n, device=device) for n in scoring.images if n <= heavy),
-        *(Job(method=m, network=first, width=w, images=heavy, device=device) for w in (*scoring.widths, 1.0)
-          for m in ("forward", "pass", "store")),
+        *(Job(method=m, network=first, width=w, images=heavy, device=device) for w in scoring.widths for m in ("pass", "store")),
     ]  # fmt: skip
     literal = [Job(method=m, network=first, images=scoring.literal, device=device)
                for m in ("ranks", "ranks_literal", "drops", "drops_literal")]  # fmt: skip
-    memory = [job.model_copy(update={"memory": True}) for job in jobs if job.method != "trace"]
-    return list(dict.fromkeys([*jobs, *literal, *memory]))
+    plain = [job.model_copy(update={"method": "forward"}) for job in times if job.method == "pass"]
+    memory = [job.model_copy(update={"memory": True}) for job in (*plain, *times) if job.method != "trace"]
+    return list(dict.fromkeys([*times, *literal, *memory]))
 
 
 def scoring_costs(store: Store, scoring: Scoring, device: str) -> dict[str, Any]:
@@ -132,8 +133,11 @@ def cost_frame(costs: Mapping[str, Any]) -> pd.DataFrame:
     """One row per method, network, width and number of images: seconds, their ratio to the forward pass, memory in MB."""
     rows = pd.DataFrame(costs["rows"])
     keys = ["network", "width", "images", "method"]
-    times, memory = (rows[rows.memory == kind].set_index(keys) for kind in (False, True))
-    frame = times[["seconds", "forward_seconds"]].join(memory.bytes / 1e6).rename(columns={"bytes": "memory_mb"}).reset_index()
+    times, memory = (rows[rows.memory == kind] for kind in (False, True))
+    passes = times[times.method == "pass"]
+    plain = passes.assign(method="forward", seconds=passes.forward_seconds)
+    frame = pd.concat([plain, times]).set_index(keys)[["seconds", "forward_seconds"]]
+    frame = frame.join((memory.set_index(keys).bytes / 1e6).rename("memory_mb")).reset_index()
     return frame.assign(ratio=frame.seconds / frame.forward_seconds)
 
 
