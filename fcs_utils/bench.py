@@ -20,7 +20,7 @@ from fcs_utils.criteria import importance, needs
 from fcs_utils.data import Dataset, load_dataset
 from fcs_utils.finetune import Epoch, fit
 from fcs_utils.models import build_seeded
-from fcs_utils.plans import PruningPlan
+from fcs_utils.plans import PruningPlan, make_plan
 from fcs_utils.pruning import prune, recalibrate
 from fcs_utils.store import Store, read_record, write_atomic
 from fcs_utils.structure import Scope, prunable_layers
@@ -145,6 +145,13 @@ class Bench:
             images=self.dataset.normalise(calibration.images), labels=calibration.labels,
             **{"seed": reference.seed, **pruning.options},
         )  # fmt: skip
+
+    def plan(self, run: Run) -> PruningPlan:
+        """Which channels of the trained reference a run keeps."""
+        pruning, dense = run.pruning, self.trained(run.reference)
+        assert pruning is not None
+        scores = self.importance(run.reference, pruning)
+        return make_plan(dense, self.example, scores, ratio=pruning.ratio, macs=pruning.macs, scope=pruning.scope)
 
     def cut(self, run: Run, plan: PruningPlan) -> nn.Module:
         """The compact network straight after surgery and compensation."""
