@@ -12,7 +12,7 @@ from fcs_utils.errors import StudyError
 
 # Spelled out so that a typo is refused without importing torch; a test compares them with the real tables.
 PROFILES = ("smoke", "quick", "cifar", "paper")
-STAGES = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "arms")
+STAGES = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")
 
 
 class Parser(argparse.ArgumentParser):

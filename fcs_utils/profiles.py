@@ -168,9 +168,7 @@ PROFILES = {
             calibration=1024,
             tuning=Training(epochs=40, learning_rate=0.05),
             ablations=Ablations(calibrations=(50, 200, 5000), headstart=10),
-            arms=Arms(
-                networks=("vgg16", "resnet56"), epochs=(10, 20, 40), learning_rates=(0.01, 0.02, 0.05, 0.1), pilot_epochs=10
-            ),
+            arms=Arms(networks=("vgg16", "resnet56"), epochs=(10, 20, 40), learning_rates=(0.01, 0.02, 0.05, 0.1), pilot_epochs=10),
         ),
     )
 }

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fcs_utils.claims import holm, overall, paired, seed_differences, verdict
+from fcs_utils.claims import overall
 from fcs_utils.errors import StudyError
+from fcs_utils.inference import holm, paired, seed_differences, verdict
 from fcs_utils.report import add_targets, choose_learning_rates
 
 
