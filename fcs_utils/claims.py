@@ -29,6 +29,8 @@ class Comparison:
     unit: str
     result: Paired
     decisive: bool = True  # rows that only inform take no part in the correction or in the verdict
+    role: str = ""  # what a verdict with several conditions needs the row for
+    epochs: int = 0  # of the schedule that the role is about
 
 
 def c1(similarity: pd.DataFrame) -> list[Comparison]:
@@ -66,7 +68,10 @@ def c2_details(tuned: pd.DataFrame, value: str = "test") -> pd.DataFrame:
     for (network, ratio), group in tuned.groupby(["network", "ratio"], sort=False):
         ours = group[group.criterion == "fcs"]
         for baseline in (*BASELINES, "random"):
-            result = paired(seed_differences(ours, group[group.criterion == baseline], value))
+            theirs = group[group.criterion == baseline]
+            if not len(ours) or not len(theirs):
+                continue
+            result = paired(seed_differences(ours, theirs, value))
             rows.append({"network": network, "ratio": ratio, "baseline": baseline, **asdict(result)})
     table = pd.DataFrame(rows)
     table["p_holm"] = holm(table.p.tolist())
@@ -80,30 +85,33 @@ def margin(validation_images: int) -> float:
 
 
 def c3(arms: pd.DataFrame, slack: float) -> list[Comparison]:
-    """Does MLFT with fewer epochs equal TFT's longest schedule? By final test accuracy of completed schedules.
+    """Does MLFT equal TFT's longest schedule with fewer epochs, and not just because TFT does too?
 
-    One decisive row per shorter schedule: MLFT's minus TFT's longest, plus the slack within which they count
-    as equal, so that a positive effect means "no worse". TFT's own shorter schedules stand beside, for where
-    they equal the longest too, fewer epochs are no merit of mutual learning. The other arms inform.
+    By final test accuracy of completed schedules. Two decisive rows per shorter schedule: MLFT's minus TFT's
+    longest plus the slack within which they count as equal ("no worse"), and MLFT's minus TFT's of the same
+    length ("better"). TFT's own shorter schedules against its longest, and the other arms, inform.
     """
-    long, rows = arms.epochs.max(), []
-    tft = _arm(arms, "tft", long)
-    for method, decisive in (("mlft", True), ("tft", False)):
-        for epochs in sorted(set(arms.epochs) - {long}):
-            differences = seed_differences(_arm(arms, method, epochs), tft, "test") + slack
-            question = (f"test top-1, {method.upper()} of {epochs} epochs minus TFT of {long}, plus {slack:.2f} points "
-                        "within which they count as equal")  # fmt: skip
-            label = f"{method.upper()} {epochs} − TFT {long} epochs"
-            rows.append(Comparison("C3", label, question, "points", paired(differences), decisive))
+    long = arms.epochs.max()
+    rows = []
     for epochs in sorted(set(arms.epochs)):
+        for method, role in (("mlft", "no worse"), ("tft", "no worse itself")):
+            pair = _arm(arms, method, epochs), _arm(arms, "tft", long)
+            if epochs < long and all(map(len, pair)):
+                name = METHODS[method]
+                question = (f"test top-1, {name} of {epochs} epochs minus TFT of {long}, plus {slack:.2f} points within which they "
+                            "count as equal")  # fmt: skip
+                result = paired(seed_differences(*pair, "test") + slack)
+                label = f"{name} {epochs} − TFT {long} epochs"
+                rows.append(Comparison("C3", label, question, "points", result, method == "mlft", role, epochs))
         for ours, theirs in (("mlft", "tft"), ("mlft", "kd"), ("mlft", "twin")):
             pair = _arm(arms, ours, epochs), _arm(arms, theirs, epochs)
             if all(map(len, pair)):
-                words = [METHODS[name] for name in (ours, theirs)]
-                question = f"test top-1 after {epochs} epoch(s) each, {words[0]} minus {words[1]}"
+                words = f"{METHODS[ours]} minus {METHODS[theirs]}"
                 result = paired(seed_differences(*pair, "test"))
-                label = f"{words[0]} − {words[1]}, {epochs} epoch(s)"
-                rows.append(Comparison("C3", label, question, "points", result, decisive=False))
+                decisive = theirs == "tft" and epochs < long
+                rows.append(Comparison("C3", f"{METHODS[ours]} − {METHODS[theirs]}, {epochs} epochs",
+                                       f"test top-1 after {epochs} epochs each, {words}", "points", result, decisive,
+                                       "better" if decisive else "", epochs))  # fmt: skip
     return rows
 
 
@@ -118,6 +126,8 @@ def c3_by_compute(arms: pd.DataFrame) -> list[Comparison]:
     """MLFT against the TFT schedule whose training MACs are nearest: a longer one, for a peer's training is paid for."""
     tft = arms[arms.method == "tft"].groupby("epochs").training_macs.mean()
     found = []
+    if tft.empty or not len(arms[arms.method == "mlft"]):
+        return []
     for epochs, macs in arms[arms.method == "mlft"].groupby("epochs").training_macs.mean().items():
         nearest = min(tft.index, key=lambda other: abs(math.log(tft[other] / macs)))
         found.append((abs(math.log(macs / tft[nearest])), epochs, nearest, macs / tft[nearest]))
@@ -152,7 +162,7 @@ def ledger(comparisons: Sequence[Comparison]) -> pd.DataFrame:
             rows.append({
                 "claim": claim, "label": comparison.label, "statement": STATEMENTS[claim], "comparison": comparison.question,
                 **asdict(comparison.result), "unit": comparison.unit, "p_holm": p, "decisive": comparison.decisive,
-                "verdict": verdict(comparison.result.effect, p),
+                "role": comparison.role, "epochs": comparison.epochs, "verdict": verdict(comparison.result.effect, p),
             })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -160,17 +170,18 @@ def ledger(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 def claim_verdicts(table: pd.DataFrame) -> dict[str, Verdict]:
     """The verdict per claim, from a ledger.
 
-    C1, C2 and C3 by compute need every decisive row. C3 needs one schedule at which MLFT is no worse than TFT's
-    longest while TFT itself is not shown to be; it is contradicted when MLFT is worse at every shorter schedule.
+    C1, C2 and C3 by compute need every decisive row. C3 needs one shorter schedule at which MLFT is no worse than
+    TFT's longest and better than TFT's of the same length, while that one is not shown to be no worse itself; it
+    is contradicted when at every shorter schedule one of the two is.
     """
     verdicts: dict[str, Verdict] = {}
     for claim, group in table.groupby("claim", sort=False):
-        rows = dict(zip(group.label, group.verdict, strict=True))
         decisive = group[group.decisive]
         verdicts[str(claim)] = overall(decisive.verdict.tolist())
         if claim == "C3":
-            won = [row.label for row in decisive.itertuples() if row.verdict == "supported"
-                   and rows.get(row.label.replace("MLFT", "TFT", 1)) != "supported"]  # fmt: skip
-            worse = set(decisive.verdict) == {"contradicted"}
-            verdicts["C3"] = "supported" if won else "contradicted" if worse else "undecided"
+            schedules = [dict(zip(rows.role, rows.verdict, strict=True)) for _, rows in group[group.role != ""].groupby("epochs")]
+            won = [s for s in schedules if s.get("no worse") == s.get("better") == "supported"
+                   and s.get("no worse itself") != "supported"]  # fmt: skip
+            lost = [s for s in schedules if "contradicted" in (s.get("no worse"), s.get("better"))]
+            verdicts["C3"] = "supported" if won else "contradicted" if schedules and lost == schedules else "undecided"
     return verdicts

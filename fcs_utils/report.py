@@ -111,44 +111,56 @@ def add_targets(arms: pd.DataFrame, slack: float) -> pd.DataFrame:
 
 
 class Report:
-    """All frames of a complete profile, from its records by stage."""
+    """All frames of a profile, from its records by stage; a stage without records leaves its tables out.
 
-    def __init__(self, records: Mapping[str, Sequence[Record]], validation_images: int) -> None:
-        self.references = runs_frame(records["reference"])
+    missing: runs without a record, in words; they become a table of their own.
+    """
+
+    def __init__(self, records: Mapping[str, Sequence[Record]], validation_images: int, missing: Sequence[str] = ()) -> None:
+        self.missing = missing
         self.similarity = similarity_frame(records["similarity"])
-        self.pruned = runs_frame(records["pruned"])
-        self.tuned = runs_frame(records["tuned"])
-        self.ablation = runs_frame(records["ablation"])
-        self.headstart = runs_frame(records["headstart"])
+        frames = {stage: runs_frame(found) for stage, found in records.items() if stage != "similarity"}
+        self.references, self.pruned, self.tuned = (frames[stage] for stage in ("reference", "pruned", "tuned"))
+        self.ablation, self.headstart, self.rates = (frames[stage] for stage in ("ablation", "headstart", "rates"))
         slack = claims.margin(validation_images)
-        self.rates = runs_frame(records["rates"])
-        self.arms = add_targets(runs_frame(records["arms"]), slack)
-        schedules = self.arms[~self.arms.method.str.startswith("scratch")]
-        self.ledger = claims.ledger([
-            *claims.c1(self.similarity), *claims.c2(self.tuned), *claims.c3(schedules, slack), *claims.c3_by_compute(schedules),
-        ])  # fmt: skip
+        self.arms, comparisons = frames["arms"], []
+        if len(self.similarity):
+            comparisons += claims.c1(self.similarity)
+        if len(self.tuned):
+            comparisons += claims.c2(self.tuned)
+        if len(self.arms):
+            self.arms = add_targets(self.arms, slack)
+            schedules = self.arms[~self.arms.method.str.startswith("scratch")]
+            comparisons += claims.c3(schedules, slack) + claims.c3_by_compute(schedules)
+        self.ledger = claims.ledger(comparisons)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every published table by file name."""
-        return {
-            "claims": tables.claims_table(self.ledger),
-            "references": tables.reference_table(self.references),
-            "similarity": tables.similarity_table(self.similarity),
-            "compression": tables.compression_table(self.pruned),
-            "criteria": tables.criteria_table(self.pruned, self.tuned),
-            "ablations": ablations.ablation_table(self.ablation),
-            "stability": ablations.stability_table(self.ablation, self.pruned),
-            "merge": ablations.merge_table(self.ablation),
-            "headstart": ablations.headstart_table(self.headstart),
-            "arms": tables.arms_table(self.arms),
-            "rates": tables.rates_table(self.rates),
-            "peers": tables.peers_table(self.arms),
-            "published": tables.published_table(),
+        made = {
+            "claims": (tables.claims_table, self.ledger),
+            "references": (tables.reference_table, self.references),
+            "similarity": (tables.similarity_table, self.similarity),
+            "compression": (tables.compression_table, self.pruned),
+            "criteria": (tables.criteria_table, self.pruned, self.tuned),
+            "ablations": (ablations.ablation_table, self.ablation),
+            "stability": (ablations.stability_table, self.ablation, self.pruned),
+            "merge": (ablations.merge_table, self.ablation),
+            "headstart": (ablations.headstart_table, self.headstart),
+            "arms": (tables.arms_table, self.arms),
+            "rates": (tables.rates_table, self.rates),
+            "peers": (tables.peers_table, self.arms),
         }
+        shown = {name: make(*frames) for name, (make, *frames) in made.items() if all(len(frame) for frame in frames)}
+        if self.missing:
+            shown["missing"] = pd.DataFrame({"runs without a record": self.missing})
+        return {**shown, "published": tables.published_table()}
 
     def write(self, store: Store) -> None:
         """Tables as CSV, Markdown and LaTeX, and the ledger as JSON."""
         for name, table in self.tables().items():
             tables.write_table(store, name, table)
         rows = self.ledger.astype(object).where(self.ledger.notna(), None)  # NaN is no JSON
-        write_json(store.claims(), {"verdicts": claims.claim_verdicts(self.ledger), "comparisons": rows.to_dict("records")})
+        verdicts = claims.claim_verdicts(self.ledger) if len(self.ledger) else {}
+        write_json(store.claims(), {
+            "verdicts": verdicts, "comparisons": rows.to_dict("records"), "missing": list(self.missing),
+        })  # fmt: skip

@@ -89,22 +89,35 @@ class Study:
         """The record of a run, or None where it has not been done."""
         return files.read_record(self.store, run.kind, run.identity)
 
-    def records(self, stages: Iterable[Stage] | None = None, *, allow_missing: bool = False) -> list[Record]:
-        """The records of some stages, reading only. Raises StudyError naming the missing ones, unless allowed."""
-        found = [(run, self.record(run)) for run in self.runs(stages)]
-        missing = [f"{run.kind}-{run.identity} ({describe(run)})" for run, record in found if record is None]
-        if missing and not allow_missing:
+    def records(self, stages: Iterable[Stage] | None = None) -> list[Record]:
+        """The records of some stages, reading only. Raises StudyError naming the missing ones."""
+        runs = self.runs(stages)
+        if missing := self._without_record(runs):
             shown = "; ".join(missing[:5]) + ("; ..." if len(missing) > 5 else "")
             raise StudyError(
-                f"{len(missing)} of {len(found)} runs of profile {self.profile.name} have no record in {self.store.root}: "
+                f"{len(missing)} of {len(runs)} runs of profile {self.profile.name} have no record in {self.store.root}: "
                 f"{shown}; {self._how_to_go_on()}"
             )
-        return [record for _, record in found if record is not None]
+        return [record for run in runs if (record := self.record(run)) is not None]
 
-    def report(self) -> Report:
-        """Tables and verdicts from a complete set of records, reading only."""
-        records = {stage: self.records([stage]) for stage in STAGES}
-        return Report(records, len(self.bench.dataset.validation))
+    def _without_record(self, runs: Iterable[Run]) -> list[str]:
+        return [f"{run.kind}-{run.identity} ({describe(run)})" for run in runs if self.record(run) is None]
+
+    def report(self, *, allow_missing: bool = False) -> Report:
+        """Tables and verdicts from a profile's records, reading only.
+
+        Raises StudyError naming the missing ones; where they are allowed, they are listed in a table instead.
+        """
+        images = len(self.bench.dataset.validation)
+        if not allow_missing:
+            return Report({stage: self.records([stage]) for stage in STAGES}, images)
+        self.rates()
+        runs = {stage: self.grid.get(stage, []) for stage in STAGES}
+        missing = list(dict.fromkeys(word for stage in runs.values() for word in self._without_record(stage)))
+        if "arms" not in self.grid:
+            missing.append("every run of stage arms, whose learning rates follow from stage rates")
+        found = {stage: [record for run in some if (record := self.record(run)) is not None] for stage, some in runs.items()}
+        return Report(found, images, missing)
 
     def run(self, stages: Iterable[Stage] | None = None) -> list[Record]:
         """Do what has no record yet, then return all records of the stages.
