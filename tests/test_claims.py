@@ -61,8 +61,9 @@ def test_pairs_by_seed_and_never_across_devices() -> None:
 
 def arm(method: str, curve: list[float], test: float = 0.0, seed: int = 0, macs: int = 10) -> dict[str, object]:
     history = [{"epoch": e, "validation": v, "training_macs": macs * e} for e, v in enumerate(curve, 1)]
+    seconds = [float(epoch) for epoch in range(1, len(curve) + 1)]
     return {"network": "n", "seed": seed, "method": method, "epochs": len(curve), "history": history, "validation": curve[-1],
-            "test": test, "training_macs": macs * len(curve), "epoch_seconds": [float(e) for e in range(1, len(curve) + 1)]}  # fmt: skip
+            "test": test, "training_macs": macs * len(curve), "epoch_seconds": seconds}  # fmt: skip
 
 
 def pilot(method: str, rate: float, validation: float, test: float) -> dict:
