@@ -107,12 +107,18 @@ def watched(
     """As ``tapped``, but hands over the whole tensor as it flows, which may hold more than the layer's channels."""
     with ExitStack() as hooks:
         for layer in layers:
+            # What a hook returns would replace the tensor: these return nothing.
+            def before(_module: nn.Module, inputs: tuple[Tensor, ...], layer: Layer = layer) -> None:
+                receive(layer, inputs[0])
+
+            def after(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor, layer: Layer = layer) -> None:
+                receive(layer, output)
+
             module = model.get_submodule(layer.name if tap == "conv" else layer.tap.module)
             if tap == "consumer" and layer.tap.side == "input":
-                hook = module.register_forward_pre_hook(lambda _m, inputs, layer=layer: receive(layer, inputs[0]))
+                hooks.enter_context(module.register_forward_pre_hook(before))
             else:
-                hook = module.register_forward_hook(lambda _m, _i, output, layer=layer: receive(layer, output))
-            hooks.enter_context(hook)
+                hooks.enter_context(module.register_forward_hook(after))
         yield
 
 

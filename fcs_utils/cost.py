@@ -1,12 +1,13 @@
 """What scoring costs: the one pass against the plain forward pass and against how others do it, side by side.
 
-Each measurement is a process of its own (``python -m fcs_utils.cost JSON``), so that peak memory is that of one
-method, and runs the plain forward pass in turns with it, so that their ratio is of one machine at one moment.
+Times are taken in turns with the plain forward pass within one process, so that their ratio is of one machine at
+one moment. Peak memory is that of a process of its own (``python -m fcs_utils.cost JSON``).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -43,31 +44,32 @@ class Job(Config):
     width: Positive = 1.0
     images: Count
     method: Method
-    repeats: Count = 3
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: str = "cpu"
+    memory: bool = False  # peak memory instead of time
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """The job's own process runs this: seconds of the method and of the forward pass, peak bytes above the start."""
-    device = torch.device(job.device)
+    """Median seconds of the method and of the forward pass in turns with it; or peak bytes above the start."""
+    device, method = torch.device(job.device), METHODS[job.method]
     network = build_seeded(0, job.network, num_classes=10, width=job.width).eval()
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.randn(job.images, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
-    forward(network, images[:8])  # libraries allocate at their first use
-    METHODS[job.method](network, images[:8])
-    start = _peak(device, reset=True)
-    METHODS[job.method](network, images)
-    memory = _peak(device) - start
-    seconds: dict[str, list[float]] = {"method": [], "forward": []}
-    for _ in range(job.repeats):
-        for name, run in (("forward", forward), ("method", METHODS[job.method])):
+    for first in (forward, method):
+        first(network, images[:8])  # libraries allocate and compile at their first use
+    if job.memory:
+        start = _peak(device, reset=True)
+        method(network, images)
+        return {**job.model_dump(), "bytes": _peak(device) - start}
+    seconds: dict[str, list[float]] = {"forward": [], "method": []}
+    for _ in range(3 if job.method in ("pass", "trace") else 1):
+        for name, run in (("forward", forward), ("method", method)):
             started = time.perf_counter()
             run(network, images)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - started)
     middle = {name: statistics.median(times) for name, times in seconds.items()}
-    return {**job.model_dump(), "seconds": middle["method"], "forward_seconds": middle["forward"], "memory": memory}
+    return {**job.model_dump(), "seconds": middle["method"], "forward_seconds": middle["forward"]}
 
 
 def _peak(device: torch.device, reset: bool = False) -> int:
@@ -75,41 +77,39 @@ def _peak(device: torch.device, reset: bool = False) -> int:
         if reset:
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's getrusage starts at the parent's peak
+        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def run_jobs(jobs: list[Job]) -> list[dict[str, Any]]:
-    """Every job in a process of its own, one after the other. Raises StudyError for one that fails."""
-    rows = []
-    for job in jobs:
-        command = [sys.executable, "-m", "fcs_utils.cost", job.model_dump_json()]
-        folder = Path(__file__).parents[1]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=3600)  # noqa: S603
-        if done.returncode:
-            raise StudyError(f"measuring {job.method} on {job.network} failed: {done.stderr.strip().splitlines()[-1:]}")
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-    return rows
+def measure_apart(job: Job) -> dict[str, Any]:
+    """The measurement in a process of its own. Raises StudyError when that fails."""
+    # Large blocks go back to the system when freed: what remains is what is in use, not what the heap holds.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    command = [sys.executable, "-m", "fcs_utils.cost", job.model_dump_json()]
+    folder = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=3600)  # noqa: S603
+    if done.returncode:
+        raise StudyError(f"measuring {job.method} on {job.network} failed: {done.stderr.strip().splitlines()[-1:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def scoring_jobs(scoring: Scoring, device: str) -> list[Job]:
-    """Every measurement of notebook 08, each once."""
-    first, most = scoring.networks[0], scoring.images[-1]
-
-    def job(method: Method, network: str = first, images: int = most, width: float = 1.0, repeats: int = 3) -> Job:
-        return Job(network=network, width=width, images=images, method=method, repeats=repeats, device=device)
-
-    jobs = [
-        *(job(method, network) for network in scoring.networks for method in ("forward", "pass", "trace")),
-        *(job(method, network, scoring.heavy, repeats=1) for network in scoring.networks
-          for method in ("forward", "pass", "store", "per_layer")),
-        *(job(method, images=images) for images in scoring.images for method in ("forward", "pass")),
-        *(job("store", images=images, repeats=1) for images in scoring.images if images <= scoring.heavy),
-        *(job(method, width=width, images=scoring.heavy, repeats=1) for width in (*scoring.widths, 1.0)
-          for method in ("forward", "pass", "store")),
-        *(job(method, images=scoring.literal, repeats=1) for method in ("ranks", "ranks_literal", "drops", "drops_literal")),
+    """Every measurement of notebook 08, each once: times first, then memory."""
+    first, most, heavy = scoring.networks[0], scoring.images[-1], scoring.heavy
+    times = [
+        *(Job(method=m, network=n, images=most, device=device) for n in scoring.networks for m in ("pass", "trace")),
+        *(Job(method=m, network=n, images=heavy, device=device) for n in scoring.networks for m in ("pass", "store", "per_layer")),
+        *(Job(method="pass", network=first, images=n, device=device) for n in scoring.images),
+        *(Job(method="store", network=first, images=n, device=device) for n in scoring.images if n <= heavy),
+        *(Job(method=m, network=first, width=w, images=heavy, device=device) for w in scoring.widths for m in ("pass", "store")),
     ]  # fmt: skip
-    return list(dict.fromkeys(jobs))
+    literal = [Job(method=m, network=first, images=scoring.literal, device=device)
+               for m in ("ranks", "ranks_literal", "drops", "drops_literal")]  # fmt: skip
+    plain = [job.model_copy(update={"method": "forward"}) for job in times if job.method == "pass"]
+    memory = [job.model_copy(update={"memory": True}) for job in (*plain, *times) if job.method != "trace"]
+    return list(dict.fromkeys([*times, *literal, *memory]))
 
 
 def scoring_costs(store: Store, scoring: Scoring, device: str) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def scoring_costs(store: Store, scoring: Scoring, device: str) -> dict[str, Any]
         found = read_json(store.cost())
         if found.get("jobs") == [job.model_dump(mode="json") for job in jobs]:
             return found
-    rows = run_jobs(jobs)
+    rows = [measure_apart(job) if job.memory else measure(job) for job in jobs]
     found = {"machine": describe_machine(torch.device(device)), "date": describe_moment()["date"],
              "jobs": [job.model_dump(mode="json") for job in jobs], "rows": rows}  # fmt: skip
     write_json(store.cost(), found)
@@ -130,9 +130,15 @@ def scoring_costs(store: Store, scoring: Scoring, device: str) -> dict[str, Any]
 
 
 def cost_frame(costs: Mapping[str, Any]) -> pd.DataFrame:
-    """One row per measurement, with the ratio to the forward pass that ran in turns with it, memory in MB."""
-    frame = pd.DataFrame(costs["rows"])
-    return frame.assign(ratio=frame.seconds / frame.forward_seconds, memory_mb=frame.memory / 1e6)
+    """One row per method, network, width and number of images: seconds, their ratio to the forward pass, memory in MB."""
+    rows = pd.DataFrame(costs["rows"])
+    keys = ["network", "width", "images", "method"]
+    times, memory = (rows[rows.memory == kind] for kind in (False, True))
+    passes = times[times.method == "pass"]
+    plain = passes.assign(method="forward", seconds=passes.forward_seconds)
+    frame = pd.concat([plain, times]).set_index(keys)[["seconds", "forward_seconds"]]
+    frame = frame.join((memory.set_index(keys).bytes / 1e6).rename("memory_mb")).reset_index()
+    return frame.assign(ratio=frame.seconds / frame.forward_seconds)
 
 
 NAMES = {
@@ -150,7 +156,7 @@ def cost_table(frame: pd.DataFrame) -> pd.DataFrame:
         network = row.network + ("" if row.width == 1 else f" x{row.width:g}")
         rows.append({"network": network, "images": row.images, "procedure": NAMES[row.method],
                      "times the forward pass": f"{row.ratio:.2f}", "seconds": f"{row.seconds:.2f}",
-                     "peak memory (MB)": f"{row.memory_mb:.0f}"})  # fmt: skip
+                     "peak memory (MB)": "" if np.isnan(row.memory_mb) else f"{row.memory_mb:.0f}"})  # fmt: skip
     return pd.DataFrame(rows)
 
 

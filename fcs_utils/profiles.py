@@ -81,7 +81,7 @@ class Scoring(Config):
     """
 
     networks: tuple[str, ...] = ("vgg16", "resnet56")
-    images: tuple[int, ...] = (256, 512, 1024, 2048)
+    images: tuple[int, ...] = (256, 512, 2048)
     widths: tuple[float, ...] = (0.25, 0.5)
     heavy: int = 512
     literal: int = 8
