@@ -21,7 +21,7 @@ TUNED = PRUNED.model_copy(update={"tuning": Tuning(method="mlft", training=Train
 
 def test_golden_identities() -> None:
     # If this fails, a released default changed: raise SCHEMA, or published records are silently orphaned.
-    assert [run.identity for run in (RUN, PRUNED, TUNED)] == ["01941c04dd87d395", "b41f6ca94ae255b5", "605337a78c3472fa"]
+    assert [run.identity for run in (RUN, PRUNED, TUNED)] == ["df8789b7b599b3e4", "29ff88750f5b3a34", "fc302dd33246744c"]
 
 
 def test_a_default_spelled_out_is_the_same_run() -> None:
