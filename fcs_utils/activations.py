@@ -69,7 +69,8 @@ class ChannelStatistics:
 def _cosine(gram: Tensor) -> Tensor:
     norm = gram.diagonal().sqrt()
     scale = torch.where(norm > 0, 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0.0)
-    return (gram * scale[:, None] * scale).clamp(-1, 1)
+    # Symmetric to the last bit: two channels alone in a bin are equally redundant, and their norms must decide.
+    return ((gram + gram.T) / 2 * (scale[:, None] * scale)).clamp(-1, 1)
 
 
 def _finish(layer: Layer, sums: Sums) -> ChannelStatistics:

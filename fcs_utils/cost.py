@@ -136,7 +136,8 @@ def cost_frame(costs: Mapping[str, Any]) -> pd.DataFrame:
     times, memory = (rows[rows.memory == kind] for kind in (False, True))
     passes = times[times.method == "pass"]
     plain = passes.assign(method="forward", seconds=passes.forward_seconds)
-    frame = pd.concat([plain, times]).set_index(keys)[["seconds", "forward_seconds"]]
+    frame = pd.concat([plain, times]).sort_values(["network", "width", "images"], ascending=[False, False, False], kind="stable")
+    frame = frame.set_index(keys)[["seconds", "forward_seconds"]]
     frame = frame.join((memory.set_index(keys).bytes / 1e6).rename("memory_mb")).reset_index()
     return frame.assign(ratio=frame.seconds / frame.forward_seconds)
 
