@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from fcs_utils.claims import METHODS
 from fcs_utils.inference import half_width
@@ -50,9 +51,11 @@ def accuracy_against_budget(arms: pd.DataFrame, scratch: pd.DataFrame) -> Figure
             axis.errorbar(group[column].mean() / scale, group.test.mean(), np.nan_to_num(half_width(group.test.tolist())),
                           color="#6b6b6b", marker=shape, ms=7, capsize=2, label=METHODS[str(method)])  # fmt: skip
         axis.set(xlabel=label, xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.minorticks_off()
         axis.set_ylim(top=min(axis.get_ylim()[1], 101))
     axes[0].set_xticks(ticks := sorted({*arms.epochs, *scratch.epochs}), [f"{tick}" for tick in ticks])
-    axes[0].minorticks_off()
     axes[0].set_ylabel("test top-1 (%), final epoch")
     axes[1].legend(fontsize=8)
     return figure
@@ -68,7 +71,7 @@ def together(arms: pd.DataFrame) -> Figure:
             curves = [[start[key], *(epoch[key] for epoch in history)]
                       for start, history in zip(group.start, group.history, strict=True)]  # fmt: skip
             _curve(axis, np.arange(len(curves[0])), np.array(curves), str(method))
-        axis.set(xlabel="epoch", ylabel=label)
+        axis.set(xlabel="epoch", ylabel=label, xticks=range(len(curves[0])))
     axes[0].set_yscale("log")
     axes[0].legend()
     return figure

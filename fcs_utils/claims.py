@@ -139,7 +139,7 @@ def c3_by_compute(arms: pd.DataFrame) -> list[Comparison]:
             f"test top-1, MLFT of {epochs} minus TFT of {nearest} epochs, MLFT spending {factor:.2f} times TFT's training MACs"
         )
         result = paired(seed_differences(_arm(arms, "mlft", epochs), _arm(arms, "tft", nearest), "test"))
-        rows.append(Comparison("C3 by compute", f"MLFT {epochs} − TFT {nearest} epochs", question, "points", result))
+        rows.append(Comparison("C3 by compute", f"MLFT {epochs} − TFT {nearest} epochs, like compute", question, "points", result))
     return rows
 
 

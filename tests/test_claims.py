@@ -131,4 +131,4 @@ def test_schedules_are_compared_at_like_compute() -> None:
     rows = [arm(m, [0.0] * e, 90.0, s, c) for m, c in (("tft", 10), ("mlft", 35)) for e in (2, 4, 8, 16) for s in range(2)]
     labels = [comparison.label for comparison in c3_by_compute(pd.DataFrame(rows))]
     # 70 against 80, 140 against 160; 280 and 560 are too far from the longest TFT's 160.
-    assert labels == ["MLFT 2 − TFT 8 epochs", "MLFT 4 − TFT 16 epochs"]
+    assert labels == ["MLFT 2 − TFT 8 epochs, like compute", "MLFT 4 − TFT 16 epochs, like compute"]
