@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,8 @@ class Bench:
         seed: int | None = None,
         *,
         scope: Scope = "inner",
-        readings: Collection[Reading] = ("pooled",),
-        extras: Collection[Extra] = (),
+        readings: Sequence[Reading] = ("pooled",),
+        extras: Sequence[Extra] = (),
     ) -> dict[str, ChannelStatistics]:
         """Channel statistics of a trained reference; one pass serves every criterion that asks for the same images.
 
@@ -143,7 +143,7 @@ class Bench:
         return importance(
             pruning.criterion, model=self.trained(reference), statistics=statistics,
             images=self.dataset.normalise(calibration.images), labels=calibration.labels,
-            **{"seed": reference.seed, **pruning.options},
+            **{"seed": reference.seed, **pruning.options},  # type: ignore[arg-type]
         )  # fmt: skip
 
     def plan(self, run: Run) -> PruningPlan:

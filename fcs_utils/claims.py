@@ -37,9 +37,9 @@ def c1(similarity: pd.DataFrame) -> list[Comparison]:
     """Do trained channels have a twin more often than untrained ones? One row per network."""
     rows = []
     for network, group in similarity.groupby("network", sort=False):
-        parts = [group[group.state == state] for state in ("trained", "untrained")]
+        trained, untrained = (group[group.state == state] for state in ("trained", "untrained"))
         question = f"{network}: channels with a twin above the null, trained minus untrained"
-        rows.append(Comparison("C1", network, question, "points", paired(seed_differences(*parts, "twins"))))
+        rows.append(Comparison("C1", network, question, "points", paired(seed_differences(trained, untrained, "twins"))))
     return rows
 
 

@@ -217,7 +217,11 @@ def _over_maps(score: Callable[[Tensor], object]) -> Callable[[nn.Module, Tensor
     @torch.no_grad()
     def run(network: nn.Module, images: Tensor) -> None:
         layers = prunable_layers(network, images)
-        with tapped(network, layers.values(), lambda _name, maps: score(maps)):
+
+        def receive(_name: str, maps: Tensor) -> None:
+            score(maps)
+
+        with tapped(network, layers.values(), receive):
             forward(network, images)
 
     return run

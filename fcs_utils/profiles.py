@@ -14,8 +14,8 @@ from fcs_utils.criteria import CRITERIA, check_options
 from fcs_utils.errors import refuse
 
 # In the order of the study; each notebook needs some of them.
-STAGES = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")
 Stage = Literal["reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms"]
+STAGES: tuple[Stage, ...] = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")
 Rates = Mapping[tuple[str, str], float]  # the learning rate of a network's arm
 
 

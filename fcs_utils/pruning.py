@@ -73,9 +73,9 @@ def prune(
                     cut.add(other)
             group.prune()
     for name, indices in plan.kept.items():
-        width = compact.get_submodule(name).out_channels
-        if width != len(indices):
-            raise StudyError(f"surgery went wrong: {name} has {width} channels, planned {len(indices)}")
+        found = compact.get_submodule(name).out_channels
+        if found != len(indices):
+            raise StudyError(f"surgery went wrong: {name} has {found} channels, planned {len(indices)}")
     return compact
 
 

@@ -116,7 +116,7 @@ class Report:
     missing: runs without a record, in words; they become a table of their own.
     """
 
-    def __init__(self, records: Mapping[str, Sequence[Record]], validation_images: int, missing: Sequence[str] = ()) -> None:
+    def __init__(self, records: Mapping[Any, Sequence[Record]], validation_images: int, missing: Sequence[str] = ()) -> None:
         self.missing = missing
         self.similarity = similarity_frame(records["similarity"])
         frames = {stage: runs_frame(found) for stage, found in records.items() if stage != "similarity"}
@@ -136,7 +136,7 @@ class Report:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every published table by file name."""
-        made = {
+        made: dict[str, tuple[Any, ...]] = {
             "claims": (tables.claims_table, self.ledger),
             "references": (tables.reference_table, self.references),
             "similarity": (tables.similarity_table, self.similarity),

@@ -171,7 +171,10 @@ def _layer(name: str, module: nn.Conv2d, graph: tp.DependencyGraph, flow: Flow, 
     if module not in graph.module2node or node is None:
         lost = "the forward pass does not lead through it to the output"
         return Layer(name, channels, None, (), (), (), Tap(name, "output"), False, lost)
-    consumers, followers, coupled, barriers = [], [], [], []
+    consumers: list[Consumer] = []
+    followers: list[str] = []
+    coupled: list[str] = []
+    barriers: list[str] = []
     norm = None
     if module.groups != 1:
         barriers.append("depthwise convolution: follows the layer before it" if depthwise(module) else "grouped convolution")
