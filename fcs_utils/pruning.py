@@ -75,7 +75,7 @@ def prune(
     for name, indices in plan.kept.items():
         found = compact.get_submodule(name).out_channels
         if found != len(indices):
-            raise StudyError(f"surgery went wrong: {name} has {found} channels, planned {len(indices)}")
+            raise StudyError(f"surgery went wrong: {name} has {actual} channels, planned {len(indices)}")
     return compact
 
 

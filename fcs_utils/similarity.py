@@ -12,7 +12,7 @@ from fcs_utils.activations import collect_statistics, shuffle_pixels
 
 def pairs(similarity: Tensor) -> Tensor:
     """The upper triangle of a similarity matrix: (C, C) -> (C (C - 1) / 2,)."""
-    rows, columns = torch.triu_indices(*similarity.shape, offset=1)
+    rows, columns = torch.triu_indices(len(similarity), len(similarity), offset=1)
     return similarity[rows, columns]
 
 
