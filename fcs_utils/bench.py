@@ -57,13 +57,20 @@ class Bench:
         """Normalised calibration images (N, C, H, W) of a seed."""
         return self.dataset.normalise(self.dataset.calibration(count, seed).images)
 
-    def untrained(self, reference: Reference) -> nn.Module:
-        """The reference network as its seed made it, before training."""
+    def untrained(self, reference: Reference, images: Tensor | None = None) -> nn.Module:
+        """The reference network as its seed made it, before training.
+
+        images: normalised images that its BatchNorm sees. As it is made, BatchNorm is the identity, and the network
+        would differ from a trained one in its statistics besides what training taught.
+        """
         network = build_seeded(
             reference.seed, reference.network, num_classes=len(self.dataset.classes), width=reference.width,
             in_channels=self.dataset.channels, shortcut=reference.shortcut,
         )  # fmt: skip
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if images is not None:
+            recalibrate(network, images)
+        return network
 
     def trained(self, reference: Reference) -> nn.Module:
         """The trained reference, in eval mode; shared, so copy before changing it.

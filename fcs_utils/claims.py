@@ -34,12 +34,20 @@ class Comparison:
 
 
 def c1(similarity: pd.DataFrame) -> list[Comparison]:
-    """Do trained channels have a twin more often than untrained ones? One row per network."""
+    """Do trained channels have a twin more often than untrained ones? One row per network.
+
+    The untrained network's BatchNorm has seen the calibration images; against the network as it is made, whose
+    BatchNorm is the identity, the comparison only informs, as does the share of similar pairs.
+    """
     rows = []
     for network, group in similarity.groupby("network", sort=False):
-        trained, untrained = (group[group.state == state] for state in ("trained", "untrained"))
-        question = f"{network}: channels with a twin above the null, trained minus untrained"
-        rows.append(Comparison("C1", network, question, "points", paired(seed_differences(trained, untrained, "twins"))))
+        for value, what in (("twins", "channels with a twin beyond chance"), ("pairs", "pairs more similar than chance")):
+            for state in ("untrained", "untrained, BatchNorm as made"):
+                trained, other = (group[group.state == name] for name in ("trained", state))
+                decisive = value == "twins" and state == "untrained"
+                label = str(network) if decisive else f"{network}, {value}, {state}"
+                result = paired(seed_differences(trained, other, value))
+                rows.append(Comparison("C1", label, f"{network}: {what}, trained minus {state}", "points", result, decisive))
     return rows
 
 

@@ -53,11 +53,12 @@ def training_curves(references: pd.DataFrame) -> Figure:
 def twin_share_by_layer(similarity: pd.DataFrame) -> Figure:
     """Share of channels with a twin by layer, trained against untrained: mean and range over seeds."""
     networks = similarity.network.unique()
+    colours = {"trained": "#0072B2", "untrained": "#E69F00", "untrained, BatchNorm as made": "#c4c4c4"}
     figure, axes = plt.subplots(1, len(networks), figsize=(5.5 * len(networks), 3.6), squeeze=False, sharey=True)
     for axis, network in zip(axes.flat, networks, strict=True):
         part = similarity[similarity.network == network]
         sns.pointplot(part, x="layer", y="twins", hue="state", errorbar=("pi", 100), ax=axis, markersize=4, linewidth=1.2,
-                      palette={"trained": "#0072B2", "untrained": "#E69F00"}, err_kws={"linewidth": 1})  # fmt: skip
+                      palette=colours, err_kws={"linewidth": 1})  # fmt: skip
         axis.set(title=network, xlabel="", ylabel="channels with a twin (%)", ylim=(-3, 103))
         axis.tick_params(axis="x", rotation=75)
     return figure

@@ -47,8 +47,8 @@ def prune(
         except AttributeError:
             module = None
         if not isinstance(module, nn.Conv2d) or module.out_channels != width:
-            found = f"{module.out_channels} channels" if isinstance(module, nn.Conv2d) else "no such convolution"
-            raise StudyError(f"the plan does not fit this network: it expects {name} with {width} channels, found {found}")
+            there = f"{module.out_channels} channels" if isinstance(module, nn.Conv2d) else "no such convolution"
+            raise StudyError(f"the plan does not fit this network: it expects {name} with {width} channels, found {there}")
     compact = copy.deepcopy(model)
     if compensate == "merge":
         if statistics is None:
@@ -75,7 +75,7 @@ def prune(
     for name, indices in plan.kept.items():
         found = compact.get_submodule(name).out_channels
         if found != len(indices):
-            raise StudyError(f"surgery went wrong: {name} has {actual} channels, planned {len(indices)}")
+            raise StudyError(f"surgery went wrong: {name} has {found} channels, planned {len(indices)}")
     return compact
 
 

@@ -50,7 +50,11 @@ def _similarity(bench: Bench, run: Run) -> tuple[Result, Result]:
     assert run.similarity is not None
     seed, options = run.reference.seed, run.similarity
     images = bench.calibration_images(seed, options.calibration)
-    networks = {"trained": bench.trained(run.reference), "untrained": bench.untrained(run.reference)}
+    networks = {
+        "trained": bench.trained(run.reference),
+        "untrained": bench.untrained(run.reference, images),
+        "untrained, BatchNorm as made": bench.untrained(run.reference),
+    }
     return {"shares": {name: twin_shares(net, images, options.quantile, seed) for name, net in networks.items()}}, {}
 
 

@@ -109,10 +109,10 @@ def similarity_table(similarity: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for network, g in similarity.groupby("network", sort=False):
         by_seed = g.groupby(["state", "seed"])[["twins", "pairs"]].mean()
-        for state in ("trained", "untrained"):
+        for state in g.state.unique():
             rows.append({"network": network, "state": state,
-                         "channels with a twin (%)": mean_interval(by_seed.loc[state].twins, 1),
-                         "pairs above the null (%)": mean_interval(by_seed.loc[state].pairs, 1),
+                         "channels with a twin beyond chance (%)": mean_interval(by_seed.loc[state].twins, 1),
+                         "pairs more similar than chance (%)": mean_interval(by_seed.loc[state].pairs, 1),
                          "layers": g.layer.nunique(), "n": g.seed.nunique()})  # fmt: skip
     return pd.DataFrame(rows)
 
