@@ -80,11 +80,12 @@ def c2_details(tuned: pd.DataFrame, value: str = "test") -> pd.DataFrame:
             if not len(ours) or not len(theirs):
                 continue
             result = paired(seed_differences(ours, theirs, value))
-            rows.append({"network": network, "ratio": ratio, "baseline": baseline, **asdict(result)})
+            rows.append({"network": network, "ratio": ratio, "baseline": baseline, **asdict(result),
+                         "detectable": result.detectable()})  # fmt: skip
     table = pd.DataFrame(rows)
     table["p_holm"] = holm(table.p.tolist())
     table["verdict"] = [verdict(row.effect, row.p_holm) for row in table.itertuples()]
-    return table
+    return table.drop(columns="error")
 
 
 def margin(validation_images: int) -> float:
@@ -132,22 +133,23 @@ def _arm(arms: pd.DataFrame, method: str, epochs: int) -> pd.DataFrame:
 
 def c3_by_compute(arms: pd.DataFrame) -> list[Comparison]:
     """MLFT against the TFT schedule whose training MACs are nearest: a longer one, for a peer's training is paid for."""
-    tft = arms[arms.method == "tft"].groupby("epochs").training_macs.mean()
-    found = []
-    if tft.empty or not len(arms[arms.method == "mlft"]):
-        return []
-    for epochs, macs in arms[arms.method == "mlft"].groupby("epochs").training_macs.mean().items():
-        nearest = min(tft.index, key=lambda other: abs(math.log(tft[other] / macs)))
-        found.append((abs(math.log(macs / tft[nearest])), epochs, nearest, macs / tft[nearest]))
-    # Within a factor of one and a half they cost about the same; where no pair does, the nearest must do.
-    pairs = [pair for pair in found if pair[0] < math.log(1.5)] or [min(found)]
     rows = []
-    for _, epochs, nearest, factor in pairs:
-        question = (
-            f"test top-1, MLFT of {epochs} minus TFT of {nearest} epochs, MLFT spending {factor:.2f} times TFT's training MACs"
-        )
-        result = paired(seed_differences(_arm(arms, "mlft", epochs), _arm(arms, "tft", nearest), "test"))
-        rows.append(Comparison("C3 by compute", f"MLFT {epochs} − TFT {nearest} epochs, like compute", question, "points", result))
+    for network, group in arms.groupby("network", sort=False):
+        macs = group.groupby(["method", "epochs"]).training_macs.mean()
+        if not {"tft", "mlft"} <= set(group.method):
+            continue
+        found = []
+        for epochs, spent in macs["mlft"].items():
+            nearest = min(macs["tft"].index, key=lambda other: abs(math.log(macs["tft", other] / spent)))  # noqa: B023 - used at once
+            found.append((abs(math.log(spent / macs["tft", nearest])), epochs, nearest, spent / macs["tft", nearest]))
+        # Within a factor of one and a half they cost about the same; where no pair does, the nearest must do.
+        for _, epochs, nearest, factor in [pair for pair in found if pair[0] < math.log(1.5)] or [min(found)]:
+            question = (f"{network}: test top-1, MLFT of {epochs} minus TFT of {nearest} epochs, MLFT spending {factor:.2f} times "
+                        "TFT's training MACs")  # fmt: skip
+            result = paired(seed_differences(_arm(group, "mlft", epochs), _arm(group, "tft", nearest), "test"))
+            label = f"MLFT {epochs} − TFT {nearest} epochs, like compute"
+            label = label if arms.network.nunique() == 1 else f"{network}: {label}"
+            rows.append(Comparison("C3 by compute", label, question, "points", result))
     return rows
 
 
@@ -170,6 +172,7 @@ def ledger(comparisons: Sequence[Comparison]) -> pd.DataFrame:
             rows.append({
                 "claim": claim, "label": comparison.label, "statement": STATEMENTS[claim], "comparison": comparison.question,
                 **asdict(comparison.result), "unit": comparison.unit, "p_holm": p, "decisive": comparison.decisive,
+                "detectable": comparison.result.detectable(len(decisive) if comparison.decisive else 1),
                 "role": comparison.role, "epochs": comparison.epochs, "verdict": verdict(comparison.result.effect, p),
             })  # fmt: skip
     return pd.DataFrame(rows)

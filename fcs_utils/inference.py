@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.optimize import brentq
 
 from fcs_utils.errors import StudyError
 
@@ -20,10 +21,11 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Paired:
-    """A mean paired difference with its 95 % paired-t interval.
+    """A mean paired difference with its 95 % paired-t interval, not corrected for other comparisons.
 
-    p: two-sided p value. detectable: the smallest true effect that n pairs with this spread would have
-    found in 80 % of studies. NaN where n = 1 leaves them undefined.
+    error: standard error of the mean. p: two-sided p value. NaN where n = 1 leaves them undefined, and p where
+    all differences are equal: accuracies move in steps of one image, and no spread at all is a coarse ruler and
+    not certainty.
     """
 
     effect: float
@@ -31,7 +33,23 @@ class Paired:
     high: float
     n: int
     p: float
-    detectable: float
+    error: float
+
+    def detectable(self, comparisons: int = 1) -> float:
+        """The smallest true effect that n pairs with this spread would have found in 80 % of studies, two-sided.
+
+        comparisons: how many the level is shared by, as at Holm's first step.
+        """
+        if not self.error > 0:  # NaN too
+            return math.nan
+        freedom = self.n - 1
+        critical = float(stats.t.ppf(1 - LEVEL / comparisons / 2, freedom))
+
+        def missing(shift: float) -> float:
+            power = stats.nct.sf(critical, freedom, shift)  # the other tail is out of reach here
+            return float(np.nan_to_num(power, nan=1.0)) - POWER  # scipy gives up far out, where power is 1
+
+        return self.error * float(brentq(missing, 0.0, 10 * critical))
 
 
 def paired(differences: Sequence[float] | np.ndarray) -> Paired:
@@ -43,12 +61,11 @@ def paired(differences: Sequence[float] | np.ndarray) -> Paired:
     if n == 1:
         return Paired(effect, math.nan, math.nan, 1, math.nan, math.nan)
     error = float(values.std(ddof=1)) / math.sqrt(n)
+    if error <= 1e-9 * max(1.0, abs(effect)):
+        return Paired(effect, effect, effect, n, math.nan, 0.0)
     critical = float(stats.t.ppf(1 - LEVEL / 2, n - 1))
-    if error <= 1e-9 * max(1.0, abs(effect)):  # the same difference in every seed
-        return Paired(effect, effect, effect, n, 1.0 if abs(effect) < 1e-9 else 0.0, 0.0)
     p = float(2 * stats.t.sf(abs(effect) / error, n - 1))
-    detectable = (critical + float(stats.t.ppf(POWER, n - 1))) * error
-    return Paired(effect, effect - critical * error, effect + critical * error, n, p, detectable)
+    return Paired(effect, effect - critical * error, effect + critical * error, n, p, error)
 
 
 def half_width(values: Sequence[float]) -> float:

@@ -76,6 +76,11 @@ def prune(
         found = compact.get_submodule(name).out_channels
         if found != len(indices):
             raise StudyError(f"surgery went wrong: {name} has {found} channels, planned {len(indices)}")
+    try:
+        with evaluating(compact), torch.no_grad():
+            compact(torch.zeros(1, *plan.input_shape, device=weight.device, dtype=weight.dtype))
+    except RuntimeError as error:
+        raise StudyError(f"surgery left a network that does not run, something in it expects the old widths: {error}") from error
     return compact
 
 

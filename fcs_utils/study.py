@@ -112,7 +112,7 @@ class Study:
         if not allow_missing:
             return Report({stage: self.records([stage]) for stage in STAGES}, images)
         self.rates()
-        runs = {stage: self.grid.get(stage, []) for stage in STAGES}
+        runs = {stage: self.runs([stage]) if stage in self.grid else [] for stage in STAGES}
         missing = list(dict.fromkeys(word for stage in runs.values() for word in self._without_record(stage)))
         if "arms" not in self.grid:
             missing.append("every run of stage arms, whose learning rates follow from stage rates")

@@ -125,7 +125,7 @@ def claims_table(ledger: pd.DataFrame) -> pd.DataFrame:
 
     return pd.DataFrame([
         {"claim": row.claim, "comparison": row.comparison, "effect": f"{row.effect:+.2f} {row.unit}",
-         "95 % interval": interval(row), "p (Holm)": "" if math.isnan(row.p_holm) else f"{row.p_holm:.3f}",
+         "95 % interval, uncorrected": interval(row), "p (Holm)": "" if math.isnan(row.p_holm) else f"{row.p_holm:.3f}",
          "smallest effect to be found": "" if math.isnan(row.detectable) else f"{row.detectable:.2f}", "n": row.n,
          "verdict": row.verdict if row.decisive else f"({row.verdict}, for information)"}
         for row in ledger.itertuples()

@@ -21,6 +21,22 @@ def test_paired_t_by_hand() -> None:
     assert got.n == 3 and got.p == pytest.approx(0.07418, abs=1e-4)
 
 
+def test_the_smallest_effect_to_be_found_is_found_as_often_as_said() -> None:
+    draw, n, comparisons = np.random.default_rng(0), 5, 2
+    found, effect = (
+        0,
+        paired([-1.0, 0.0, 0.0, 0.5, 0.5]).detectable(comparisons) / paired([-1.0, 0.0, 0.0, 0.5, 0.5]).error / math.sqrt(n),
+    )
+    for _ in range(4000):
+        found += paired(draw.normal(effect, 1.0, n)).p < 0.05 / comparisons
+    assert found / 4000 == pytest.approx(0.8, abs=0.02)
+
+
+def test_no_spread_is_no_certainty() -> None:
+    got = paired([0.2, 0.2, 0.2])
+    assert math.isnan(got.p) and verdict(got.effect, got.p) == "undecided" and math.isnan(got.detectable())
+
+
 def test_one_seed_has_no_interval_and_no_verdict() -> None:
     got = paired([5.0])
     assert math.isnan(got.low) and verdict(got.effect, got.p) == "undecided"
