@@ -36,7 +36,7 @@ def test_best_twin_and_pairs_by_hand() -> None:
 @pytest.mark.parametrize(("channels", "dead"), [(16, 0), (128, 0), (128, 64)])
 def test_unrelated_channels_have_hardly_a_twin(channels: int, dead: int) -> None:
     share = twin_shares(relay(channels, dead), noise(channels), 0.99, seed=1)["0"]
-    assert share["twins"] <= 0.07 and share["live"] == (channels - dead) / channels
+    assert share["twins"] <= 0.12 and share["live"] == (channels - dead) / channels
 
 
 @pytest.mark.parametrize("dead", [0, 40])
