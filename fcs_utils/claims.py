@@ -154,7 +154,7 @@ def c3_by_compute(arms: pd.DataFrame) -> list[Comparison]:
 
 
 STATEMENTS = {
-    "C1": "Feature channels of a trained CNN are redundant by similarity",
+    "C1": "Feature channels of a trained CNN are redundant by similarity, more than those of the untrained network",
     "C2": "Pruning by FCS beats kernel-norm and layer-wise feature-norm criteria",
     "C3": "MLFT reaches the accuracy of TFT in fewer epochs",
     "C3 by compute": "MLFT is ahead of TFT at equal training compute",
