@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from fcs_utils.claims import half_width
+from fcs_utils.inference import half_width
 from fcs_utils.plots import BIN_COLOURS
 
 

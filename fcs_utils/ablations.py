@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fcs_utils.claims import mean_interval, paired, seed_differences
+from fcs_utils.inference import mean_interval, paired, seed_differences
 
 Kept = Mapping[str, Sequence[int]]
 

@@ -32,6 +32,7 @@ class ChannelStatistics:
     consumers: the layers that read the channels, and where.
     norm: name of the BatchNorm right behind the convolution, if there is one.
     parted: consumers read different tensors, of which these statistics see the last common one.
+    tap: where the maps were taken, see ``tapped``.
     per_image: (C, C), the mean over images of the cosine of one image's maps; None unless asked for.
     mean_map: (C, P), the maps averaged over images; None unless asked for.
     extras: (C,) each, of those asked for: ``apoz``, the share of zeros; ``hrank``, the mean rank of a map;
@@ -46,6 +47,7 @@ class ChannelStatistics:
     consumers: tuple[Consumer, ...]
     norm: str | None = None
     parted: bool = False
+    tap: TapName = "consumer"
     per_image: Tensor | None = None
     mean_map: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
@@ -69,10 +71,11 @@ class ChannelStatistics:
 def _cosine(gram: Tensor) -> Tensor:
     norm = gram.diagonal().sqrt()
     scale = torch.where(norm > 0, 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0.0)
-    return (gram * scale[:, None] * scale).clamp(-1, 1)
+    # Symmetric to the last bit: two channels alone in a bin are equally redundant, and their norms must decide.
+    return ((gram + gram.T) / 2 * (scale[:, None] * scale)).clamp(-1, 1)
 
 
-def _finish(layer: Layer, sums: Sums) -> ChannelStatistics:
+def _finish(layer: Layer, sums: Sums, tap: TapName) -> ChannelStatistics:
     if not sums.finite():
         raise StudyError(f"layer {layer.name}: its activations are NaN or infinite on the calibration images; "
                          "the network or the images are broken")  # fmt: skip
@@ -80,7 +83,7 @@ def _finish(layer: Layer, sums: Sums) -> ChannelStatistics:
     per = {"apoz": count, "hrank": sums.images, "chip": sums.images}
     return ChannelStatistics(
         sums.gram_of("gram", 1), sums.mean("absolute", sums.images), sums.mean("total", count), count, sums.positions,
-        layer.consumers, layer.norm, layer.parted,
+        layer.consumers, layer.norm, layer.parted, tap,
         per_image=sums.gram_of("per_image", sums.images) if "per_image" in sums.readings else None,
         mean_map=sums.mean("map", sums.images) if "mean_map" in sums.readings else None,
         extras={name: sums.mean(name, per[name]) for name in sums.extras},
@@ -169,7 +172,7 @@ def collect_statistics(
     with evaluating(model), tapped(model, wanted, lambda name, maps: sums[name].add(transform(maps)), tap):
         for batch in images.split(batch_size):
             model(batch.contiguous(memory_format=torch.channels_last))
-    return {layer.name: _finish(layer, sums[layer.name]) for layer in wanted}
+    return {layer.name: _finish(layer, sums[layer.name], tap) for layer in wanted}
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fcs_utils.criteria import importance, needs
 from fcs_utils.data import Dataset, load_dataset
 from fcs_utils.finetune import Epoch, fit
 from fcs_utils.models import build_seeded
-from fcs_utils.plans import PruningPlan
+from fcs_utils.plans import PruningPlan, make_plan
 from fcs_utils.pruning import prune, recalibrate
 from fcs_utils.store import Store, read_record, write_atomic
 from fcs_utils.structure import Scope, prunable_layers
@@ -57,13 +57,20 @@ class Bench:
         """Normalised calibration images (N, C, H, W) of a seed."""
         return self.dataset.normalise(self.dataset.calibration(count, seed).images)
 
-    def untrained(self, reference: Reference) -> nn.Module:
-        """The reference network as its seed made it, before training."""
+    def untrained(self, reference: Reference, images: Tensor | None = None) -> nn.Module:
+        """The reference network as its seed made it, before training.
+
+        images: normalised images that its BatchNorm sees. As it is made, BatchNorm is the identity, and the network
+        would differ from a trained one in its statistics besides what training taught.
+        """
         network = build_seeded(
             reference.seed, reference.network, num_classes=len(self.dataset.classes), width=reference.width,
             in_channels=self.dataset.channels, shortcut=reference.shortcut,
         )  # fmt: skip
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if images is not None:
+            recalibrate(network, images)
+        return network
 
     def trained(self, reference: Reference) -> nn.Module:
         """The trained reference, in eval mode; shared, so copy before changing it.
@@ -114,8 +121,8 @@ class Bench:
         seed: int | None = None,
         *,
         scope: Scope = "inner",
-        readings: Collection[Reading] = ("pooled",),
-        extras: Collection[Extra] = (),
+        readings: Sequence[Reading] = ("pooled",),
+        extras: Sequence[Extra] = (),
     ) -> dict[str, ChannelStatistics]:
         """Channel statistics of a trained reference; one pass serves every criterion that asks for the same images.
 
@@ -143,8 +150,15 @@ class Bench:
         return importance(
             pruning.criterion, model=self.trained(reference), statistics=statistics,
             images=self.dataset.normalise(calibration.images), labels=calibration.labels,
-            **{"seed": reference.seed, **pruning.options},
+            **{"seed": reference.seed, **pruning.options},  # type: ignore[arg-type]
         )  # fmt: skip
+
+    def plan(self, run: Run) -> PruningPlan:
+        """Which channels of the trained reference a run keeps."""
+        pruning, dense = run.pruning, self.trained(run.reference)
+        assert pruning is not None
+        scores = self.importance(run.reference, pruning)
+        return make_plan(dense, self.example, scores, ratio=pruning.ratio, macs=pruning.macs, scope=pruning.scope)
 
     def cut(self, run: Run, plan: PruningPlan) -> nn.Module:
         """The compact network straight after surgery and compensation."""

@@ -1,84 +1,15 @@
-"""Paired comparisons over seeds, and the verdict on each of the paper's claims. Computed, never typed."""
+"""The comparisons behind each of the paper's claims, and the verdict on it. Computed, never typed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
-from fcs_utils.errors import StudyError
-
-Verdict = Literal["supported", "contradicted", "undecided"]
-LEVEL = 0.05
-POWER = 0.8
-
-
-@dataclass(frozen=True)
-class Paired:
-    """A mean paired difference with its 95 % paired-t interval.
-
-    p: two-sided p value. detectable: the smallest true effect that n pairs with this spread would have
-    found in 80 % of studies. NaN where n = 1 leaves them undefined.
-    """
-
-    effect: float
-    low: float
-    high: float
-    n: int
-    p: float
-    detectable: float
-
-
-def paired(differences: Sequence[float] | np.ndarray) -> Paired:
-    """Student's paired t on differences, one per seed. Raises StudyError when there are none or one is NaN."""
-    values = np.asarray(differences, float)
-    if not len(values) or not np.isfinite(values).all():
-        raise StudyError(f"paired comparison needs finite differences, one per seed; got {values.tolist()}")
-    n, effect = len(values), float(values.mean())
-    if n == 1:
-        return Paired(effect, math.nan, math.nan, 1, math.nan, math.nan)
-    error = float(values.std(ddof=1)) / math.sqrt(n)
-    critical = float(stats.t.ppf(1 - LEVEL / 2, n - 1))
-    if error <= 1e-9 * max(1.0, abs(effect)):  # the same difference in every seed
-        return Paired(effect, effect, effect, n, 1.0 if abs(effect) < 1e-9 else 0.0, 0.0)
-    p = float(2 * stats.t.sf(abs(effect) / error, n - 1))
-    detectable = (critical + float(stats.t.ppf(POWER, n - 1))) * error
-    return Paired(effect, effect - critical * error, effect + critical * error, n, p, detectable)
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Half of the mean's 95 % t interval; NaN for fewer than two values."""
-    n = len(values)
-    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-
-
-def mean_interval(values: Sequence[float] | pd.Series, digits: int = 2) -> str:
-    """'97.20 ± 0.81' (mean and half of its 95 % interval), or the value alone at n = 1."""
-    half = half_width(list(values))
-    return f"{np.mean(values):.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p values, in the given order; NaN stays NaN and counts as a test."""
-    order = sorted(range(len(p_values)), key=lambda i: (math.isnan(p_values[i]), p_values[i]))
-    adjusted, running = [math.nan] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        if not math.isnan(p_values[i]):
-            running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
-            adjusted[i] = running
-    return adjusted
-
-
-def verdict(effect: float, p: float) -> Verdict:
-    """Supported or contradicted where the corrected test excludes zero; undecided otherwise, and at n = 1."""
-    if not p < LEVEL:  # NaN too
-        return "undecided"
-    return "supported" if effect > 0 else "contradicted"
+from fcs_utils.inference import Paired, Verdict, holm, paired, seed_differences, verdict
 
 
 def overall(verdicts: Sequence[Verdict]) -> Verdict:
@@ -98,31 +29,25 @@ class Comparison:
     unit: str
     result: Paired
     decisive: bool = True  # rows that only inform take no part in the correction or in the verdict
-
-
-def seed_differences(ours: pd.DataFrame, theirs: pd.DataFrame, value: str) -> np.ndarray:
-    """Differences of two sets of runs by seed, each first averaged over all else that they share.
-
-    Raises StudyError when the seeds differ, when a seed's runs come from different reference networks, or
-    from different device types: such runs are not pairs.
-    """
-    both = pd.concat([ours, theirs])
-    for column, word in (("reference_sha256", "reference networks"), ("device_type", "device types")):
-        if column in both and (both.groupby(["network", "seed"])[column].nunique() > 1).any():
-            raise StudyError(f"runs of one seed come from different {word} and cannot be paired; start again with --fresh")
-    means = [frame.groupby("seed")[value].mean().sort_index() for frame in (ours, theirs)]
-    if list(means[0].index) != list(means[1].index):
-        raise StudyError(f"seeds differ: {list(means[0].index)} against {list(means[1].index)}")
-    return (means[0] - means[1]).to_numpy()
+    role: str = ""  # what a verdict with several conditions needs the row for
+    epochs: int = 0  # of the schedule that the role is about
 
 
 def c1(similarity: pd.DataFrame) -> list[Comparison]:
-    """Do trained channels have a twin more often than untrained ones? One row per network."""
+    """Do trained channels have a twin more often than untrained ones? One row per network.
+
+    The untrained network's BatchNorm has seen the calibration images; against the network as it is made, whose
+    BatchNorm is the identity, the comparison only informs, as does the share of similar pairs.
+    """
     rows = []
     for network, group in similarity.groupby("network", sort=False):
-        parts = [group[group.state == state] for state in ("trained", "untrained")]
-        question = f"{network}: channels with a twin above the null, trained minus untrained"
-        rows.append(Comparison("C1", network, question, "points", paired(seed_differences(*parts, "twins"))))
+        for value, what in (("twins", "channels with a twin beyond chance"), ("pairs", "pairs more similar than chance")):
+            for state in ("untrained", "untrained, BatchNorm as made"):
+                trained, other = (group[group.state == name] for name in ("trained", state))
+                decisive = value == "twins" and state == "untrained"
+                label = str(network) if decisive else f"{network}, {value}, {state}"
+                result = paired(seed_differences(trained, other, value))
+                rows.append(Comparison("C1", label, f"{network}: {what}, trained minus {state}", "points", result, decisive))
     return rows
 
 
@@ -151,48 +76,88 @@ def c2_details(tuned: pd.DataFrame, value: str = "test") -> pd.DataFrame:
     for (network, ratio), group in tuned.groupby(["network", "ratio"], sort=False):
         ours = group[group.criterion == "fcs"]
         for baseline in (*BASELINES, "random"):
-            result = paired(seed_differences(ours, group[group.criterion == baseline], value))
-            rows.append({"network": network, "ratio": ratio, "baseline": baseline, **asdict(result)})
+            theirs = group[group.criterion == baseline]
+            if not len(ours) or not len(theirs):
+                continue
+            result = paired(seed_differences(ours, theirs, value))
+            rows.append({"network": network, "ratio": ratio, "baseline": baseline, **asdict(result),
+                         "detectable": result.detectable()})  # fmt: skip
     table = pd.DataFrame(rows)
     table["p_holm"] = holm(table.p.tolist())
     table["verdict"] = [verdict(row.effect, row.p_holm) for row in table.itertuples()]
-    return table
+    return table.drop(columns="error")
 
 
-def c3(arms: pd.DataFrame) -> list[Comparison]:
-    """MLFT against TFT by final accuracy per completed schedule; arms at their chosen learning rates.
+def margin(validation_images: int) -> float:
+    """Points of accuracy within which two results count as equal: the larger of 0.2 and one image."""
+    return max(0.2, 100 / validation_images)
 
-    The claim is about epochs: at equal epochs MLFT must be ahead. ``C3 by compute`` gives TFT the longest
-    schedule and MLFT the shortest: what remains of the lead when a peer's training is paid for.
+
+def c3(arms: pd.DataFrame, slack: float) -> list[Comparison]:
+    """Does MLFT equal TFT's longest schedule with fewer epochs, and not just because TFT does too?
+
+    By final test accuracy of completed schedules. Two decisive rows per shorter schedule: MLFT's minus TFT's
+    longest plus the slack within which they count as equal ("no worse"), and MLFT's minus TFT's of the same
+    length ("better"). TFT's own shorter schedules against its longest, and the other arms, inform.
     """
+    long = arms.epochs.max()
     rows = []
-    for epochs, group in arms.groupby("epochs"):
-        parts = [group[group.method == method] for method in ("mlft", "tft")]
-        question = f"test top-1 after {epochs} epochs each, MLFT minus TFT"
-        rows.append(Comparison("C3", f"MLFT − TFT, {epochs} epochs", question, "points", paired(seed_differences(*parts, "test"))))
-    short, long = arms.epochs.min(), arms.epochs.max()
-    if short < long:
-        mlft = arms[(arms.method == "mlft") & (arms.epochs == short)]
-        tft = arms[(arms.method == "tft") & (arms.epochs == long)]
-        factor = mlft.training_macs.mean() / tft.training_macs.mean()
-        question = f"test top-1, MLFT of {short} minus TFT of {long} epochs, MLFT spending {factor:.1f} times TFT's training MACs"
-        rows.append(
-            Comparison(
-                "C3 by compute",
-                f"MLFT {short} − TFT {long} epochs",
-                question,
-                "points",
-                paired(seed_differences(mlft, tft, "test")),
-            )
-        )
+    for epochs in sorted(set(arms.epochs)):
+        for method, role in (("mlft", "no worse"), ("tft", "no worse itself")):
+            pair = _arm(arms, method, epochs), _arm(arms, "tft", long)
+            if epochs < long and all(map(len, pair)):
+                name = METHODS[method]
+                question = (f"test top-1, {name} of {epochs} epochs minus TFT of {long}, plus {slack:.2f} points within which they "
+                            "count as equal")  # fmt: skip
+                result = paired(seed_differences(*pair, "test") + slack)
+                label = f"{name} {epochs} − TFT {long} epochs"
+                rows.append(Comparison("C3", label, question, "points", result, method == "mlft", role, epochs))
+        for ours, theirs in (("mlft", "tft"), ("mlft", "kd"), ("mlft", "twin")):
+            pair = _arm(arms, ours, epochs), _arm(arms, theirs, epochs)
+            if all(map(len, pair)):
+                words = f"{METHODS[ours]} minus {METHODS[theirs]}"
+                result = paired(seed_differences(*pair, "test"))
+                decisive = theirs == "tft" and epochs < long
+                rows.append(Comparison("C3", f"{METHODS[ours]} − {METHODS[theirs]}, {epochs} epochs",
+                                       f"test top-1 after {epochs} epochs each, {words}", "points", result, decisive,
+                                       "better" if decisive else "", epochs))  # fmt: skip
+    return rows
+
+
+METHODS = {"tft": "TFT", "mlft": "MLFT", "twin": "MLFT with a twin", "kd": "KD", "scratch-E": "scratch-E", "scratch-B": "scratch-B"}
+
+
+def _arm(arms: pd.DataFrame, method: str, epochs: int) -> pd.DataFrame:
+    return arms[(arms.method == method) & (arms.epochs == epochs)]
+
+
+def c3_by_compute(arms: pd.DataFrame) -> list[Comparison]:
+    """MLFT against the TFT schedule whose training MACs are nearest: a longer one, for a peer's training is paid for."""
+    rows = []
+    for network, group in arms.groupby("network", sort=False):
+        macs = group.groupby(["method", "epochs"]).training_macs.mean()
+        if not {"tft", "mlft"} <= set(group.method):
+            continue
+        found = []
+        for epochs, spent in macs["mlft"].items():
+            nearest = min(macs["tft"].index, key=lambda other: abs(math.log(macs["tft", other] / spent)))  # noqa: B023 - used at once
+            found.append((abs(math.log(spent / macs["tft", nearest])), epochs, nearest, spent / macs["tft", nearest]))
+        # Within a factor of one and a half they cost about the same; where no pair does, the nearest must do.
+        for _, epochs, nearest, factor in [pair for pair in found if pair[0] < math.log(1.5)] or [min(found)]:
+            question = (f"{network}: test top-1, MLFT of {epochs} minus TFT of {nearest} epochs, MLFT spending {factor:.2f} times "
+                        "TFT's training MACs")  # fmt: skip
+            result = paired(seed_differences(_arm(group, "mlft", epochs), _arm(group, "tft", nearest), "test"))
+            label = f"MLFT {epochs} − TFT {nearest} epochs, like compute"
+            label = label if arms.network.nunique() == 1 else f"{network}: {label}"
+            rows.append(Comparison("C3 by compute", label, question, "points", result))
     return rows
 
 
 STATEMENTS = {
-    "C1": "Feature channels of a trained CNN are redundant by similarity",
+    "C1": "Feature channels of a trained CNN are redundant by similarity, more than those of the untrained network",
     "C2": "Pruning by FCS beats kernel-norm and layer-wise feature-norm criteria",
     "C3": "MLFT reaches the accuracy of TFT in fewer epochs",
-    "C3 by compute": "MLFT's lead survives when its training compute is counted",
+    "C3 by compute": "MLFT is ahead of TFT at equal training compute",
 }
 
 
@@ -207,12 +172,27 @@ def ledger(comparisons: Sequence[Comparison]) -> pd.DataFrame:
             rows.append({
                 "claim": claim, "label": comparison.label, "statement": STATEMENTS[claim], "comparison": comparison.question,
                 **asdict(comparison.result), "unit": comparison.unit, "p_holm": p, "decisive": comparison.decisive,
-                "verdict": verdict(comparison.result.effect, p),
+                "detectable": comparison.result.detectable(len(decisive) if comparison.decisive else 1),
+                "role": comparison.role, "epochs": comparison.epochs, "verdict": verdict(comparison.result.effect, p),
             })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def claim_verdicts(table: pd.DataFrame) -> dict[str, Verdict]:
-    """The verdict per claim, from the decisive rows of a ledger."""
-    decisive = table[table.decisive]
-    return {claim: overall(group.verdict.tolist()) for claim, group in decisive.groupby("claim", sort=False)}
+    """The verdict per claim, from a ledger.
+
+    C1, C2 and C3 by compute need every decisive row. C3 needs one shorter schedule at which MLFT is no worse than
+    TFT's longest and better than TFT's of the same length, while that one is not shown to be no worse itself; it
+    is contradicted when at every shorter schedule one of the two is.
+    """
+    verdicts: dict[str, Verdict] = {}
+    for claim, group in table.groupby("claim", sort=False):
+        decisive = group[group.decisive]
+        verdicts[str(claim)] = overall(decisive.verdict.tolist())
+        if claim == "C3":
+            schedules = [dict(zip(rows.role, rows.verdict, strict=True)) for _, rows in group[group.role != ""].groupby("epochs")]
+            won = [s for s in schedules if s.get("no worse") == s.get("better") == "supported"
+                   and s.get("no worse itself") != "supported"]  # fmt: skip
+            lost = [s for s in schedules if "contradicted" in (s.get("no worse"), s.get("better"))]
+            verdicts["C3"] = "supported" if won else "contradicted" if schedules and lost == schedules else "undecided"
+    return verdicts

@@ -12,7 +12,7 @@ from fcs_utils.errors import StudyError
 
 # Spelled out so that a typo is refused without importing torch; a test compares them with the real tables.
 PROFILES = ("smoke", "quick", "cifar", "paper")
-STAGES = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "arms")
+STAGES = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,6 +47,9 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
     add_running(run)
     run.add_argument("--stages", nargs="+", choices=STAGES, metavar="STAGE", help="some of: " + ", ".join(STAGES))
     run.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)")
+    tables = add("tables", "write tables and verdicts from records, running nothing", "python -m fcs_utils tables --profile cifar")
+    tables.add_argument("--data", metavar="DIR", help="data folder (default: FCS_DATA, else ./data)")
+    tables.add_argument("--allow-missing", action="store_true", help="list runs without a record in a table instead of refusing")
     readme = add("readme", "render the README's table and figure from records", "python -m fcs_utils readme")
     readme.add_argument("--check", action="store_true", help="change nothing; fail when they are stale")
     return parser
@@ -83,6 +86,14 @@ def _dispatch(options: argparse.Namespace) -> int:
         from fcs_utils.readme import update_readme
 
         return update_readme(options.profile, options.out, check=options.check)
+    if options.command == "tables":
+        from fcs_utils.study import Study
+
+        study = Study(options.profile, options.out, options.data)
+        report = study.report(allow_missing=options.allow_missing)
+        report.write(study.store)
+        print(f"{len(report.tables())} tables in {study.store.table('claims').parent}, {len(report.missing)} runs missing")
+        return 0
     _check_before_install(options)
     if options.fresh:
         from fcs_utils.store import Store

@@ -15,12 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fcs_utils.errors import StudyError
 from fcs_utils.store import canonical_json
 
-SCHEMA = 1
+SCHEMA = 2
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Option = str | int | float | bool
+Method = Literal["tft", "mlft", "twin", "kd", "scratch"]
 
 
 class Config(BaseModel):
@@ -87,17 +88,31 @@ class Pruning(Config):
 
 
 class Tuning(Config):
-    """How the compact network is fine-tuned: (M10) TFT or (M11) MLFT."""
+    """How the compact network is trained: (M10) TFT, (M11) MLFT with the original or a twin as peer, (M12) KD or scratch.
 
-    method: Literal["tft", "mlft"]
+    twin_criterion: prunes the twin. temperature, strength: of the distance to the peer. peer_learning_rate: None
+    is the compact network's. updates: whether the peer moves from the same forward passes or after the compact
+    network. budget: of training from scratch, the reference's epochs (scratch-E) or its training MACs (scratch-B).
+    """
+
+    method: Method
     training: Training
     temperature: Positive = 1.0
     strength: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    twin_criterion: str = "kernel_l1"
+    peer_learning_rate: Positive | None = None
+    updates: Literal["simultaneous", "sequential"] = "simultaneous"
+    budget: Literal["epochs", "macs"] = "epochs"
 
     @model_validator(mode="after")
-    def _mutual_options_only_with_mlft(self) -> Tuning:
-        if self.method == "tft" and (self.temperature, self.strength) != (1.0, 1.0):
-            raise ValueError("temperature and strength belong to method='mlft'")
+    def _options_belong_to_the_method(self) -> Tuning:
+        owners: dict[str, tuple[Method, ...]] = {
+            "temperature": ("mlft", "twin", "kd"), "strength": ("mlft", "twin", "kd"), "twin_criterion": ("twin",),
+            "peer_learning_rate": ("mlft", "twin"), "updates": ("mlft", "twin"), "budget": ("scratch",),
+        }  # fmt: skip
+        for option, methods in owners.items():
+            if self.method not in methods and getattr(self, option) != type(self).model_fields[option].default:
+                raise ValueError(f"{option} belongs to method {' or '.join(map(repr, methods))}, not {self.method!r}")
         return self
 
 

@@ -136,7 +136,8 @@ def cost_frame(costs: Mapping[str, Any]) -> pd.DataFrame:
     times, memory = (rows[rows.memory == kind] for kind in (False, True))
     passes = times[times.method == "pass"]
     plain = passes.assign(method="forward", seconds=passes.forward_seconds)
-    frame = pd.concat([plain, times]).set_index(keys)[["seconds", "forward_seconds"]]
+    frame = pd.concat([plain, times]).sort_values(["network", "width", "images"], ascending=[False, False, False], kind="stable")
+    frame = frame.set_index(keys)[["seconds", "forward_seconds"]]
     frame = frame.join((memory.set_index(keys).bytes / 1e6).rename("memory_mb")).reset_index()
     return frame.assign(ratio=frame.seconds / frame.forward_seconds)
 
@@ -216,7 +217,11 @@ def _over_maps(score: Callable[[Tensor], object]) -> Callable[[nn.Module, Tensor
     @torch.no_grad()
     def run(network: nn.Module, images: Tensor) -> None:
         layers = prunable_layers(network, images)
-        with tapped(network, layers.values(), lambda _name, maps: score(maps)):
+
+        def receive(_name: str, maps: Tensor) -> None:
+            score(maps)
+
+        with tapped(network, layers.values(), receive):
             forward(network, images)
 
     return run

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ class Dataset:
         return self.train.images.shape[1]
 
     def to(self, device: torch.device) -> Dataset:
-        moved = {part: Split(s.images.to(device), s.labels.to(device))
+        moved: dict[str, Any] = {part: Split(s.images.to(device), s.labels.to(device))
                  for part, s in (("train", self.train), ("validation", self.validation), ("test", self.test))}  # fmt: skip
         return replace(self, **moved, mean=self.mean.to(device), std=self.std.to(device))
 

@@ -1,8 +1,7 @@
-"""One training loop. The method is how the loss is made, and nothing else.
+"""One training loop. The method is how the loss is made and who trains, and nothing else.
 
-References, TFT and MLFT run the same code with the same draws; MLFT trains a second network beside the
-first. Updates are simultaneous: both networks' losses come from the same forward passes, before either
-network moves.
+References, TFT, MLFT, KD and training from scratch run the same code with the same draws. MLFT trains a second
+network, the peer, beside the first; KD is the same with a peer that is frozen in eval mode.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from fcs_utils.config import Training
 from fcs_utils.data import Dataset, Split
 from fcs_utils.errors import StudyError
 from fcs_utils.measure import count_macs
+from fcs_utils.structure import evaluating
 
 # Logits of every network -> one loss per network.
 Losses = Callable[[Sequence[Tensor], Tensor], list[Tensor]]
@@ -53,27 +54,43 @@ def mutual(temperature: float = 1.0, strength: float = 1.0) -> Losses:
 
 @dataclass(frozen=True)
 class Epoch:
-    """State after one epoch; accuracies in percent, training MACs cumulative over all trained networks."""
+    """State after one epoch; accuracies in percent, training MACs cumulative over all networks."""
 
     epoch: int
     loss: float  # mean training loss of the first network
     validation: float
     peer_validation: float | None
+    peer_kl: float | None  # KL(peer || first) on the validation split, in nats
     training_macs: int
     seconds: float
 
 
 @torch.no_grad()
+def predict(model: nn.Module, dataset: Dataset, split: Split, precision: str = "fp32", batch_size: int = 500) -> Tensor:
+    """Logits (N, K) float32, in eval mode. The mode is put back."""
+    with evaluating(model), autocast(split.images.device, precision):
+        return torch.cat([model(dataset.normalise(images)).float() for images in split.images.split(batch_size)])
+
+
 def accuracy(model: nn.Module, dataset: Dataset, split: Split, precision: str = "fp32", batch_size: int = 500) -> float:
     """Top-1 in percent, in eval mode. The mode is put back."""
-    training = model.training
-    model.eval()
-    right = torch.zeros((), device=split.labels.device)
-    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
-        with autocast(images.device, precision):
-            right += (model(dataset.normalise(images)).argmax(1) == labels).sum()
-    model.train(training)
-    return 100 * right.item() / len(split)
+    return top1(predict(model, dataset, split, precision, batch_size), split.labels)
+
+
+def top1(logits: Tensor, labels: Tensor) -> float:
+    """Share of right answers in percent: logits (N, K), labels (N,)."""
+    return 100 * (logits.argmax(1) == labels).sum().item() / len(labels)
+
+
+def standing(networks: Sequence[nn.Module], dataset: Dataset, precision: str) -> dict[str, float | None]:
+    """Validation accuracy of one or two networks, and how far the second one's predictions are from the first's."""
+    logits = [predict(network, dataset, dataset.validation, precision) for network in networks]
+    peer = logits[1] if len(logits) > 1 else None
+    return {
+        "validation": top1(logits[0], dataset.validation.labels),
+        "peer_validation": None if peer is None else top1(peer, dataset.validation.labels),
+        "peer_kl": None if peer is None else distance(logits[0], peer, 1.0).item(),
+    }
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -87,11 +104,19 @@ def fit(
     *,
     seed: int,
     losses: Losses = cross_entropy,
+    trained: int | None = None,
+    peer_learning_rate: float | None = None,
+    sequential: bool = False,
     precision: str = "fp32",
     label: str = "training",
     on_epoch: Callable[[int], None] = lambda macs: None,
 ) -> list[Epoch]:
     """Train the networks in place, the first being the one that is studied; returns one entry per epoch.
+
+    trained: how many train, from the first on (default all); the others are frozen in eval mode.
+    peer_learning_rate: the second network's, default the same. sequential: the first network's update comes
+    before the second one's losses are made, from its renewed predictions, as in Zhang et al.; the default is
+    simultaneous, all losses from the same forward passes.
 
     Draws depend on the seed alone: shuffling and augmentation are the same for every method. The last epoch
     counts, no best epoch is picked. ``on_epoch`` receives the training MACs of each epoch, for progress bars.
@@ -100,47 +125,69 @@ def fit(
     """
     device = dataset.train.images.device
     generator = torch.Generator().manual_seed(seed)
-    example = dataset.normalise(dataset.train.images[:1])
+    trained = len(networks) if trained is None else trained
+    again = 1 if sequential and trained > 1 else 0
     # Backward is two more multiply-adds for each of the forward pass: one for inputs, one for weights.
-    macs_per_image = 3 * sum(count_macs(network, example) for network in networks)
+    macs = [count_macs(network, dataset.normalise(dataset.train.images[:1])) for network in networks]
+    macs_per_image = 3 * sum(macs[:trained]) + sum(macs[trained:]) + again * macs[0]
     batches = max(1, len(dataset.train) // training.batch_size)
     seen = batches * min(training.batch_size, len(dataset.train))
-    optimisers, schedules = [], []
-    for network in networks:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimiser = torch.optim.SGD(network.parameters(), training.learning_rate, training.momentum,
-                                    weight_decay=training.weight_decay, nesterov=training.momentum > 0)  # fmt: skip
-        optimisers.append(optimiser)
-        # Total steps of 1 leave OneCycle no room between its phases.
-        schedules.append(torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, training.learning_rate, total_steps=max(2, training.epochs * batches), cycle_momentum=False,
-        ))  # fmt: skip
+    rates = [training.learning_rate, peer_learning_rate or training.learning_rate]
+    optimisers = [_Optimiser(network, training, rate, batches) for network, rate in zip(networks[:trained], rates, strict=False)]
+
+    def step(images: Tensor, labels: Tensor) -> Tensor:
+        """One batch; returns the losses (trained,), detached."""
+        with autocast(device, precision):
+            logits = [network(images).float() for network in networks[:trained]]
+            with torch.no_grad():
+                logits += [network(images).float() for network in networks[trained:]]
+        found = losses(logits, labels)[:trained]
+        if again:
+            optimisers[0].update(found[0])
+            with autocast(device, precision), torch.no_grad():
+                logits[0] = networks[0](images).float()
+            found[1] = losses(logits, labels)[1]
+            optimisers[1].update(found[1])
+        else:  # targets are detached: no gradient crosses over
+            for optimiser, loss in zip(optimisers, found, strict=True):
+                optimiser.update(loss)
+        return torch.stack(found).detach()
+
     history: list[Epoch] = []
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # for dropout, where a network has it
         for epoch in range(1, training.epochs + 1):
-            for network in networks:
-                network.train()
-            total = torch.zeros(len(networks), device=device)  # summed on the device: no wait for it in an epoch
+            for number, network in enumerate(networks):
+                network.train(number < trained)
+            total = torch.zeros(trained, device=device)  # summed on the device: no wait for it in an epoch
             for images, labels in dataset.epoch(training.batch_size, generator):
-                with autocast(device, precision):
-                    logits = [network(images) for network in networks]
-                batch_losses = losses([one.float() for one in logits], labels)
-                for optimiser in optimisers:
-                    optimiser.zero_grad()
-                torch.stack(batch_losses).sum().backward()  # targets are detached: no gradient crosses over
-                for optimiser, schedule in zip(optimisers, schedules, strict=True):
-                    optimiser.step()
-                    schedule.step()
-                total += torch.stack(batch_losses).detach()
+                total += step(images, labels)
             if not total.isfinite().all():
                 raise StudyError(f"{label}: the loss is NaN or infinite in epoch {epoch} of {training.epochs} at "
                                  f"learning_rate={training.learning_rate}; use a smaller one")  # fmt: skip
-            validation = [accuracy(network, dataset, dataset.validation, precision) for network in networks]
-            history.append(Epoch(
-                epoch, total[0].item() / batches, validation[0], validation[1] if len(networks) > 1 else None,
-                macs_per_image * seen * epoch, time.perf_counter() - started,
-            ))  # fmt: skip
+            now: dict[str, Any] = standing(networks, dataset, precision)
+            history.append(Epoch(epoch, total[0].item() / batches, **now, training_macs=macs_per_image * seen * epoch,
+                                 seconds=time.perf_counter() - started))  # fmt: skip
             on_epoch(macs_per_image * seen)
     return history
+
+
+class _Optimiser:
+    """SGD with momentum under a one-cycle learning rate."""
+
+    def __init__(self, network: nn.Module, training: Training, rate: float, batches: int) -> None:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.sgd = torch.optim.SGD(network.parameters(), rate, training.momentum, weight_decay=training.weight_decay,
+                                   nesterov=training.momentum > 0)  # fmt: skip
+        # Total steps of 1 leave OneCycle no room between its phases.
+        self.cycle = torch.optim.lr_scheduler.OneCycleLR(
+            self.sgd, rate, total_steps=max(2, training.epochs * batches), cycle_momentum=False
+        )
+
+    def update(self, loss: Tensor) -> None:
+        """One step down a loss."""
+        self.sgd.zero_grad()
+        loss.backward()
+        self.sgd.step()
+        self.cycle.step()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -113,6 +114,58 @@ def _count_paths(starts: Iterable[Node], order: Iterable[Node], users: dict[Node
             for after in users.get(node, []):
                 ways[after] = ways.get(after, 0) + ways[node]
     return ways
+
+
+class Segments:
+    """The forward pass cut behind every layer that mixes channels: what reaches a reader from one layer alone.
+
+    A gradient that crosses between channels here comes from an operation that mixes them besides the layers, such
+    as a softmax or a mean over channels, or from a reader's indices that were attributed to the wrong channel.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor, mixing: Iterable[str]) -> None:
+        self.outputs: dict[str, Tensor] = {}
+        self.inputs: dict[str, Tensor] = {}
+        self.generator = torch.Generator().manual_seed(0)
+        with ExitStack() as hooks:
+            for name in mixing:
+                module = model.get_submodule(name)
+
+                def cut(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> Tensor:
+                    self.outputs[name] = output.detach().requires_grad_()
+                    return self.outputs[name].clone()  # a leaf itself could not be overwritten in place
+
+                def seen(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                    self.inputs[name] = inputs[0]
+
+                hooks.enter_context(module.register_forward_hook(cut))
+                hooks.enter_context(module.register_forward_pre_hook(seen))
+            # Random images: at a plain zero, gradients of rectifiers vanish and would hide a crossing.
+            model(torch.randn(example.shape, generator=self.generator).to(example))
+
+    def crossing(self, name: str, readers: Mapping[str, Tensor]) -> str | None:
+        """A reader in which a channel reaches indices that are not its own, or None.
+
+        readers: by name, the input indices (C, k) of each of the layer's C channels.
+        """
+        output = self.outputs[name]
+        half = torch.rand(output.shape[1], generator=self.generator) < 0.5
+        half[0], half[-1] = True, False
+        for reader, positions in readers.items():
+            seen = self.inputs[reader]
+            if positions.max() >= seen.shape[1]:
+                return reader
+            if not seen.requires_grad:
+                continue
+            own = torch.zeros(seen.shape[1], dtype=torch.bool)
+            own[positions[half].flatten()] = True
+            weights = torch.rand(seen.shape, generator=self.generator).to(seen) + 0.5
+            for inside, others in ((own, ~half), (~own, half)):
+                masked = (seen * weights)[:, inside.to(seen.device)].sum()
+                (gradient,) = torch.autograd.grad(masked, output, retain_graph=True, allow_unused=True)
+                if gradient is not None and gradient[:, others.to(gradient.device)].count_nonzero():
+                    return reader
+        return None
 
 
 def convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:

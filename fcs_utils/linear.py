@@ -20,8 +20,9 @@ RIDGE = 1e-6  # of the mean diagonal: keeps singular Gram matrices invertible, t
 
 def read_weights(model: nn.Module, consumer: Consumer) -> Tensor:
     """The consumer's weights that read a layer's C channels: (O, C, k), k kernel or map positions; float64."""
-    weight = model.get_submodule(consumer.name).weight.detach()
+    weight = model.get_submodule(consumer.name).weight
     assert isinstance(weight, Tensor)
+    weight = weight.detach()
     if weight.dim() == 2:
         return weight[:, consumer.positions.to(weight.device)].double()
     return weight[:, consumer.positions[:, 0].to(weight.device)].flatten(2).double()

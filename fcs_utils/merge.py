@@ -38,6 +38,10 @@ def merge(model: nn.Module, plan: PruningPlan, statistics: Mapping[str, ChannelS
             skipped[name] = reason
             continue
         known = statistics[name]
+        if known.tap != "consumer":
+            raise StudyError(
+                f"merge needs statistics of what the consumers read; those of {name} were taken with tap={known.tap!r}"
+            )
         if len(known.l1) != layer.channels:
             raise StudyError(f"statistics are of another network: {name} has {layer.channels} channels, they {len(known.l1)}")
         for consumer in layer.consumers:
@@ -61,6 +65,8 @@ def _fold(
 ) -> None:
     module = model.get_submodule(consumer.name)
     norm = layers[consumer.name].norm if consumer.name in layers else None
+    if norm is not None and model.get_submodule(norm).running_mean is None:  # it uses each batch's own mean
+        norm = None
     padded = isinstance(module, nn.Conv2d) and module.padding not in (0, (0, 0), "valid") and module.padding_mode == "zeros"
     shift = module.bias if isinstance(module.bias, Tensor) else None
     blend, offset = reconstruction(statistics, kept, intercept=not padded and (shift is not None or norm is not None))

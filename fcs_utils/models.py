@@ -123,10 +123,24 @@ def build_model(
         network = CifarResNet(RESNET_BLOCKS[name], num_classes, width, in_channels, shortcut)
     else:
         raise refuse("network", name, ", ".join([*VGG, *RESNET_BLOCKS, "torchvision/NAME"]))
+    _initialise_convolutions(network)
+    return network
+
+
+def _initialise_convolutions(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return network
+
+
+def initialise(network: nn.Module, seed: int) -> None:
+    """Fresh weights for a network of any widths, in place, as ``build_model`` would draw them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+                module.reset_parameters()
+        _initialise_convolutions(network)
 
 
 def _torchvision(name: str, num_classes: int, width: float, in_channels: int) -> nn.Module:

@@ -76,7 +76,7 @@ def render_page(study: Study, notebook: Notebook) -> None:
 def render_index(study: Study) -> None:
     """The page to open: verdicts, tables and key figures where the records for them are there."""
     store = study.store
-    missing = [stage for stage, runs in study.grid.items() if any(study.record(run) is None for run in runs)]
+    missing = list(study.missing())
     context: dict[str, Any] = {"missing": missing, "summary": study.profile.summary}
     if not missing:
         report = study.report()
@@ -105,7 +105,8 @@ def figure_exists(store: Store, name: str) -> bool:
 
 
 def _shared(study: Study, up: str) -> dict[str, Any]:
-    records = [record for run in study.runs() if (record := study.record(run)) is not None]
+    runs = list({run.identity: run for stage in study.grid.values() for run in stage}.values())
+    records = [record for run in runs if (record := study.record(run)) is not None]
     places = sorted({(r["provenance"]["device"], r["provenance"]["torch"], r["provenance"]["threads"]) for r in records})
     dates = sorted(r["volatile"]["date"][:10] for r in records)
     commits = list(dict.fromkeys(r["volatile"]["commit"] for r in records))
@@ -118,7 +119,7 @@ def _shared(study: Study, up: str) -> dict[str, Any]:
         "precision": study.precision,
         "dates": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "none yet",
         "commits": ", ".join(commits[:3]) + (" ..." if len(commits) > 3 else ""),
-        "runs": f"{len(records)} of {len(study.runs())}",
+        "runs": f"{len(records)} of {len(runs)}",
         "nav": [
             (n.name, number, title_and_question(n)[0]) for number, n in NOTEBOOKS.items() if study.store.executed(n.name).exists()
         ],

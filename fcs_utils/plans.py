@@ -125,7 +125,8 @@ def make_plan(
     return PruningPlan(
         kept={name: kept[name] for name in names}, channels={name: layers[name].channels for name in names},
         skipped={name: skipped[name] for name in layers if name in skipped and name not in kept},
-        input_shape=tuple(example.shape[1:]), ratio=ratio, scope=scope, macs=macs, macs_left=costs.share_left(ratio),
+        input_shape=(example.shape[1], example.shape[2], example.shape[3]), ratio=ratio, scope=scope, macs=macs,
+        macs_left=costs.share_left(ratio),
     )  # fmt: skip
 
 

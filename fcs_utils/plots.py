@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from fcs_utils.claims import half_width
+from fcs_utils.inference import half_width
 
 # Okabe and Ito's palette, distinguishable with colour-blind eyes; one colour and marker a name, everywhere.
 STYLE = {
@@ -20,6 +20,8 @@ STYLE = {
     "fcs_linear": ("#CC79A7", "v"),
     "tft": ("#E69F00", "s"),
     "mlft": ("#0072B2", "o"),
+    "twin": ("#56B4E9", "D"),
+    "kd": ("#009E73", "^"),
 }
 BIN_COLOURS = ["#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#0072B2", "#D55E00", "#F0E442", "#8c8c8c"]
 VERDICT_COLOURS = {"supported": "#009E73", "contradicted": "#D55E00", "undecided": "#6b6b6b"}
@@ -51,11 +53,12 @@ def training_curves(references: pd.DataFrame) -> Figure:
 def twin_share_by_layer(similarity: pd.DataFrame) -> Figure:
     """Share of channels with a twin by layer, trained against untrained: mean and range over seeds."""
     networks = similarity.network.unique()
+    colours = {"trained": "#0072B2", "untrained": "#E69F00", "untrained, BatchNorm as made": "#c4c4c4"}
     figure, axes = plt.subplots(1, len(networks), figsize=(5.5 * len(networks), 3.6), squeeze=False, sharey=True)
     for axis, network in zip(axes.flat, networks, strict=True):
         part = similarity[similarity.network == network]
         sns.pointplot(part, x="layer", y="twins", hue="state", errorbar=("pi", 100), ax=axis, markersize=4, linewidth=1.2,
-                      palette={"trained": "#0072B2", "untrained": "#E69F00"}, err_kws={"linewidth": 1})  # fmt: skip
+                      palette=colours, err_kws={"linewidth": 1})  # fmt: skip
         axis.set(title=network, xlabel="", ylabel="channels with a twin (%)", ylim=(-3, 103))
         axis.tick_params(axis="x", rotation=75)
     return figure
@@ -120,42 +123,10 @@ def ranking(frame: pd.DataFrame, value: str = "test") -> Figure:
     return figure
 
 
-def fine_tuning_curves(arms: pd.DataFrame) -> Figure:
-    """Validation top-1 by epoch for each schedule: mean over seeds, band from the lowest to the highest."""
-    schedules = sorted(arms.epochs.unique())
-    figure, axes = plt.subplots(1, len(schedules), figsize=(4.8 * len(schedules), 3.5), squeeze=False, sharey=True)
-    for axis, epochs in zip(axes.flat, schedules, strict=True):
-        for method, group in arms[arms.epochs == epochs].groupby("method", sort=False):
-            curves = np.array([[epoch["validation"] for epoch in history] for history in group.history])
-            colour, marker = STYLE[method]
-            x = np.arange(1, epochs + 1)
-            axis.plot(x, curves.mean(0), color=colour, marker=marker, ms=5, label=method.upper())
-            axis.fill_between(x, curves.min(0), curves.max(0), color=colour, alpha=0.2, lw=0)
-        axis.set(xlabel="epoch", ylabel="validation top-1 (%)", title=f"schedule of {epochs} epochs", xticks=x)
-    axes.flat[0].legend()
-    return figure
-
-
-def accuracy_against_budget(arms: pd.DataFrame) -> Figure:
-    """Final test top-1 of each completed schedule against epochs and against training MACs."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.6), sharey=True)
-    for axis, (column, label, scale) in zip(
-        axes, (("epochs", "epochs of the schedule", 1), ("training_macs", "training MACs (T), all networks", 1e12)), strict=True
-    ):
-        for method, group in arms.groupby("method", sort=False):
-            colour, marker = STYLE[method]
-            parts = [g for _, g in group.groupby("epochs")]
-            error = np.nan_to_num([half_width(g.test) for g in parts])
-            axis.errorbar([g[column].mean() / scale for g in parts], [g.test.mean() for g in parts], error, color=colour,
-                          marker=marker, ms=5, capsize=2, elinewidth=0.9, label=method.upper())  # fmt: skip
-        axis.set(xlabel=label, ylabel="test top-1 (%), final epoch")
-    axes[0].legend()
-    return figure
-
-
 def forest(ledger: pd.DataFrame) -> Figure:
     """Every comparison behind the verdicts: effect and 95 % interval, coloured by verdict."""
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 0.42 * len(ledger) + 1.1), width_ratios=(1, 1))
+    rows = max((ledger.claim == "C1").sum(), (ledger.claim != "C1").sum())
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.27 * rows + 1.2), width_ratios=(1, 1))
     # C1 is in points of channels, the others in points of accuracy: two scales, two panels.
     for axis, (title, part) in zip(axes, (("C1: channels, points", ledger[ledger.claim == "C1"]),
                                           ("C2, C3: top-1, points", ledger[ledger.claim != "C1"])), strict=True):  # fmt: skip

@@ -6,15 +6,17 @@ of a seed that no profile uses, to fit the profile's minutes. No number here was
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from fcs_utils.config import Config, Pruning, Reference, Run, Similarity, Training, Tuning
+from fcs_utils.config import Config, Method, Pruning, Reference, Run, Similarity, Training, Tuning
 from fcs_utils.criteria import CRITERIA, check_options
 from fcs_utils.errors import refuse
 
 # In the order of the study; each notebook needs some of them.
-STAGES = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "arms")
-Stage = Literal["reference", "similarity", "pruned", "tuned", "ablation", "headstart", "arms"]
+Stage = Literal["reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms"]
+STAGES: tuple[Stage, ...] = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")
+Rates = Mapping[tuple[str, str], float]  # the learning rate of a network's arm
 
 
 class Network(Config):
@@ -26,14 +28,22 @@ class Network(Config):
 
 
 class Arms(Config):
-    """TFT against MLFT from the same compact weights (C3): every schedule with every learning rate."""
+    """TFT, MLFT and their controls from the same compact weights (C3).
+
+    Each arm's learning rate is the one of ``learning_rates`` with the best validation accuracy after
+    ``pilot_epochs`` on ``pilot_seeds``, which take no part in anything else. Then every arm runs every
+    schedule of ``epochs`` with every seed, and training from scratch runs twice: with the reference's epochs
+    and with its training MACs.
+    """
 
     networks: tuple[str, ...]
     criterion: str = "fcs"
     ratio: float = 0.5
     epochs: tuple[int, ...]
     learning_rates: tuple[float, ...]
-    methods: tuple[Literal["tft", "mlft"], ...] = ("tft", "mlft")
+    pilot_seeds: tuple[int, ...] = (100,)
+    pilot_epochs: int
+    methods: tuple[Literal["tft", "mlft", "twin", "kd"], ...] = ("tft", "mlft", "twin", "kd")
 
 
 class Ablations(Config):
@@ -41,7 +51,8 @@ class Ablations(Config):
 
     calibrations: further numbers of calibration images. draws: further draws of calibration images at every
     number. binning_seeds: starts of scikit-learn's K-Means. merged: criteria whose plans are also merged, at
-    every ratio of the profile. headstart: epochs of fine-tuning from plain and from merged weights.
+    every ratio of the profile. headstart: epochs of fine-tuning from plain and from merged weights. seeds: how
+    many of the profile's seeds the ablations run on; None is all.
     """
 
     ratio: float = 0.5
@@ -51,6 +62,7 @@ class Ablations(Config):
     binning_seeds: int = 3
     merged: tuple[str, ...] = ("kernel_l1", "fcs", "fcs_linear")
     headstart: int
+    seeds: int | None = None
 
     def variants(self) -> list[dict[str, Any]]:
         """Options of FCS, each differing from the literal reading in one."""
@@ -110,23 +122,25 @@ PROFILES = {
             criteria=("random", "kernel_l1", "feature_norm", "taylor", "chip", "fcs", "fcs_greedy", "fcs_linear"),
             tuning=Training(epochs=1, learning_rate=0.02, batch_size=64),
             ablations=Ablations(bins=(2,), calibrations=(50,), draws=1, binning_seeds=1, merged=("fcs",), headstart=2),
-            arms=Arms(networks=("vgg16",), epochs=(1, 2), learning_rates=(0.02,)),
+            arms=Arms(networks=("vgg16",), epochs=(1, 2), learning_rates=(0.02, 0.05), pilot_epochs=1),
             scoring=Scoring(networks=("resnet20",), images=(16, 32), widths=(0.5,), heavy=16, literal=2),
             precision="fp32",
         ),
         Profile(
             name="quick",
-            summary="digits, quarter-width VGG-16 and half-width ResNet-20, three seeds",
+            summary="digits, quarter-width VGG-16 and half-width ResNet-20, five seeds",
             dataset="digits",
             networks=(
                 Network(network="vgg16", width=0.25, training=Training(epochs=10, learning_rate=0.05, batch_size=32)),
                 Network(network="resnet20", width=0.5, training=Training(epochs=10, learning_rate=0.1, batch_size=32)),
             ),
-            seeds=(0, 1, 2),
+            seeds=(0, 1, 2, 3, 4),
             ratios=(0.3, 0.5, 0.7),
             tuning=Training(epochs=1, learning_rate=0.01, batch_size=32),
-            ablations=Ablations(calibrations=(50, 200, 1000), headstart=4),
-            arms=Arms(networks=("vgg16",), epochs=(2, 4), learning_rates=(0.005, 0.02, 0.05)),
+            ablations=Ablations(calibrations=(50, 200, 1000), headstart=4, seeds=3),
+            arms=Arms(
+                networks=("vgg16",), epochs=(2, 4, 8), learning_rates=(0.002, 0.005, 0.02), pilot_seeds=(100, 101), pilot_epochs=4
+            ),
             precision="fp32",  # a fresh clone trains the references again, on whatever it runs
         ),
         Profile(
@@ -141,7 +155,7 @@ PROFILES = {
             ratios=(0.3, 0.5, 0.7),
             tuning=Training(epochs=4, learning_rate=0.05),
             ablations=Ablations(calibrations=(50, 200, 2000, 5000), headstart=4),
-            arms=Arms(networks=("vgg16",), epochs=(2, 4, 8, 16), learning_rates=(0.02, 0.05, 0.1)),
+            arms=Arms(networks=("vgg16",), epochs=(2, 4, 8, 16), learning_rates=(0.01, 0.02, 0.05, 0.1), pilot_epochs=4),
         ),
         Profile(
             name="paper",
@@ -156,7 +170,7 @@ PROFILES = {
             calibration=1024,
             tuning=Training(epochs=40, learning_rate=0.05),
             ablations=Ablations(calibrations=(50, 200, 5000), headstart=10),
-            arms=Arms(networks=("vgg16", "resnet56"), epochs=(10, 20, 40), learning_rates=(0.02, 0.05, 0.1)),
+            arms=Arms(networks=("vgg16", "resnet56"), epochs=(10, 20, 40), learning_rates=(0.01, 0.02, 0.05, 0.1), pilot_epochs=10),
         ),
     )
 }
@@ -169,52 +183,61 @@ def get_profile(name: str) -> Profile:
     return PROFILES[name]
 
 
-def grid(profile: Profile, precision: Literal["fp32", "bf16"]) -> dict[Stage, list[Run]]:
+def grid(profile: Profile, precision: Literal["fp32", "bf16"], rates: Rates | None = None) -> dict[Stage, list[Run]]:
     """Every run of a profile by stage, in the order they are done.
 
-    Runs that two stages share (TFT at the schedule of the comparison of criteria) appear in both and are
-    done once.
+    rates: the chosen learning rates; without them the stage ``arms`` is left out, for it is not known yet.
+    Runs that two stages share (TFT at the schedule of the comparison of criteria) appear in both and are done
+    once.
     """
-    references = [
-        Run(reference=Reference(dataset=profile.dataset, network=n.network, width=n.width, seed=seed,
-                                training=n.training, precision=precision))
-        for n in profile.networks for seed in profile.seeds
-    ]  # fmt: skip
+
+    def reference(network: Network, seed: int) -> Run:
+        return Run(reference=Reference(dataset=profile.dataset, network=network.network, width=network.width, seed=seed,
+                                       training=network.training, precision=precision))  # fmt: skip
 
     def pruned(run: Run, criterion: str, ratio: float, **more: Any) -> Run:
         check_options(criterion, more.get("options", {}))
         pruning = Pruning(**{"criterion": criterion, "ratio": ratio, "calibration": profile.calibration, **more})
         return run.model_copy(update={"pruning": pruning})
 
-    def tuned(run: Run, method: Literal["tft", "mlft"], **training: Any) -> Run:
+    def tuned(run: Run, method: Method, **training: Any) -> Run:
         return run.model_copy(update={"tuning": Tuning(method=method, training=profile.tuning.model_copy(update=training))})
 
+    references = [reference(network, seed) for network in profile.networks for seed in profile.seeds]
     cut = [pruned(run, c, ratio) for run in references for ratio in profile.ratios for c in profile.criteria]
-    arms, ablations = profile.arms, profile.ablations
-    counts = dict.fromkeys((profile.calibration, *ablations.calibrations))
-    draws = [(count, seed) for count in counts for seed in (None, *range(1000, 1000 + ablations.draws))]
-    compact = [pruned(run, arms.criterion, arms.ratio) for run in references if run.reference.network in arms.networks]
-    return {
+    stages: dict[Stage, list[Run]] = {
         "reference": references,
         "similarity": [r.model_copy(update={"similarity": Similarity(calibration=profile.calibration)}) for r in references],
         "pruned": cut,
         "tuned": [tuned(run, "tft") for run in cut],
-        "ablation": [
-            varied for run in references for varied in (
-                pruned(run, "fcs", ablations.ratio),
-                *(pruned(run, "fcs", ablations.ratio, options=options) for options in ablations.variants()),
-                *(pruned(run, "fcs", ablations.ratio, calibration=count, calibration_seed=seed) for count, seed in draws),
-                *(pruned(run, c, ratio, compensate=how) for c in ablations.merged for ratio in profile.ratios
-                  for how in ("none", "merge")),
-            )
-        ],
-        "headstart": [
-            tuned(run.model_copy(update={"pruning": run.pruning.model_copy(update={"compensate": how})}), "tft",
-                  epochs=ablations.headstart)
-            for run in compact if run.pruning for how in ("none", "merge")
-        ],
-        "arms": [
-            tuned(run, method, epochs=epochs, learning_rate=rate)
-            for run in compact for method in arms.methods for epochs in arms.epochs for rate in arms.learning_rates
-        ],
     }  # fmt: skip
+    ablations, arms = profile.ablations, profile.arms
+    counts = dict.fromkeys((profile.calibration, *ablations.calibrations))
+    draws = [(count, seed) for count in counts for seed in (None, *range(1000, 1000 + ablations.draws))]
+    stages["ablation"] = [
+        varied for run in references if run.reference.seed in profile.seeds[: ablations.seeds] for varied in (
+            pruned(run, "fcs", ablations.ratio),
+            *(pruned(run, "fcs", ablations.ratio, options=options) for options in ablations.variants()),
+            *(pruned(run, "fcs", ablations.ratio, calibration=count, calibration_seed=seed) for count, seed in draws),
+            *(pruned(run, c, ratio, compensate=how) for c in ablations.merged for ratio in profile.ratios
+              for how in ("none", "merge")),
+        )
+    ]  # fmt: skip
+    compact = [pruned(run, arms.criterion, arms.ratio) for run in references if run.reference.network in arms.networks]
+    stages["headstart"] = [
+        tuned(run.model_copy(update={"pruning": run.pruning.model_copy(update={"compensate": how})}), "tft",
+              epochs=ablations.headstart)
+        for run in compact if run.pruning for how in ("none", "merge")
+    ]  # fmt: skip
+    pilots = [pruned(reference(network, seed), arms.criterion, arms.ratio)
+              for network in profile.networks if network.network in arms.networks for seed in arms.pilot_seeds]  # fmt: skip
+    stages["rates"] = [tuned(run, method, epochs=arms.pilot_epochs, learning_rate=rate)
+                       for run in pilots for method in arms.methods for rate in arms.learning_rates]  # fmt: skip
+    if rates is not None:
+        stages["arms"] = [
+            *(tuned(run, method, epochs=epochs, learning_rate=rates[run.reference.network, method])
+              for run in compact for method in arms.methods for epochs in arms.epochs),
+            *(run.model_copy(update={"tuning": Tuning(method="scratch", training=run.reference.training, budget=budget)})
+              for run in compact for budget in ("epochs", "macs")),
+        ]  # fmt: skip
+    return stages

@@ -47,8 +47,8 @@ def prune(
         except AttributeError:
             module = None
         if not isinstance(module, nn.Conv2d) or module.out_channels != width:
-            found = f"{module.out_channels} channels" if isinstance(module, nn.Conv2d) else "no such convolution"
-            raise StudyError(f"the plan does not fit this network: it expects {name} with {width} channels, found {found}")
+            there = f"{module.out_channels} channels" if isinstance(module, nn.Conv2d) else "no such convolution"
+            raise StudyError(f"the plan does not fit this network: it expects {name} with {width} channels, found {there}")
     compact = copy.deepcopy(model)
     if compensate == "merge":
         if statistics is None:
@@ -73,9 +73,14 @@ def prune(
                     cut.add(other)
             group.prune()
     for name, indices in plan.kept.items():
-        width = compact.get_submodule(name).out_channels
-        if width != len(indices):
-            raise StudyError(f"surgery went wrong: {name} has {width} channels, planned {len(indices)}")
+        found = compact.get_submodule(name).out_channels
+        if found != len(indices):
+            raise StudyError(f"surgery went wrong: {name} has {found} channels, planned {len(indices)}")
+    try:
+        with evaluating(compact), torch.no_grad():
+            compact(torch.zeros(1, *plan.input_shape, device=weight.device, dtype=weight.dtype))
+    except RuntimeError as error:
+        raise StudyError(f"surgery left a network that does not run, something in it expects the old widths: {error}") from error
     return compact
 
 

@@ -37,10 +37,10 @@ NOTEBOOKS = {
     "03": Notebook("03_similarity_and_clustering", ("reference", "similarity")),
     "04": Notebook("04_pruning", ("reference", "pruned", "ablation", "headstart")),
     "05": Notebook("05_baseline_criteria", ("reference", "pruned", "tuned")),
-    "06": Notebook("06_tft_and_mlft", ("reference", "arms")),
+    "06": Notebook("06_tft_and_mlft", ("reference", "rates", "arms")),
     "07": Notebook("07_ablations", ("reference", "pruned", "ablation")),
     "08": Notebook("08_cost", ()),
-    "09": Notebook("09_paper_tables", ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "arms")),
+    "09": Notebook("09_paper_tables", ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")),
 }
 
 

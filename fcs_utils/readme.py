@@ -12,9 +12,9 @@ from PIL import Image
 from fcs_utils.claims import STATEMENTS, claim_verdicts
 from fcs_utils.errors import StudyError
 from fcs_utils.plots import forest, use_house_style
-from fcs_utils.report import claims_table
 from fcs_utils.store import write_atomic
 from fcs_utils.study import Study
+from fcs_utils.tables import claims_table
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- from records: begin -->", "<!-- from records: end -->"

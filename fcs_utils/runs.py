@@ -9,9 +9,10 @@ from torch import nn
 
 from fcs_utils.bench import Bench, OnMacs, Result, describe
 from fcs_utils.config import Run
-from fcs_utils.finetune import Epoch, accuracy, cross_entropy, fit, mutual
-from fcs_utils.measure import measure_cost, measure_latency
-from fcs_utils.plans import PruningPlan, make_plan
+from fcs_utils.finetune import Epoch, Losses, accuracy, cross_entropy, fit, mutual, standing
+from fcs_utils.measure import count_macs, measure_cost, measure_latency
+from fcs_utils.models import initialise
+from fcs_utils.plans import PruningPlan
 from fcs_utils.similarity import twin_shares
 
 
@@ -49,15 +50,18 @@ def _similarity(bench: Bench, run: Run) -> tuple[Result, Result]:
     assert run.similarity is not None
     seed, options = run.reference.seed, run.similarity
     images = bench.calibration_images(seed, options.calibration)
-    networks = {"trained": bench.trained(run.reference), "untrained": bench.untrained(run.reference)}
+    networks = {
+        "trained": bench.trained(run.reference),
+        "untrained": bench.untrained(run.reference, images),
+        "untrained, BatchNorm as made": bench.untrained(run.reference),
+    }
     return {"shares": {name: twin_shares(net, images, options.quantile, seed) for name, net in networks.items()}}, {}
 
 
 def _pruned(bench: Bench, run: Run) -> tuple[Result, Result]:
     pruning, dense = run.pruning, bench.trained(run.reference)
     assert pruning is not None
-    scores = bench.importance(run.reference, pruning)
-    plan = make_plan(dense, bench.example, scores, ratio=pruning.ratio, macs=pruning.macs, scope=pruning.scope)
+    plan = bench.plan(run)
     compact = bench.compact(run, plan)
     result = {
         "plan": plan.model_dump(mode="json"),
@@ -72,22 +76,43 @@ def _pruned(bench: Bench, run: Run) -> tuple[Result, Result]:
 def _tuned(bench: Bench, run: Run, plan: PruningPlan, on_macs: OnMacs) -> tuple[Result, Result]:
     tuning = run.tuning
     assert tuning is not None
-    compact = bench.compact(run, plan)
-    networks, losses = [compact], cross_entropy
-    if tuning.method == "mlft":  # the unpruned original learns on, beside the compact network
-        peer = bench.untrained(run.reference)
-        peer.load_state_dict(bench.trained(run.reference).state_dict())
-        networks, losses = [compact, peer], mutual(tuning.temperature, tuning.strength)
-    history = fit(networks, bench.dataset, tuning.training, seed=run.reference.seed, losses=losses,
-                  precision=run.reference.precision, label=describe(run), on_epoch=on_macs)  # fmt: skip
+    compact, training = bench.compact(run, plan), tuning.training
+    networks: list[nn.Module] = [compact]
+    if tuning.method == "scratch":
+        initialise(compact, run.reference.seed)
+        if tuning.budget == "macs":
+            saved = count_macs(bench.trained(run.reference), bench.example) / count_macs(compact, bench.example)
+            training = training.model_copy(update={"epochs": round(training.epochs * saved)})
+    elif tuning.method != "tft":
+        networks.append(_peer(bench, run))
+    losses: Losses = mutual(tuning.temperature, tuning.strength) if len(networks) > 1 else cross_entropy
+    precision = run.reference.precision
+    start = standing(networks, bench.dataset, precision)
+    history = fit(networks, bench.dataset, training, seed=run.reference.seed, losses=losses,
+                  trained=1 if tuning.method == "kd" else None, peer_learning_rate=tuning.peer_learning_rate,
+                  sequential=tuning.updates == "sequential", precision=precision, label=describe(run),
+                  on_epoch=on_macs)  # fmt: skip
     result = {
         "cost": measure_cost(compact, bench.example).as_dict(),
         "dense_cost": measure_cost(bench.trained(run.reference), bench.example).as_dict(),
+        "start": start,
         **_outcome(bench, compact, history, run),
     }
     if len(networks) > 1:
         result["peer"] = _accuracies(bench, networks[1], run)
     return result, _timing(bench, compact, history)
+
+
+def _peer(bench: Bench, run: Run) -> nn.Module:
+    """The second network: the unpruned original, or a twin of the compact one, pruned by another criterion."""
+    pruning, tuning = run.pruning, run.tuning
+    assert pruning is not None and tuning is not None
+    if tuning.method == "twin":
+        other = run.model_copy(update={"pruning": pruning.model_copy(update={"criterion": tuning.twin_criterion, "options": {}})})
+        return bench.compact(other, bench.plan(other))
+    original = bench.untrained(run.reference)
+    original.load_state_dict(bench.trained(run.reference).state_dict())
+    return original
 
 
 def _accuracies(bench: Bench, network: nn.Module, run: Run) -> dict[str, float]:

@@ -12,7 +12,7 @@ from fcs_utils.activations import collect_statistics, shuffle_pixels
 
 def pairs(similarity: Tensor) -> Tensor:
     """The upper triangle of a similarity matrix: (C, C) -> (C (C - 1) / 2,)."""
-    rows, columns = torch.triu_indices(*similarity.shape, offset=1)
+    rows, columns = torch.triu_indices(len(similarity), len(similarity), offset=1)
     return similarity[rows, columns]
 
 
@@ -28,21 +28,25 @@ def null_similarity(model: nn.Module, images: Tensor, seed: int) -> dict[str, Te
 
 
 def twin_shares(model: nn.Module, images: Tensor, quantile: float, seed: int) -> dict[str, dict[str, float]]:
-    """By layer: the share of channels with a twin, meaning a best similarity above the null's quantile.
+    """By layer, over its live channels: the share with a twin, and the share of pairs that are more similar than chance.
 
-    ``twins`` is that share, ``threshold`` the null's quantile over the layer's pairs, ``pairs`` the share of
-    pairs above it. Layers of one position a map are left out: shuffling a single pixel changes nothing.
+    A channel has a twin when its best similarity to another exceeds ``threshold``, the quantile of the *best*
+    similarities in the null: by chance alone 1 - quantile of the channels would, however many they are. ``pairs``
+    is the share of pairs above the same quantile of the null's pairs. Layers of one position a map are left
+    out (shuffling a single pixel changes nothing), and so are layers with fewer than two live channels.
     """
     null = null_similarity(model, images, seed)
     shares = {}
     for name, statistics in collect_statistics(model, images).items():
-        if statistics.positions == 1 or len(statistics.l1) < 2:
+        live = (statistics.l1 > 0).nonzero()[:, 0]
+        if statistics.positions == 1 or len(live) < 2:
             continue
-        threshold = pairs(null[name]).quantile(quantile)
-        similarity = statistics.similarity()
+        similarity, chance = (matrix[live][:, live] for matrix in (statistics.similarity(), null[name]))
+        threshold = best_twin(chance).quantile(quantile)
         shares[name] = {
             "threshold": threshold.item(),
             "twins": (best_twin(similarity) > threshold).double().mean().item(),
-            "pairs": (pairs(similarity) > threshold).double().mean().item(),
+            "pairs": (pairs(similarity) > pairs(chance).quantile(quantile)).double().mean().item(),
+            "live": len(live) / len(statistics.l1),
         }
     return shares

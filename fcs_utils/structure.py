@@ -15,7 +15,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.flow import Flow, convolutions, run_once
+from fcs_utils.flow import Flow, Segments, convolutions, run_once
 
 MIXING = (nn.Conv2d, nn.Linear)  # layers that mix channels
 # What may lie between: treats each channel by itself, so a channel can go without changing another.
@@ -156,9 +156,10 @@ def trace_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
     check_images(model, example)
     names = {module: name for name, module in model.named_modules()}
     with traceable(model):
-        graph = dependency_graph(model, example)
-        flow = run_once(model, example)
-        return {name: _layer(name, module, graph, flow, names) for name, module in convolutions(model)}
+        graph, flow = dependency_graph(model, example), run_once(model, example)
+        mixing = [name for module, name in names.items() if isinstance(module, MIXING) and not depthwise(module)]
+        segments = Segments(model, example[:1], mixing)
+        return {name: _layer(name, module, graph, flow, segments, names) for name, module in convolutions(model)}
 
 
 def prunable_layers(model: nn.Module, images: Tensor, scope: Scope = "inner") -> dict[str, Layer]:
@@ -166,18 +167,23 @@ def prunable_layers(model: nn.Module, images: Tensor, scope: Scope = "inner") ->
     return {name: layer for name, layer in trace_layers(model, images).items() if layer.obstacle(scope) is None}
 
 
-def _layer(name: str, module: nn.Conv2d, graph: tp.DependencyGraph, flow: Flow, names: dict[nn.Module, str]) -> Layer:
+def _layer(
+    name: str, module: nn.Conv2d, graph: tp.DependencyGraph, flow: Flow, segments: Segments, names: dict[nn.Module, str]
+) -> Layer:
     channels, node = module.out_channels, flow.outputs.get(name)
     if module not in graph.module2node or node is None:
         lost = "the forward pass does not lead through it to the output"
         return Layer(name, channels, None, (), (), (), Tap(name, "output"), False, lost)
-    consumers, followers, coupled, barriers = [], [], [], []
+    consumers: list[Consumer] = []
+    followers: list[str] = []
+    coupled: list[str] = []
+    barriers: list[str] = []
     norm = None
     if module.groups != 1:
         barriers.append("depthwise convolution: follows the layer before it" if depthwise(module) else "grouped convolution")
     elif flow.gate(node):
         barriers.append("gates another layer's channels and follows that layer")
-    for dependency, indices in graph.get_pruning_group(module, tp.prune_conv_out_channels, list(range(channels))):
+    for dependency, indices in _group(graph, module):
         target = dependency.target.module
         called = names.get(target)
         if called is None:
@@ -195,6 +201,9 @@ def _layer(name: str, module: nn.Conv2d, graph: tp.DependencyGraph, flow: Flow, 
                 if target.weight.shape[0] != channels:
                     barriers.append(f"shares a residual sum with {called}, whose channels do not match one to one")
             else:
+                if len(indices) % channels:
+                    barriers.append(f"{called} reads its channels in a way that cannot be followed")
+                    continue
                 consumers.append(Consumer(called, torch.as_tensor(list(indices)).reshape(channels, -1)))
         elif isinstance(target, CHANNELWISE):
             alone = flow.users.get(node) == [flow.outputs[called]]
@@ -203,16 +212,28 @@ def _layer(name: str, module: nn.Conv2d, graph: tp.DependencyGraph, flow: Flow, 
             barriers.append(f"read by {called}, a {type(target).__name__}, which mixes channels")
     walls = {flow.outputs[n] for m, n in names.items() if n in flow.outputs and isinstance(m, MIXING) and not depthwise(m)}
     reached = set().union(*(flow.reach(flow.outputs[n], walls) for n in (name, *coupled)))
-    if not consumers or reached & set(flow.results):
+    if reached & set(flow.results):
         barriers.append("its channels are the network's outputs")
+    if not consumers:
+        barriers.append("no layer was found that reads its channels alone")
     joined = {node for node in flow.order if node.name().startswith("Cat")}  # side by side is no sum
     if reached & flow.reach(flow.source, walls | joined):
         barriers.append("shares a residual sum with the images, whose channels stay")
     if channels == 1:
         barriers.append("one channel only")
+    if not barriers and (reader := segments.crossing(name, {c.name: c.positions for c in consumers})):
+        barriers.append(f"channels mix on the way to {reader}")
     tap, parted = _tap(name, channels, consumers, flow)
     return Layer(name, channels, norm, tuple(consumers), tuple(followers), tuple(coupled), tap, parted,
                  barriers[0] if barriers else None)  # fmt: skip
+
+
+def _group(graph: tp.DependencyGraph, module: nn.Conv2d) -> list[tuple[tp.Dependency, list[int]]]:
+    """What shrinks with a convolution; just itself where the library cannot follow its channels."""
+    try:
+        return list(graph.get_pruning_group(module, tp.prune_conv_out_channels, list(range(module.out_channels))))
+    except (IndexError, RuntimeError, ValueError, ZeroDivisionError):
+        return []  # no consumers: left whole
 
 
 def _tap(name: str, channels: int, consumers: list[Consumer], flow: Flow) -> tuple[Tap, bool]:

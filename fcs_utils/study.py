@@ -15,10 +15,10 @@ from fcs_utils.bench import Bench, OnMacs, describe
 from fcs_utils.config import SCHEMA, Run
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.measure import count_macs
-from fcs_utils.profiles import STAGES, Profile, Stage, get_profile, grid
+from fcs_utils.profiles import STAGES, Profile, Rates, Stage, get_profile, grid
 from fcs_utils.progress import bar
 from fcs_utils.provenance import describe_machine, describe_moment, pick_device, pick_precision
-from fcs_utils.report import Report
+from fcs_utils.report import Report, choose_learning_rates
 from fcs_utils.runs import do
 
 Record = dict[str, Any]
@@ -42,6 +42,7 @@ class Study:
         self.bench = Bench(self.store, self.profile.dataset, data, pick_device(device))
         self.precision = self._precision()
         self.grid = grid(self.profile, self.precision)
+        self._rates: Rates | None = None
         self._failed: set[str] = set()
 
     def _precision(self) -> Literal["fp32", "bf16"]:
@@ -58,10 +59,31 @@ class Study:
 
     def runs(self, stages: Iterable[Stage] | None = None) -> list[Run]:
         """The runs of some stages (default: all), each once, in order. Raises StudyError for an unknown stage."""
-        stages = STAGES if stages is None else tuple(stages)
-        if unknown := [stage for stage in stages if stage not in STAGES]:
+        wanted = STAGES if stages is None else tuple(stages)
+        if unknown := [stage for stage in wanted if stage not in STAGES]:
             raise refuse("stages", unknown, ", ".join(STAGES))
-        return list({run.identity: run for stage in stages for run in self.grid[stage]}.values())
+        if "arms" in wanted and self.rates() is None:
+            raise StudyError("the arms' runs follow from stage 'rates', which is not complete: " + self._how_to_go_on())
+        return list({run.identity: run for stage in wanted for run in self.grid[stage]}.values())
+
+    def rates(self) -> Rates | None:
+        """The learning rate of every arm, chosen on validation from stage ``rates``; None while that is incomplete."""
+        if self._rates is None:
+            records = [self.record(run) for run in self.grid["rates"]]
+            if all(record is not None for record in records):
+                self._rates = choose_learning_rates(record for record in records if record is not None)
+                self.grid = grid(self.profile, self.precision, self._rates)
+        return self._rates
+
+    def missing(self) -> dict[Stage, int]:
+        """How many runs of each stage have no record yet; stages that are complete are left out."""
+        counts = {stage: sum(self.record(run) is None for run in self.grid.get(stage, ())) for stage in STAGES}
+        if self.rates() is None:
+            counts["arms"] = 1
+        return {stage: count for stage, count in counts.items() if count}
+
+    def _how_to_go_on(self) -> str:
+        return f"do it with: python -m fcs_utils run --profile {self.profile.name}"
 
     def record(self, run: Run) -> Record | None:
         """The record of a run, or None where it has not been done."""
@@ -69,34 +91,51 @@ class Study:
 
     def records(self, stages: Iterable[Stage] | None = None) -> list[Record]:
         """The records of some stages, reading only. Raises StudyError naming the missing ones."""
-        found = [(run, self.record(run)) for run in self.runs(stages)]
-        missing = [f"{run.kind}-{run.identity} ({describe(run)})" for run, record in found if record is None]
-        if missing:
+        runs = self.runs(stages)
+        if missing := self._without_record(runs):
             shown = "; ".join(missing[:5]) + ("; ..." if len(missing) > 5 else "")
             raise StudyError(
-                f"{len(missing)} of {len(found)} runs of profile {self.profile.name} have no record in {self.store.root}: "
-                f"{shown}. Do them with: python -m fcs_utils run --profile {self.profile.name}"
+                f"{len(missing)} of {len(runs)} runs of profile {self.profile.name} have no record in {self.store.root}: "
+                f"{shown}; {self._how_to_go_on()}"
             )
-        return [record for _, record in found if record is not None]
+        return [record for run in runs if (record := self.record(run)) is not None]
 
-    def report(self) -> Report:
-        """Tables and verdicts from a complete set of records, reading only."""
-        return Report({stage: self.records([stage]) for stage in STAGES}, len(self.bench.dataset.validation))
+    def _without_record(self, runs: Iterable[Run]) -> list[str]:
+        return [f"{run.kind}-{run.identity} ({describe(run)})" for run in runs if self.record(run) is None]
+
+    def report(self, *, allow_missing: bool = False) -> Report:
+        """Tables and verdicts from a profile's records, reading only.
+
+        Raises StudyError naming the missing ones; where they are allowed, they are listed in a table instead.
+        """
+        images = len(self.bench.dataset.validation)
+        if not allow_missing:
+            return Report({stage: self.records([stage]) for stage in STAGES}, images)
+        self.rates()
+        runs = {stage: self.runs([stage]) if stage in self.grid else [] for stage in STAGES}
+        missing = list(dict.fromkeys(word for stage in runs.values() for word in self._without_record(stage)))
+        if "arms" not in self.grid:
+            missing.append("every run of stage arms, whose learning rates follow from stage rates")
+        found = {stage: [record for run in some if (record := self.record(run)) is not None] for stage, some in runs.items()}
+        return Report(found, images, missing)
 
     def run(self, stages: Iterable[Stage] | None = None) -> list[Record]:
         """Do what has no record yet, then return all records of the stages.
 
         A run that fails leaves the others intact; what failed is raised as one StudyError at the end.
         """
-        stages = STAGES if stages is None else tuple(stages)
-        runs = self.runs(stages)
+        wanted: tuple[Stage, ...] = STAGES if stages is None else tuple(stages)
+        if "arms" in wanted and self.rates() is None:
+            self.run(stage for stage in wanted if stage not in ("rates", "arms"))
+            self.run(["rates"])
+        runs = self.runs(wanted)
         todo = [run for run in runs if self.record(run) is None]
         if todo:
             _ = self.bench.dataset  # missing data is an error before any work starts
             if not self.store.settings().exists():
                 files.write_json(self.store.settings(), {"precision": self.precision, "profile": self.profile.name})
             self._do(todo, done=len(runs) - len(todo))
-        return self.records(stages)
+        return self.records(wanted)
 
     def _do(self, todo: Sequence[Run], done: int) -> None:
         expected = self._expected_macs(todo)
@@ -124,7 +163,9 @@ class Study:
             macs = dense[run.reference.network, run.reference.width]
             if run.tuning and run.pruning:
                 left = run.pruning.macs or 1 - (run.pruning.ratio or 0)
-                share = left + (run.tuning.method == "mlft")
+                share = left + {"tft": 0.0, "scratch": 0.0, "twin": left, "mlft": 1.0, "kd": 1 / 3}[run.tuning.method]
+                if run.tuning.budget == "macs":
+                    share = 1.0
                 expected.append(round(3 * run.tuning.training.epochs * images * share * macs))
             elif run.kind == "reference":
                 expected.append(3 * run.reference.training.epochs * images * macs)

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fcs_utils.claims import holm, overall, paired, seed_differences, verdict
+from fcs_utils.claims import c3, c3_by_compute, claim_verdicts, ledger, margin, overall
 from fcs_utils.errors import StudyError
+from fcs_utils.inference import holm, paired, seed_differences, verdict
 from fcs_utils.report import add_targets, choose_learning_rates
 
 
@@ -18,6 +19,22 @@ def test_paired_t_by_hand() -> None:
     got = paired([1.0, 2.0, 3.0])
     assert (got.low, got.high) == (pytest.approx(-0.48414, abs=1e-4), pytest.approx(4.48414, abs=1e-4))
     assert got.n == 3 and got.p == pytest.approx(0.07418, abs=1e-4)
+
+
+def test_the_smallest_effect_to_be_found_is_found_as_often_as_said() -> None:
+    draw, n, comparisons = np.random.default_rng(0), 5, 2
+    found, effect = (
+        0,
+        paired([-1.0, 0.0, 0.0, 0.5, 0.5]).detectable(comparisons) / paired([-1.0, 0.0, 0.0, 0.5, 0.5]).error / math.sqrt(n),
+    )
+    for _ in range(4000):
+        found += paired(draw.normal(effect, 1.0, n)).p < 0.05 / comparisons
+    assert found / 4000 == pytest.approx(0.8, abs=0.02)
+
+
+def test_no_spread_is_no_certainty() -> None:
+    got = paired([0.2, 0.2, 0.2])
+    assert math.isnan(got.p) and verdict(got.effect, got.p) == "undecided" and math.isnan(got.detectable())
 
 
 def test_one_seed_has_no_interval_and_no_verdict() -> None:
@@ -52,22 +69,82 @@ def test_pairs_by_seed_and_never_across_devices() -> None:
     assert seed_differences(runs("cpu", [3, 5]), runs("cpu", [1, 2]), "test").tolist() == [2, 3]
     with pytest.raises(StudyError, match="device types"):
         seed_differences(runs("cpu", [3, 5]), runs("cuda", [1, 2]), "test")
-    with pytest.raises(StudyError, match="seeds differ"):
-        seed_differences(runs("cpu", [3, 5]), runs("cpu", [1]), "test")
+    # An incomplete grid is paired where it can be, and refused where nothing is left.
+    assert seed_differences(runs("cpu", [3, 5]), runs("cpu", [1]), "test").tolist() == [2]
+    with pytest.raises(StudyError, match="no pairs"):
+        seed_differences(runs("cpu", [3, 5]), runs("cpu", []).reindex(columns=["network", "seed", "test"]), "test")
 
 
-def arm(method: str, rate: float, curve: list[float], test: float) -> dict[str, object]:
-    history = [{"epoch": e, "validation": v, "training_macs": 10 * e} for e, v in enumerate(curve, 1)]
-    return {"network": "n", "seed": 0, "method": method, "epochs": len(curve), "learning_rate": rate, "history": history,
-            "validation": curve[-1], "test": test, "training_macs": 10 * len(curve)}  # fmt: skip
+def arm(method: str, curve: list[float], test: float = 0.0, seed: int = 0, macs: int = 10) -> dict[str, object]:
+    history = [{"epoch": e, "validation": v, "training_macs": macs * e} for e, v in enumerate(curve, 1)]
+    seconds = [float(epoch) for epoch in range(1, len(curve) + 1)]
+    return {"network": "n", "seed": seed, "method": method, "epochs": len(curve), "history": history, "validation": curve[-1],
+            "test": test, "training_macs": macs * len(curve), "epoch_seconds": seconds}  # fmt: skip
+
+
+def pilot(method: str, rate: float, validation: float, test: float) -> dict:
+    tuning = {"method": method, "training": {"learning_rate": rate}}
+    return {"config": {"reference": {"network": "n"}, "tuning": tuning}, "result": {"validation": validation, "test": test}}
 
 
 def test_learning_rates_are_chosen_on_validation_not_on_test() -> None:
-    frame = pd.DataFrame([arm("tft", 0.1, [80, 90], 99.0), arm("tft", 0.01, [80, 95], 50.0)])
-    assert choose_learning_rates(frame).learning_rate.tolist() == [0.01]
+    records = [pilot("tft", 0.1, 90, 99), pilot("tft", 0.01, 95, 50), pilot("kd", 0.1, 80, 0), pilot("kd", 0.01, 80, 0)]
+    assert choose_learning_rates(records) == {("n", "tft"): 0.01, ("n", "kd"): 0.01}  # ties go to the smaller
 
 
-def test_epochs_to_target() -> None:
-    frame = pd.DataFrame([arm("tft", 0.1, [80, 90], 0), arm("mlft", 0.1, [89.9, 95], 0), arm("kd", 0.1, [70, 80], 0)])
-    got = add_targets(frame, validation_images=1000)  # target 90 - 0.2
-    assert got.epochs_to_target.tolist() == [2, 1, 3] and got.reached.tolist() == [True, True, False]
+def test_epochs_macs_and_seconds_to_target() -> None:
+    frame = pd.DataFrame([arm("tft", [80, 90]), arm("mlft", [89.9, 95]), arm("kd", [70, 80]), arm("scratch-E", [1, 2, 3, 89.9])])
+    got = add_targets(frame, slack=margin(1000))  # target 90 - 0.2
+    assert got.epochs_to_target.tolist() == [2, 1, 3, 4] and got.reached.tolist() == [True, True, False, True]
+    assert got.macs_to_target.tolist() == [20, 10, 30, 40] and got.seconds_to_target.tolist() == [2, 1, 3, 4]
+
+
+def test_the_margin_is_the_larger_of_two_tenths_and_one_image() -> None:
+    assert margin(5000) == 0.2 and margin(200) == 0.5
+
+
+def study_of(tft: dict[int, float], mlft: dict[int, float], noise: float = 0.05) -> dict[str, str]:
+    """Verdicts on six seeds of arms whose mean final accuracy by schedule is given; MLFT costs three times TFT."""
+    draw = np.random.default_rng(1)
+    rows = [arm(method, [0.0] * epochs, mean + noise * draw.normal(), seed, macs)
+            for method, means, macs in (("tft", tft, 10), ("mlft", mlft, 30)) for epochs, mean in means.items()
+            for seed in range(6)]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    return claim_verdicts(ledger([*c3(frame, 0.2), *c3_by_compute(frame)]))
+
+
+@pytest.mark.parametrize(
+    ("tft", "mlft", "c3_verdict", "compute"),
+    [
+        # MLFT has at 2 epochs what TFT has at 8, and TFT at 2 does not: fewer epochs; at equal compute (2 against 8) a tie.
+        ({2: 90, 4: 92, 8: 94}, {2: 94, 4: 94, 8: 94}, "supported", "undecided"),
+        # Both have it at 2 epochs: no merit of MLFT.
+        ({2: 94, 4: 94, 8: 94}, {2: 94, 4: 94, 8: 94}, "undecided", "undecided"),
+        # MLFT is behind TFT at every schedule.
+        ({2: 92, 4: 93, 8: 94}, {2: 90, 4: 91, 8: 92}, "contradicted", "contradicted"),
+        # MLFT is better at equal epochs but does not reach the longest TFT: the claim is not shown.
+        ({2: 90, 4: 91, 8: 96}, {2: 91, 4: 92, 8: 96}, "contradicted", "contradicted"),
+        # Better than that: ahead of four times the epochs.
+        ({2: 90, 4: 92, 8: 94}, {2: 96, 4: 97, 8: 98}, "supported", "supported"),
+    ],
+)
+def test_c3_by_planted_differences(tft: dict, mlft: dict, c3_verdict: str, compute: str) -> None:
+    assert study_of(tft, mlft) == {"C3": c3_verdict, "C3 by compute": compute}
+
+
+def test_nothing_planted_is_rarely_found() -> None:
+    draw = np.random.default_rng(2)
+    found = 0
+    for _ in range(200):
+        rows = [arm(method, [0.0] * epochs, 90 + draw.normal(), seed, macs) for method, macs in (("tft", 10), ("mlft", 30))
+                for epochs in (2, 4, 8) for seed in range(5)]  # fmt: skip
+        verdicts = claim_verdicts(ledger(c3(pd.DataFrame(rows), 0.2)))
+        found += verdicts["C3"] == "supported"
+    assert found <= 10  # the family-wise level is 5 %
+
+
+def test_schedules_are_compared_at_like_compute() -> None:
+    rows = [arm(m, [0.0] * e, 90.0, s, c) for m, c in (("tft", 10), ("mlft", 35)) for e in (2, 4, 8, 16) for s in range(2)]
+    labels = [comparison.label for comparison in c3_by_compute(pd.DataFrame(rows))]
+    # 70 against 80, 140 against 160; 280 and 560 are too far from the longest TFT's 160.
+    assert labels == ["MLFT 2 − TFT 8 epochs, like compute", "MLFT 4 − TFT 16 epochs, like compute"]

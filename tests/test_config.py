@@ -21,7 +21,7 @@ TUNED = PRUNED.model_copy(update={"tuning": Tuning(method="mlft", training=Train
 
 def test_golden_identities() -> None:
     # If this fails, a released default changed: raise SCHEMA, or published records are silently orphaned.
-    assert [run.identity for run in (RUN, PRUNED, TUNED)] == ["01941c04dd87d395", "b41f6ca94ae255b5", "605337a78c3472fa"]
+    assert [run.identity for run in (RUN, PRUNED, TUNED)] == ["df8789b7b599b3e4", "29ff88750f5b3a34", "fc302dd33246744c"]
 
 
 def test_a_default_spelled_out_is_the_same_run() -> None:
@@ -47,6 +47,11 @@ def test_parents() -> None:
         (("pruning", "ratio"), 0),
         (("tuning", "method"), "magic"),
         (("tuning", "temperature"), 0),
+        (("tuning", "updates"), "alternating"),
+        (("tuning", "peer_learning_rate"), 0),
+        (("pruning", "macs"), 1.0),
+        (("pruning", "compensate"), "glue"),
+        (("pruning", "calibration_seed"), -1),
     ],
 )
 def test_bad_values_are_named(path: tuple[str, ...], value: object) -> None:
@@ -62,6 +67,25 @@ def test_bad_values_are_named(path: tuple[str, ...], value: object) -> None:
 def test_nonsense_combinations() -> None:
     with pytest.raises(StudyError, match="tuning needs pruning"):
         parse_run({**TUNED.model_dump(mode="json"), "pruning": None})
+
+
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [("tft", {"temperature": 2.0}), ("scratch", {"strength": 0.5}), ("kd", {"updates": "sequential"}),
+     ("kd", {"peer_learning_rate": 0.1}), ("mlft", {"twin_criterion": "random"}), ("tft", {"budget": "macs"})],
+)  # fmt: skip
+def test_options_belong_to_their_method(method: str, option: dict[str, object]) -> None:
+    tuning = {**TUNED.model_dump(mode="json")["tuning"], "temperature": 1.0, "strength": 1.0, "method": method}
+    assert parse_run({**TUNED.model_dump(mode="json"), "tuning": tuning}).kind == "tuned"
+    with pytest.raises(StudyError, match=f"{next(iter(option))} belongs to method"):
+        parse_run({**TUNED.model_dump(mode="json"), "tuning": {**tuning, **option}})
+
+
+@pytest.mark.parametrize("goal", [{"ratio": 0.5, "macs": 0.5}, {"ratio": None, "macs": None}])
+def test_a_plan_has_one_goal(goal: dict[str, float | None]) -> None:
+    pruning = {**PRUNED.model_dump(mode="json")["pruning"], **goal}
+    with pytest.raises(StudyError, match="either ratio or macs"):
+        parse_run({**PRUNED.model_dump(mode="json"), "pruning": pruning})
 
 
 def test_truncated_and_foreign_records_are_set_aside(tmp_path: Path) -> None:

@@ -132,6 +132,17 @@ def test_all_dead_and_single_channels_stay_finite(norms: list[float]) -> None:
     assert fcs(one).isfinite().all() and len(fcs(one)) == size
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_of_two_channels_in_a_bin_the_larger_norm_stays(seed: int) -> None:
+    # Each is as similar to the other as the other to it. Rounding once told them apart instead of their norms.
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.rand(50, 2, generator=generator).double()
+    norms = maps.abs().mean(0)
+    two = replace(toy(norms.tolist(), [[1, 0], [0, 1]]), gram=maps.T @ maps)
+    for redundancy in ("mean", "max", "greedy"):
+        assert fcs(two, bins=1, redundancy=redundancy).argmax() == norms.argmax()
+
+
 def test_break_ties_prefers_norm_then_index_and_moves_nothing_else() -> None:
     values = torch.tensor([0.5, 0.5, 0.5, 0.1]).double()
     got = break_ties(values, torch.tensor([1.0, 3.0, 1.0, 9.0]).double())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fcs_utils.config import Training
 from fcs_utils.data import Dataset
 from fcs_utils.errors import StudyError
-from fcs_utils.finetune import accuracy, cross_entropy, distance, fit, mutual
+from fcs_utils.finetune import accuracy, cross_entropy, distance, fit, mutual, predict, standing
 from fcs_utils.measure import count_macs
 
 LN = math.log
@@ -79,6 +79,70 @@ def test_mlft_with_strength_zero_is_tft_bit_for_bit(digits: Dataset) -> None:
     fit([beside, peer], digits, QUICK, seed=3, losses=mutual(strength=0.0))
     for name, tensor in alone.state_dict().items():
         assert tensor.equal(beside.state_dict()[name]), name
+
+
+def test_kd_is_mutual_learning_with_a_frozen_peer(digits: Dataset) -> None:
+    """Against a literal loop: teacher in eval mode and without gradients, one optimiser."""
+    compact, teacher, own = tiny(), tiny(1), tiny()
+    before = copy.deepcopy(teacher.state_dict())
+    fit([compact, teacher], digits, QUICK, seed=3, losses=mutual(2.0, 0.7), trained=1)
+    assert all(tensor.equal(before[name]) for name, tensor in teacher.state_dict().items())  # statistics included
+    teacher.eval()
+    sgd = torch.optim.SGD(own.parameters(), 0.05, 0.9, weight_decay=5e-4, nesterov=True)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(sgd, 0.05, total_steps=14, cycle_momentum=False)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(2):
+        own.train()
+        for images, labels in digits.epoch(128, generator):
+            with torch.no_grad():
+                soft = (teacher(images) / 2.0).softmax(1)
+            logits = own(images)
+            kl = (soft * (soft.log() - (logits / 2.0).log_softmax(1))).sum(1).mean()
+            sgd.zero_grad()
+            (nn.functional.cross_entropy(logits, labels) + 0.7 * 4.0 * kl).backward()
+            sgd.step()
+            cycle.step()
+    for name, tensor in compact.state_dict().items():
+        torch.testing.assert_close(tensor, own.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_peer_costs_one_forward_pass(digits: Dataset) -> None:
+    macs = count_macs(tiny(), digits.normalise(digits.train.images[:1]))
+    once = QUICK.model_copy(update={"epochs": 1})
+    for options, share in (({"trained": 1}, 4), ({}, 6), ({"sequential": True}, 7)):
+        history = fit([tiny(), tiny(1)], digits, once, seed=0, losses=mutual(), **options)
+        assert history[0].training_macs == share * macs * 896
+
+
+def test_sequential_updates_change_the_peer_and_not_the_first_step_of_the_compact_network(digits: Dataset) -> None:
+    results = {}
+    for sequential in (False, True):
+        compact, peer = tiny(), tiny(1)
+        one_batch = Training(epochs=1, learning_rate=0.05, batch_size=1000)
+        fit([compact, peer], digits, one_batch, seed=0, losses=mutual(), sequential=sequential)
+        results[sequential] = compact.head.weight, peer.head.weight
+    assert results[True][0].equal(results[False][0]) and not results[True][1].equal(results[False][1])
+
+
+def test_the_peer_may_learn_at_its_own_rate(digits: Dataset) -> None:
+    compact, peer = tiny(), tiny(1)
+    start = copy.deepcopy(peer)
+    fit([compact, peer], digits, QUICK, seed=0, losses=mutual(strength=0.0), peer_learning_rate=1e-9)
+    torch.testing.assert_close(peer.head.weight, start.head.weight, rtol=1e-5, atol=1e-6)
+    alone = tiny()
+    fit([alone], digits, QUICK, seed=0)
+    assert compact.head.weight.equal(alone.head.weight)
+
+
+def test_history_tells_how_far_the_peers_predictions_are(digits: Dataset) -> None:
+    compact, peer = tiny(), tiny(1)
+    before = standing([compact, peer], digits, "fp32")
+    history = fit([compact, peer], digits, QUICK.model_copy(update={"epochs": 6}), seed=0, losses=mutual())
+    assert history[-1].peer_kl < before["peer_kl"]
+    logits = [predict(network, digits, digits.validation) for network in (compact, peer)]
+    want = distance(logits[0], logits[1], 1.0).item()
+    assert history[-1].peer_kl == pytest.approx(want, rel=1e-5)
+    assert standing([compact], digits, "fp32")["peer_kl"] is None
 
 
 def test_equal_seeds_give_equal_networks_and_others_do_not(digits: Dataset) -> None:

@@ -164,6 +164,41 @@ def test_what_cannot_shrink_exactly_is_left_whole_with_the_reason(case: str) -> 
         make_plan(net, torch.zeros(1, inputs, 6, 6), {"a": torch.ones(layers["a"].channels)}, ratio=0.5)
 
 
+def head(read: Callable[[Tensor], Tensor], inputs: int) -> Callable[[], Net]:
+    """A convolution of six channels, an operation, and a linear layer that reads what it makes of them."""
+    return lambda: Net(lambda n, x: n.b(read(n.a(x))), a=conv(3, 6), b=nn.Linear(inputs, 2))
+
+
+MIXED = {
+    "softmax": head(lambda y: mean(torch.softmax(y, 1)), 6),
+    "centred": head(lambda y: mean(y - y.mean(1, keepdim=True)), 6),
+    "normalised": head(lambda y: mean(F.normalize(y, dim=1)), 6),
+    "response norm": head(lambda y: mean(F.local_response_norm(y, 3, alpha=1.0)), 6),
+    "channels last": head(lambda y: y.permute(0, 2, 3, 1).flatten(1), 6 * 36),
+    "two poolings": head(lambda y: torch.cat([mean(y), y.amax((2, 3))], 1), 12),
+    "CReLU": head(lambda y: mean(torch.cat([y.relu(), (-y).relu()], 1)), 12),
+    "shuffled": head(lambda y: mean(F.pixel_shuffle(F.pad(y, (0, 0, 0, 0, 0, 2)), 2)), 2),
+    "group norm": head(lambda y: mean(F.group_norm(y, 2)), 6),
+    "gated halves": head(lambda y: mean(F.glu(y, 1)), 3),
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_channels_that_mix_on_the_way_are_left_whole(case: str) -> None:
+    net = MIXED[case]().eval()
+    assert trace_layers(net, torch.zeros(1, 3, 6, 6))["a"].obstacle("all")
+    with pytest.raises(StudyError, match="nothing to prune"):
+        make_plan(net, torch.zeros(1, 3, 6, 6), {"a": torch.arange(6.0)}, ratio=0.5)
+
+
+def test_a_network_that_expects_the_old_widths_is_not_handed_over() -> None:
+    net = Net(lambda n, x: n.b(mean(n.a(x).relu() + n.offset)), a=conv(3, 6), b=nn.Linear(6, 2)).eval()
+    net.register_buffer("offset", torch.zeros(6, 1, 1))
+    plan = make_plan(net, torch.zeros(1, 3, 6, 6), {"a": torch.arange(6.0)}, ratio=0.5)
+    with pytest.raises(StudyError, match="does not run"):
+        prune(net, plan)
+
+
 @pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.GELU(), nn.Sigmoid(), nn.SiLU(inplace=True), nn.PReLU(6)])
 @pytest.mark.parametrize("frozen", [False, True])
 @torch.no_grad()

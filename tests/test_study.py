@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import papermill
@@ -34,7 +35,7 @@ def test_a_second_start_does_nothing(smoke: Path) -> None:
 
 def test_equal_runs_leave_equal_records_but_for_volatile(smoke: Path, tmp_path: Path) -> None:
     first, again = Study("smoke", smoke), Study("smoke", tmp_path)
-    run = next(r for r in again.runs(["arms"]) if r.tuning and r.tuning.method == "mlft")
+    run = next(r for r in first.runs(["arms"]) if r.tuning and r.tuning.method == "mlft")
     again.ensure(run)
     for one in (run, run.parent(), run.parent().parent()):
         records = [study.record(one) for study in (first, again)]
@@ -51,6 +52,51 @@ def test_criteria_are_compared_at_equal_macs_on_the_network_itself(smoke: Path) 
         key = (config["reference"]["network"], config["pruning"]["ratio"])
         by_ratio.setdefault(key, set()).add(record["result"]["cost"]["macs"])
     assert len(by_ratio) == 4 and all(len(macs) == 1 for macs in by_ratio.values())
+
+
+def test_arms_start_from_the_same_weights_and_count_every_network(smoke: Path) -> None:
+    study = Study("smoke", smoke)
+    records = [r for r in study.records(["arms"]) if r["config"]["tuning"]["method"] != "scratch"]
+    assert len({r["result"]["start"]["validation"] for r in records}) == 1
+    by_method = {r["config"]["tuning"]["method"]: r["result"] for r in records if len(r["result"]["history"]) == 1}
+    assert by_method.keys() == {"tft", "mlft", "twin", "kd"}
+    compact, dense = (by_method["tft"][key]["macs"] for key in ("cost", "dense_cost"))
+    shares = {name: result["history"][-1]["training_macs"] / by_method["tft"]["history"][-1]["training_macs"]
+              for name, result in by_method.items()}  # fmt: skip
+    # A twin has the same widths; the original trains at three passes, or is asked once.
+    assert shares == pytest.approx({"tft": 1, "twin": 2, "mlft": 1 + dense / compact, "kd": 1 + dense / compact / 3})
+    # The arms' learning rates come from pilot seeds, which are in no other stage.
+    assert {r["config"]["reference"]["seed"] for r in study.records(["rates"])} == {100}
+    assert study.rates().keys() == {("vgg16", method) for method in by_method}
+
+
+def test_scratch_gets_the_references_epochs_or_its_compute(smoke: Path) -> None:
+    study = Study("smoke", smoke)
+    records = {r["config"]["tuning"]["budget"]: r for r in study.records(["arms"]) if r["config"]["tuning"]["method"] == "scratch"}
+    (reference,) = (r for r in study.records(["reference"]) if r["config"]["reference"]["network"] == "vgg16")
+    assert len(records["epochs"]["result"]["history"]) == len(reference["result"]["history"])
+    macs = [r["result"]["history"][-1]["training_macs"] for r in (records["macs"], reference)]
+    one_epoch = records["macs"]["result"]["history"][0]["training_macs"]
+    assert abs(macs[0] - macs[1]) <= one_epoch / 2
+    assert records["epochs"]["result"]["start"]["validation"] < 40  # fresh weights, ten classes
+
+
+def test_incomplete_grids_are_refused_or_list_what_is_missing(smoke: Path, tmp_path: Path) -> None:
+    (tmp_path / "smoke").mkdir()
+    shutil.copytree(smoke / "smoke" / "records", tmp_path / "smoke" / "records")
+    shutil.copy(smoke / "smoke" / "study.json", tmp_path / "smoke")
+    study = Study("smoke", tmp_path)
+    gone = [next(r for r in study.runs([stage])) for stage in ("similarity", "tuned", "rates")]
+    for run in gone:
+        study.store.record(run.kind, run.identity).unlink()
+    command = ["tables", "--profile", "smoke", "--out", str(tmp_path)]
+    refused = study_command(*command)
+    assert refused.returncode == 1 and refused.stderr.startswith("error: ") and gone[0].identity in refused.stderr
+    allowed = study_command(*command, "--allow-missing")
+    assert allowed.returncode == 0, allowed.stderr
+    listed = (tmp_path / "smoke" / "tables" / "missing.csv").read_text()
+    assert all(run.identity in listed for run in gone) and "stage arms" in listed
+    assert json.loads((tmp_path / "smoke" / "claims.json").read_text())["verdicts"].keys() == {"C1", "C2"}
 
 
 def test_missing_records_are_refused_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,118 @@
+"""Paired comparisons over seeds: Student's intervals, Holm's correction, verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from scipy.optimize import brentq
+
+from fcs_utils.errors import StudyError
+
+Verdict = Literal["supported", "contradicted", "undecided"]
+LEVEL = 0.05
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A mean paired difference with its 95 % paired-t interval, not corrected for other comparisons.
+
+    error: standard error of the mean. p: two-sided p value. NaN where n = 1 leaves them undefined, and p where
+    all differences are equal: accuracies move in steps of one image, and no spread at all is a coarse ruler and
+    not certainty.
+    """
+
+    effect: float
+    low: float
+    high: float
+    n: int
+    p: float
+    error: float
+
+    def detectable(self, comparisons: int = 1) -> float:
+        """The smallest true effect that n pairs with this spread would have found in 80 % of studies, two-sided.
+
+        comparisons: how many the level is shared by, as at Holm's first step.
+        """
+        if not self.error > 0:  # NaN too
+            return math.nan
+        freedom = self.n - 1
+        critical = float(stats.t.ppf(1 - LEVEL / comparisons / 2, freedom))
+
+        def missing(shift: float) -> float:
+            power = stats.nct.sf(critical, freedom, shift)  # the other tail is out of reach here
+            return float(np.nan_to_num(power, nan=1.0)) - POWER  # scipy gives up far out, where power is 1
+
+        return self.error * float(brentq(missing, 0.0, 10 * critical))
+
+
+def paired(differences: Sequence[float] | np.ndarray) -> Paired:
+    """Student's paired t on differences, one per seed. Raises StudyError when there are none or one is NaN."""
+    values = np.asarray(differences, float)
+    if not len(values) or not np.isfinite(values).all():
+        raise StudyError(f"paired comparison needs finite differences, one per seed; got {values.tolist()}")
+    n, effect = len(values), float(values.mean())
+    if n == 1:
+        return Paired(effect, math.nan, math.nan, 1, math.nan, math.nan)
+    error = float(values.std(ddof=1)) / math.sqrt(n)
+    if error <= 1e-9 * max(1.0, abs(effect)):
+        return Paired(effect, effect, effect, n, math.nan, 0.0)
+    critical = float(stats.t.ppf(1 - LEVEL / 2, n - 1))
+    p = float(2 * stats.t.sf(abs(effect) / error, n - 1))
+    return Paired(effect, effect - critical * error, effect + critical * error, n, p, error)
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of the mean's 95 % t interval; NaN for fewer than two values."""
+    n = len(values)
+    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+
+
+def mean_interval(values: Sequence[float] | pd.Series, digits: int = 2) -> str:
+    """'97.20 ± 0.81' (mean and half of its 95 % interval), or the value alone at n = 1."""
+    half = half_width(list(values))
+    return f"{np.mean(values):.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p values, in the given order; NaN stays NaN and counts as a test."""
+    order = sorted(range(len(p_values)), key=lambda i: (math.isnan(p_values[i]), p_values[i]))
+    adjusted, running = [math.nan] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        if not math.isnan(p_values[i]):
+            running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+            adjusted[i] = running
+    return adjusted
+
+
+def verdict(effect: float, p: float) -> Verdict:
+    """Supported or contradicted where the corrected test excludes zero; undecided otherwise, and at n = 1."""
+    if not p < LEVEL:  # NaN too
+        return "undecided"
+    return "supported" if effect > 0 else "contradicted"
+
+
+def seed_differences(ours: pd.DataFrame, theirs: pd.DataFrame, value: str) -> np.ndarray:
+    """Differences of two sets of runs by seed, each first averaged over all else that they share.
+
+    Networks and ratios that only one side has for a seed are left out, as happens in an incomplete grid. Raises
+    StudyError when no seed is left, when a seed's runs come from different reference networks, or from
+    different device types: such runs are not pairs.
+    """
+    both = pd.concat([ours, theirs])
+    for column, word in (("reference_sha256", "reference networks"), ("device_type", "device types")):
+        if column in both and (both.groupby(["network", "seed"])[column].nunique() > 1).any():
+            raise StudyError(f"runs of one seed come from different {word} and cannot be paired; start again with --fresh")
+    keys = ["seed", "network", *(name for name in ("ratio", "layer") if name in ours and name in theirs)]
+    means = [frame.groupby(keys, dropna=False)[value].mean() for frame in (ours, theirs)]
+    pairs = pd.concat(means, axis=1, keys=["ours", "theirs"], join="inner")
+    if pairs.empty:
+        raise StudyError(f"no pairs: seeds are {sorted(set(ours.seed))} against {sorted(set(theirs.seed))}")
+    by_seed = pairs.groupby("seed").mean()
+    return (by_seed.ours - by_seed.theirs).to_numpy()
