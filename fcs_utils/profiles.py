@@ -139,7 +139,11 @@ PROFILES = {
             tuning=Training(epochs=1, learning_rate=0.01, batch_size=32),
             ablations=Ablations(calibrations=(50, 200, 1000), headstart=4, seeds=3),
             arms=Arms(
-                networks=("vgg16",), epochs=(2, 4, 8), learning_rates=(0.002, 0.005, 0.02), pilot_seeds=(100, 101), pilot_epochs=4
+                networks=("vgg16",),
+                epochs=(2, 4, 8),
+                learning_rates=(0.002, 0.005, 0.02, 0.05),
+                pilot_seeds=(100, 101),
+                pilot_epochs=4,
             ),
             precision="fp32",  # a fresh clone trains the references again, on whatever it runs
         ),
