@@ -33,7 +33,6 @@ def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
             "device_type": record["provenance"]["device_type"],
             "reference_sha256": result.get("reference_sha256", result.get("weights_sha256")),
             **{name: result["cost"][name] for name in ("params", "macs", "bytes")},
-            "latency_ms": record["volatile"]["latency_ms"],
         }  # fmt: skip
         if pruning:
             dense = result["dense_cost"]
@@ -45,7 +44,7 @@ def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
         if record["kind"] == "pruned":
             row |= {"plain": result["before_recalibration"]["test"], "test": result["before_tuning"]["test"],
                     "validation": result["before_tuning"]["validation"], "kept": result["plan"]["kept"],
-                    "dense_latency_ms": record["volatile"]["dense_latency_ms"]}  # fmt: skip
+                    **{name: record["volatile"][name] for name in ("latency_ms", "dense_latency_ms")}}  # fmt: skip
         else:
             row |= {"test": result["test"], "validation": result["validation"], "history": result["history"],
                     "training_macs": result["history"][-1]["training_macs"], "epochs": len(result["history"]),

@@ -43,7 +43,7 @@ def _reference(bench: Bench, run: Run, on_macs: OnMacs) -> tuple[Result, Result]
         "weights_sha256": bench.weights_sha256(run),
         **_outcome(bench, network, history, run),
     }
-    return result, _timing(bench, network, history)
+    return result, _timing(history)
 
 
 def _similarity(bench: Bench, run: Run) -> tuple[Result, Result]:
@@ -100,7 +100,7 @@ def _tuned(bench: Bench, run: Run, plan: PruningPlan, on_macs: OnMacs) -> tuple[
     }
     if len(networks) > 1:
         result["peer"] = _accuracies(bench, networks[1], run)
-    return result, _timing(bench, compact, history)
+    return result, _timing(history)
 
 
 def _peer(bench: Bench, run: Run) -> nn.Module:
@@ -128,8 +128,8 @@ def _outcome(bench: Bench, network: nn.Module, history: list[Epoch], run: Run) -
     }
 
 
-def _timing(bench: Bench, network: nn.Module, history: list[Epoch]) -> Result:
-    return {"epoch_seconds": [epoch.seconds for epoch in history], "latency_ms": _latency(bench, network)}
+def _timing(history: list[Epoch]) -> Result:
+    return {"epoch_seconds": [epoch.seconds for epoch in history]}
 
 
 def _latency(bench: Bench, network: nn.Module) -> float:
