@@ -25,6 +25,7 @@ from fcs_utils.pruning import prune, recalibrate
 from fcs_utils.store import Store, read_record, write_atomic
 from fcs_utils.structure import Scope, prunable_layers
 from fcs_utils.sums import Extra, Reading
+from fcs_utils.workers import one_thread
 
 Result = dict[str, Any]
 OnMacs = Callable[[int], None]
@@ -179,12 +180,23 @@ class Bench:
         return network
 
     def train_reference(self, run: Run, network: nn.Module, on_macs: OnMacs = lambda macs: None) -> list[Epoch]:
-        """Train a reference in place and keep its weights; returns its history."""
-        history = fit([network], self.dataset, run.reference.training, seed=run.reference.seed,
-                      precision=run.reference.precision, label=describe(run), on_epoch=on_macs)  # fmt: skip
-        state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+        """Train a reference in place and keep its weights; returns its history.
+
+        Filters are rounded to half precision, once and before anything is measured on them: a repository can then
+        carry them in half the bytes.
+        """
+        with one_thread():
+            history = fit([network], self.dataset, run.reference.training, seed=run.reference.seed,
+                          precision=run.reference.precision, label=describe(run), on_epoch=on_macs)  # fmt: skip
+        state = {name: _halved(tensor).cpu().contiguous() for name, tensor in network.state_dict().items()}
+        network.load_state_dict(state)  # what is measured is what the file holds
         write_atomic(self.store.weights(run.identity), save(state))
         return history
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    # BatchNorm's vectors stay as they are: they are few, and variances may leave the range of half precision.
+    return tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor
 
 
 def describe(run: Run) -> str:

@@ -93,6 +93,19 @@ def margin(validation_images: int) -> float:
     return max(0.2, 100 / validation_images)
 
 
+def best_rates(pilots: pd.DataFrame, slack: float) -> pd.Series:
+    """The learning rate of each network's arm, from pilot runs with ``validation`` and ``validation_loss``.
+
+    Of the rates whose mean validation accuracy is within the slack of the best one's, the one with the lowest mean
+    validation loss: where accuracies count as equal, the loss is the finer ruler.
+    """
+    means = pilots.groupby(["network", "method", "learning_rate"], sort=False)[["validation", "validation_loss"]].mean()
+    best = means.groupby(["network", "method"], sort=False).validation.transform("max")
+    near = means[means.validation >= best - slack - 1e-9].reset_index()
+    lowest = near.loc[near.groupby(["network", "method"], sort=False).validation_loss.idxmin()]
+    return lowest.set_index(["network", "method"]).learning_rate
+
+
 def c3(arms: pd.DataFrame, slack: float) -> list[Comparison]:
     """Does MLFT equal TFT's longest schedule with fewer epochs, and not just because TFT does too?
 

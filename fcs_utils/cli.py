@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from fcs_utils.errors import StudyError
+from fcs_utils.errors import OutOfTime, StudyError
 
 # Spelled out so that a typo is refused without importing torch; a test compares them with the real tables.
-PROFILES = ("smoke", "quick", "cifar", "paper")
+PROFILES = ("smoke", "quick", "fashion", "cifar", "paper")
 STAGES = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")
 
 
@@ -20,6 +21,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}. See {self.prog} --help\n")
+
+
+def _minutes(text: str) -> float:
+    """``90s``, ``9m``, ``1.5h`` in seconds."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    try:
+        seconds = float(text[:-1]) * units[text[-1:]]
+    except (ValueError, KeyError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed: a number with s, m or h, such as 9m")
+    return seconds
 
 
 def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
@@ -39,6 +52,8 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
         command.add_argument("--fresh", action="store_true", help="set existing results of the profile aside and do all again")
         command.add_argument("--parse-only", action="store_true", help=argparse.SUPPRESS)
 
+        command.add_argument("--workers", type=int, metavar="N", help="runs at once (default: one a core, or one on a GPU)")
+
     study = add("study", "run a profile: all runs, the notebooks, tables and pages (what ./run_all.sh calls)",
                 "./run_all.sh --profile quick --notebooks 03,06")  # fmt: skip
     add_running(study)
@@ -46,6 +61,8 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
     run = add("run", "the runs alone, without Jupyter, for servers", "python -m fcs_utils run --profile smoke --stages reference")
     add_running(run)
     run.add_argument("--stages", nargs="+", choices=STAGES, metavar="STAGE", help="some of: " + ", ".join(STAGES))
+    run.add_argument("--only", default="", metavar="WORDS", help="only runs whose description has these words, such as 'vgg16 fcs'")
+    run.add_argument("--time-budget", type=_minutes, metavar="TIME", help="stop cleanly within this time, such as 9m or 2h")
     run.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)")
     tables = add("tables", "write tables and verdicts from records, running nothing", "python -m fcs_utils tables --profile cifar")
     tables.add_argument("--data", metavar="DIR", help="data folder (default: FCS_DATA, else ./data)")
@@ -63,6 +80,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
             _check_before_install(options)
             return 0
         return _dispatch(options)
+    except OutOfTime as error:
+        print(f"{error}; finished runs are kept, start again to go on", file=sys.stderr)
+        return 0
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -82,6 +102,7 @@ def _check_before_install(options: argparse.Namespace) -> None:
 
 
 def _dispatch(options: argparse.Namespace) -> int:
+    started = time.monotonic()
     if options.command == "readme":
         from fcs_utils.readme import update_readme
 
@@ -103,11 +124,15 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "study":
         from fcs_utils.publish import publish
 
-        index = publish(options.profile, options.out, options.data, options.notebooks)
+        index = publish(options.profile, options.out, options.data, options.notebooks, options.workers)
         print(f"open {index.resolve()} in a browser")
         return 0
     from fcs_utils.study import Study
+    from fcs_utils.workers import pick_workers
 
-    records = Study(options.profile, options.out, options.data, options.device).run(options.stages)
-    print(f"{len(records)} runs of profile {options.profile} have records in {Path(options.out) / options.profile}")
+    study = Study(options.profile, options.out, options.data, options.device)
+    if options.time_budget:
+        study.deadline = started + options.time_budget
+    records = study.run(options.stages, workers=pick_workers(options.workers, study.bench.device), only=options.only)
+    print(f"{len(records)} runs of profile {options.profile} have records in {study.store.root}")
     return 0

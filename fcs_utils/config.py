@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fcs_utils.errors import StudyError
 from fcs_utils.store import canonical_json
 
-SCHEMA = 2
+SCHEMA = 3
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,26 +86,20 @@ class Dataset:
         order that does not depend on what is trained: two methods with one seed see the same batches. An
         incomplete last batch is dropped unless it is the only one.
         """
-        count = len(self.train)
+        count, size, device = len(self.train), self.size, self.train.images.device
         batch_size = min(batch_size, count)
         order = torch.randperm(count, generator=generator)
-        for start in range(0, count - batch_size + 1, batch_size):
-            index = order[start : start + batch_size]
-            yield self.normalise(self._augment(index, generator)), self.train.labels[index.to(self.train.labels.device)]
-
-    def _augment(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        down, right = torch.randint(-SHIFT, SHIFT + 1, (2, count, 1), generator=generator)
         # One gather does selection, shift and flip. The border is mirrored: position -1 reads position 1.
-        size = self.size
-        steps = torch.arange(size)
-        rows = steps + torch.randint(-SHIFT, SHIFT + 1, (len(index), 1), generator=generator)  # (B, H)
-        columns = steps + torch.randint(-SHIFT, SHIFT + 1, (len(index), 1), generator=generator)  # (B, W)
-        rows, columns = (size - 1 - (size - 1 - at.abs()).abs() for at in (rows, columns))
+        rows, columns = (size - 1 - (size - 1 - (torch.arange(size) + by).abs()).abs() for by in (down, right))  # (N, H), (N, W)
         if self.flip:
-            mirrored = torch.rand(len(index), 1, generator=generator) < 0.5
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        device = self.train.images.device
-        index, rows, columns = (at.to(device) for at in (index, rows, columns))
-        return self.train.images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+            columns = torch.where(torch.rand(count, 1, generator=generator) < 0.5, columns.flip(1), columns)
+        # Moved once an epoch: a GPU never waits for the host between batches.
+        order, rows, columns = (at.to(device) for at in (order, rows, columns))
+        for start in range(0, count - batch_size + 1, batch_size):
+            batch = slice(start, start + batch_size)
+            images = self.train.images[order[batch, None, None], rows[batch, :, None], columns[batch, None, :]]
+            yield self.normalise(images), self.train.labels[order[batch]]
 
 
 def data_folder(folder: str | Path | None = None) -> Path:
@@ -117,19 +112,25 @@ def load_dataset(name: str, folder: str | Path | None = None, device: torch.devi
 
     Validation is a stratified tenth of the published training images (297 of the 1,297 of digits, where a
     tenth would be too coarse a ruler), the same for every seed; the test split is the published one.
+    ``NAME[:N]`` keeps N images of the training split, also stratified.
 
     Raises StudyError for an unknown name or for data that cannot be found or read.
     """
     from sklearn.model_selection import train_test_split
 
-    arrays = read_arrays(name, data_folder(folder))
-    held_out = 297 if name == "digits" else max(len(arrays.classes), len(arrays.train_labels) // 10)
+    source, limit = _parsed(name)
+    arrays = read_arrays(source, data_folder(folder))
+    held_out = 297 if source == "digits" else max(len(arrays.classes), len(arrays.train_labels) // 10)
     train, validation = train_test_split(
         np.arange(len(arrays.train_labels)), test_size=held_out, random_state=0, stratify=arrays.train_labels
     )
+    if limit is not None:
+        if not len(arrays.classes) <= limit < len(train):
+            raise refuse("dataset", name, f"{source}[:N] with N from {len(arrays.classes)} to {len(train) - 1}")
+        train, _ = train_test_split(train, train_size=limit, random_state=0, stratify=arrays.train_labels[train])
     pixels = arrays.train_images[train]
     dataset = Dataset(
-        name, arrays.title, arrays.classes,
+        name, arrays.title + (f", {limit:,} training images" if limit else ""), arrays.classes,
         _split(pixels, arrays.train_labels[train]),
         _split(arrays.train_images[validation], arrays.train_labels[validation]),
         _split(arrays.test_images, arrays.test_labels),
@@ -138,6 +139,11 @@ def load_dataset(name: str, folder: str | Path | None = None, device: torch.devi
         flip=arrays.flip, fingerprint=_fingerprint(arrays),
     )  # fmt: skip
     return dataset.to(torch.device(device))
+
+
+def _parsed(name: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"(.+)\[:(\d+)\]", name)
+    return (match[1], int(match[2])) if match else (name, None)
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Split:

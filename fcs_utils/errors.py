@@ -10,3 +10,7 @@ class StudyError(Exception):
 def refuse(parameter: str, value: object, allowed: str) -> StudyError:
     """The error for a bad value: names the parameter, the value and what is allowed."""
     return StudyError(f"{parameter}={value!r} is not allowed; allowed: {allowed}")
+
+
+class OutOfTime(StudyError):
+    """The time budget is used up; what is done is kept."""

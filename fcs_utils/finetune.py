@@ -59,6 +59,7 @@ class Epoch:
     epoch: int
     loss: float  # mean training loss of the first network
     validation: float
+    validation_loss: float  # mean cross-entropy in nats
     peer_validation: float | None
     peer_kl: float | None  # KL(peer || first) on the validation split, in nats
     training_macs: int
@@ -83,11 +84,12 @@ def top1(logits: Tensor, labels: Tensor) -> float:
 
 
 def standing(networks: Sequence[nn.Module], dataset: Dataset, precision: str) -> dict[str, float | None]:
-    """Validation accuracy of one or two networks, and how far the second one's predictions are from the first's."""
+    """Validation accuracy and loss of one or two networks, and how far the second one's predictions are from the first's."""
     logits = [predict(network, dataset, dataset.validation, precision) for network in networks]
     peer = logits[1] if len(logits) > 1 else None
     return {
         "validation": top1(logits[0], dataset.validation.labels),
+        "validation_loss": F.cross_entropy(logits[0], dataset.validation.labels).item(),
         "peer_validation": None if peer is None else top1(peer, dataset.validation.labels),
         "peer_kl": None if peer is None else distance(logits[0], peer, 1.0).item(),
     }

@@ -30,9 +30,9 @@ class Network(Config):
 class Arms(Config):
     """TFT, MLFT and their controls from the same compact weights (C3).
 
-    Each arm's learning rate is the one of ``learning_rates`` with the best validation accuracy after
+    Each arm's learning rate is the one of ``learning_rates`` with the best validation results after
     ``pilot_epochs`` on ``pilot_seeds``, which take no part in anything else. Then every arm runs every
-    schedule of ``epochs`` with every seed, and training from scratch runs twice: with the reference's epochs
+    schedule of ``epochs`` with every seed, and training from scratch runs with the reference's epochs
     and with its training MACs.
     """
 
@@ -44,6 +44,7 @@ class Arms(Config):
     pilot_seeds: tuple[int, ...] = (100,)
     pilot_epochs: int
     methods: tuple[Literal["tft", "mlft", "twin", "kd"], ...] = ("tft", "mlft", "twin", "kd")
+    scratch: tuple[Literal["epochs", "macs"], ...] = ("epochs", "macs")
 
 
 class Ablations(Config):
@@ -105,6 +106,9 @@ class Profile(Config):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: what the first machine is fastest in
 
 
+# Where a run costs minutes: the paper's criteria, FCS's variants, and chance.
+MAIN = ("random", "kernel_l1", "feature_norm", "fcs", "fcs_greedy", "fcs_linear")
+
 PROFILES = {
     profile.name: profile
     for profile in (
@@ -142,7 +146,7 @@ PROFILES = {
                 networks=("vgg16",),
                 epochs=(2, 4, 8),
                 learning_rates=(0.002, 0.005, 0.02, 0.05),
-                pilot_seeds=(100, 101),
+                pilot_seeds=(100, 101, 102),
                 pilot_epochs=4,
             ),
             precision="fp32",  # a fresh clone trains the references again, on whatever it runs
@@ -152,14 +156,40 @@ PROFILES = {
             summary="CIFAR-10 (JPEG), quarter-width VGG-16 and full-width ResNet-20, three seeds",
             dataset="imagefolder:cifar10_jpeg",
             networks=(
-                Network(network="vgg16", width=0.25, training=Training(epochs=30, learning_rate=0.2)),
-                Network(network="resnet20", training=Training(epochs=30, learning_rate=0.2)),
+                Network(network="vgg16", width=0.25, training=Training(epochs=16, learning_rate=0.1)),
+                Network(network="resnet20", training=Training(epochs=14, learning_rate=0.2)),
             ),
             seeds=(0, 1, 2),
             ratios=(0.3, 0.5, 0.7),
-            tuning=Training(epochs=4, learning_rate=0.05),
-            ablations=Ablations(calibrations=(50, 200, 2000, 5000), headstart=4),
-            arms=Arms(networks=("vgg16",), epochs=(2, 4, 8, 16), learning_rates=(0.01, 0.02, 0.05, 0.1), pilot_epochs=4),
+            criteria=MAIN,
+            tuning=Training(epochs=1, learning_rate=0.02),
+            ablations=Ablations(calibrations=(50, 200, 2000), draws=2, binning_seeds=2, headstart=2),
+            arms=Arms(
+                networks=("vgg16",),
+                epochs=(2, 4, 8, 16),
+                learning_rates=(0.005, 0.02, 0.05),
+                pilot_epochs=2,
+                methods=("tft", "mlft", "kd"),
+            ),
+        ),
+        Profile(
+            name="fashion",
+            summary="20,000 images of Fashion-MNIST, eighth-width VGG-16, three seeds",
+            dataset="fashion_mnist[:20000]",
+            networks=(Network(network="vgg16", width=0.125, training=Training(epochs=6, learning_rate=0.1, batch_size=64)),),
+            seeds=(0, 1, 2),
+            ratios=(0.3, 0.5, 0.7),
+            criteria=MAIN,
+            tuning=Training(epochs=1, learning_rate=0.02, batch_size=64),
+            ablations=Ablations(calibrations=(50, 200, 2000), draws=2, binning_seeds=2, headstart=2),
+            arms=Arms(
+                networks=("vgg16",),
+                epochs=(1, 2, 4),
+                learning_rates=(0.005, 0.02, 0.05),
+                pilot_epochs=2,
+                methods=("tft", "mlft", "kd"),
+                scratch=("epochs",),
+            ),
         ),
         Profile(
             name="paper",
@@ -242,6 +272,6 @@ def grid(profile: Profile, precision: Literal["fp32", "bf16"], rates: Rates | No
             *(tuned(run, method, epochs=epochs, learning_rate=rates[run.reference.network, method])
               for run in compact for method in arms.methods for epochs in arms.epochs),
             *(run.model_copy(update={"tuning": Tuning(method="scratch", training=run.reference.training, budget=budget)})
-              for run in compact for budget in ("epochs", "macs")),
+              for run in compact for budget in arms.scratch),
         ]  # fmt: skip
     return stages

@@ -54,7 +54,7 @@ def pick_notebooks(numbers: str | None) -> dict[str, Notebook]:
     return {number: NOTEBOOKS[number] for number in sorted(wanted)}
 
 
-def publish(profile: str, out: str | Path, data: str | None, numbers: str | None = None) -> Path:
+def publish(profile: str, out: str | Path, data: str | None, numbers: str | None = None, workers: int | None = None) -> Path:
     """Do the runs that are missing, execute the notebooks that are stale, render the pages; returns the index.
 
     Raises StudyError for a failing notebook (its executed copy is kept) and everything ``Study.run`` raises.
@@ -64,9 +64,11 @@ def publish(profile: str, out: str | Path, data: str | None, numbers: str | None
         print(f"profile {profile}: everything is up to date", file=sys.stderr)
         return store.index()
     from fcs_utils.study import Study
+    from fcs_utils.workers import pick_workers
 
     study = Study(profile, out, data)
-    study.run(dict.fromkeys(stage for notebook in wanted.values() for stage in notebook.stages))
+    stages = dict.fromkeys(stage for notebook in wanted.values() for stage in notebook.stages)
+    study.run(stages, workers=pick_workers(workers, study.bench.device))
     for number, notebook in _stale(store, wanted).items():
         print(f"notebook {notebook.name} ...", file=sys.stderr, flush=True)
         execute(study, notebook, {"profile": profile, "out": _from_root(out), "data": _from_root(data) if data else ""})

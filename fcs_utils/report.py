@@ -53,7 +53,8 @@ def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
         if tuning:
             suffix = {"epochs": "-E", "macs": "-B"}[tuning["budget"]] if tuning["method"] == "scratch" else ""
             row |= {"method": tuning["method"] + suffix, "learning_rate": tuning["training"]["learning_rate"],
-                    "start": result["start"], "peer": result.get("peer")}  # fmt: skip
+                    "start": result["start"], "peer": result.get("peer"),
+                    "validation_loss": result["history"][-1]["validation_loss"]}  # fmt: skip
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -70,19 +71,15 @@ def similarity_frame(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def choose_learning_rates(records: Iterable[Record]) -> dict[tuple[str, str], float]:
-    """The best learning rate of each network's arm: highest mean validation accuracy, ties to the smaller.
-
-    From the pilot runs; the test split plays no part.
-    """
+def choose_learning_rates(records: Iterable[Record], slack: float) -> dict[tuple[str, str], float]:
+    """The learning rate of each network's arm from the pilot runs' validation results; the test split plays no part."""
     frame = pd.DataFrame([
         {"network": r["config"]["reference"]["network"], "method": r["config"]["tuning"]["method"],
-         "rate": r["config"]["tuning"]["training"]["learning_rate"], "validation": r["result"]["validation"]}
+         "learning_rate": r["config"]["tuning"]["training"]["learning_rate"],
+         **{name: r["result"]["history"][-1][name] for name in ("validation", "validation_loss")}}
         for r in records
     ])  # fmt: skip
-    means = frame.groupby(["network", "method", "rate"], sort=False).validation.mean().reset_index()
-    best = means.sort_values(["validation", "rate"], ascending=[False, True]).drop_duplicates(["network", "method"])
-    return {(row.network, row.method): row.rate for row in best.itertuples()}
+    return claims.best_rates(frame, slack).to_dict()
 
 
 def add_targets(arms: pd.DataFrame, slack: float) -> pd.DataFrame:
@@ -121,7 +118,7 @@ class Report:
         frames = {stage: runs_frame(found) for stage, found in records.items() if stage != "similarity"}
         self.references, self.pruned, self.tuned = (frames[stage] for stage in ("reference", "pruned", "tuned"))
         self.ablation, self.headstart, self.rates = (frames[stage] for stage in ("ablation", "headstart", "rates"))
-        slack = claims.margin(validation_images)
+        self.slack = slack = claims.margin(validation_images)
         self.arms, comparisons = frames["arms"], []
         if len(self.similarity):
             comparisons += claims.c1(self.similarity)
@@ -146,7 +143,7 @@ class Report:
             "merge": (ablations.merge_table, self.ablation),
             "headstart": (ablations.headstart_table, self.headstart),
             "arms": (tables.arms_table, self.arms),
-            "rates": (tables.rates_table, self.rates),
+            "rates": (lambda rates: tables.rates_table(rates, self.slack), self.rates),
             "peers": (tables.peers_table, self.arms),
         }
         shown = {name: make(*frames) for name, (make, *frames) in made.items() if all(len(frame) for frame in frames)}

@@ -6,20 +6,22 @@ Notebooks and the command line call the same ``Study.run``. A run that has a rec
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from fcs_utils import store as files
 from fcs_utils.bench import Bench, OnMacs, describe
+from fcs_utils.claims import margin
 from fcs_utils.config import SCHEMA, Run
-from fcs_utils.errors import StudyError, refuse
+from fcs_utils.errors import OutOfTime, StudyError, refuse
 from fcs_utils.measure import count_macs
 from fcs_utils.profiles import STAGES, Profile, Rates, Stage, get_profile, grid
 from fcs_utils.progress import bar
 from fcs_utils.provenance import describe_machine, describe_moment, pick_device, pick_precision
 from fcs_utils.report import Report, choose_learning_rates
 from fcs_utils.runs import do
+from fcs_utils.workers import Workers, one_thread
 
 Record = dict[str, Any]
 
@@ -37,6 +39,8 @@ class Study:
         data: str | Path | None = None,
         device: str = "auto",
     ) -> None:
+        self.arguments = (profile, out, data, device)  # a worker opens the same study
+        self.deadline: float | None = None  # by time.monotonic(): no epoch starts that would not end before
         self.profile = profile if isinstance(profile, Profile) else get_profile(profile)
         self.store = files.Store(out, self.profile.name)
         self.bench = Bench(self.store, self.profile.dataset, data, pick_device(device))
@@ -71,7 +75,9 @@ class Study:
         if self._rates is None:
             records = [self.record(run) for run in self.grid["rates"]]
             if all(record is not None for record in records):
-                self._rates = choose_learning_rates(record for record in records if record is not None)
+                self._rates = choose_learning_rates(
+                    (r for r in records if r is not None), margin(len(self.bench.dataset.validation))
+                )
                 self.grid = grid(self.profile, self.precision, self._rates)
         return self._rates
 
@@ -89,9 +95,9 @@ class Study:
         """The record of a run, or None where it has not been done."""
         return files.read_record(self.store, run.kind, run.identity)
 
-    def records(self, stages: Iterable[Stage] | None = None) -> list[Record]:
+    def records(self, stages: Iterable[Stage] | None = None, only: str = "") -> list[Record]:
         """The records of some stages, reading only. Raises StudyError naming the missing ones."""
-        runs = self.runs(stages)
+        runs = _picked(self.runs(stages), only)
         if missing := self._without_record(runs):
             shown = "; ".join(missing[:5]) + ("; ..." if len(missing) > 5 else "")
             raise StudyError(
@@ -119,39 +125,86 @@ class Study:
         found = {stage: [record for run in some if (record := self.record(run)) is not None] for stage, some in runs.items()}
         return Report(found, images, missing)
 
-    def run(self, stages: Iterable[Stage] | None = None) -> list[Record]:
+    def run(self, stages: Iterable[Stage] | None = None, *, workers: int = 1, only: str = "") -> list[Record]:
         """Do what has no record yet, then return all records of the stages.
 
-        A run that fails leaves the others intact; what failed is raised as one StudyError at the end.
+        workers: runs at once. only: words that a run's description must contain; the records returned are then of
+        those runs. A run that fails leaves the others intact; what failed is raised as one StudyError at the end.
         """
         wanted: tuple[Stage, ...] = STAGES if stages is None else tuple(stages)
-        if "arms" in wanted and self.rates() is None:
-            self.run(stage for stage in wanted if stage not in ("rates", "arms"))
-            self.run(["rates"])
-        runs = self.runs(wanted)
-        todo = [run for run in runs if self.record(run) is None]
-        if todo:
-            _ = self.bench.dataset  # missing data is an error before any work starts
-            if not self.store.settings().exists():
-                files.write_json(self.store.settings(), {"precision": self.precision, "profile": self.profile.name})
-            self._do(todo, done=len(runs) - len(todo))
-        return self.records(wanted)
-
-    def _do(self, todo: Sequence[Run], done: int) -> None:
-        expected = self._expected_macs(todo)
-        failures = []
-        with bar(total=sum(expected), desc=self.profile.name,
-                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}") as whole:  # fmt: skip
-            for number, (run, macs) in enumerate(zip(todo, expected, strict=True), start=done + 1):
-                whole.set_postfix_str(f", run {number} of {done + len(todo)}: {describe(run)}", refresh=False)
-                start = whole.n
-                try:
-                    self.ensure(run, on_macs=whole.update)
-                except StudyError as error:
-                    failures.append(str(error))
-                whole.update(start + macs - whole.n)  # expected and real MACs differ a little
+        self.runs(stage for stage in wanted if stage != "arms")  # unknown names are refused before any work
+        failures: list[str] = []
+        for stage in sorted(set(wanted), key=STAGES.index):
+            if stage == "arms" and self.rates() is None:
+                failures += self._do_stage("rates", workers, "")
+                if failures:
+                    break  # why there are no rates
+            failures += self._do_stage(stage, workers, only)
         if failures:
-            raise StudyError(f"{len(failures)} of {len(todo)} runs failed, the others have their records. First: {failures[0]}")
+            raise StudyError(f"{len(failures)} runs failed, the others have their records. First: {failures[0]}")
+        return self.records(wanted, only)
+
+    def _do_stage(self, stage: Stage, workers: int, only: str) -> list[str]:
+        """Do a stage's runs that have no record; returns what failed."""
+        runs = _picked(self.runs([stage]), only)
+        todo = self._with_ancestors(run for run in runs if self.record(run) is None)
+        if not todo:
+            return []
+        _ = self.bench.dataset  # missing data is an error before any work starts
+        if not self.store.settings().exists():
+            files.write_json(self.store.settings(), {"precision": self.precision, "profile": self.profile.name})
+        expected = dict(zip((run.identity for run in todo), self._expected_macs(todo), strict=True))
+        failures = []
+        with bar(total=sum(expected.values()), desc=f"{self.profile.name}: {stage}",
+                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}") as whole:  # fmt: skip
+            settled = 0
+            for number, (run, error) in enumerate(self._perform(todo, expected, workers, whole.update), start=1):
+                settled += expected[run.identity]
+                whole.update(max(0, settled - whole.n))  # expected and real MACs differ a little
+                whole.set_postfix_str(f", {number} of {len(todo)} runs, last: {describe(run)}", refresh=False)
+                if isinstance(error, OutOfTime):
+                    raise error
+                if error is not None:
+                    self._failed.add(run.identity)
+                    failures.append(str(error))
+        return failures
+
+    def _with_ancestors(self, runs: Iterable[Run]) -> list[Run]:
+        todo: dict[str, Run] = {}
+        for run in runs:
+            line, parent = [run], run.parent()
+            while parent is not None and self.record(parent) is None:
+                line.insert(0, parent)
+                parent = parent.parent()
+            todo |= {one.identity: one for one in line}
+        return list(todo.values())
+
+    def _perform(
+        self, todo: Sequence[Run], expected: dict[str, int], workers: int, on_macs: Callable[[int], None]
+    ) -> Iterator[tuple[Run, StudyError | None]]:
+        """Each run with its error, those that others build on first; trainings from the longest to the shortest."""
+        kinds = [[r for r in todo if r.kind in kinds] for kinds in (("reference",), ("similarity", "pruned"), ("tuned",))]
+        kinds[2].sort(key=lambda run: -expected[run.identity])  # nobody waits long for the last one
+        if workers == 1:
+            for run in (run for runs in kinds for run in runs):
+                yield run, self._attempt(run, on_macs)
+            return
+        with Workers(min(workers, len(todo)), self) as pool:
+            for runs in kinds:
+                barred = [run for run in runs if self._barred(run)]
+                yield from ((run, StudyError(f"{describe(run)} failed before")) for run in barred)
+                yield from pool.do([run for run in runs if run not in barred], on_macs)
+
+    def _attempt(self, run: Run, on_macs: OnMacs) -> StudyError | None:
+        try:
+            self.ensure(run, on_macs)
+        except StudyError as error:
+            return error
+        return None
+
+    def _barred(self, run: Run) -> bool:
+        parent = run.parent()
+        return run.identity in self._failed or (parent is not None and self._barred(parent))
 
     def _expected_macs(self, runs: Sequence[Run]) -> list[int]:
         # For the estimate of the time left only; records count the MACs of the real networks.
@@ -177,21 +230,50 @@ class Study:
         """The record of a run, doing it and what it builds on where there is none."""
         if (record := self.record(run)) is not None:
             return record
-        if run.identity in self._failed:
+        if self._barred(run):
             raise StudyError(f"{describe(run)} failed before")
         try:
             parent = run.parent()
             parent_record = self.ensure(parent) if parent else None
             started = time.perf_counter()
-            result, volatile = do(self.bench, run, parent_record, on_macs)
-        except StudyError:
-            self._failed.add(run.identity)
+            with one_thread():
+                result, volatile = do(self.bench, run, parent_record, self._in_time(on_macs))
+                machine = describe_machine(self.bench.device)
+        except StudyError as error:
+            if not isinstance(error, OutOfTime):
+                self._failed.add(run.identity)
             raise
         record = {
             "schema": SCHEMA, "id": run.identity, "kind": run.kind,
             "config": run.model_dump(mode="json"), "result": result,
-            "provenance": describe_machine(self.bench.device),
+            "provenance": machine,
             "volatile": {**volatile, "seconds": time.perf_counter() - started, **describe_moment()},
         }  # fmt: skip
         files.write_json(self.store.record(run.kind, run.identity), record)
         return record
+
+    def _in_time(self, on_macs: OnMacs) -> OnMacs:
+        """Passes on what an epoch spent, and stops a run whose next epoch would not end before the deadline."""
+        last = time.monotonic()
+        self._check_time(0.0)
+
+        def checked(macs: int) -> None:
+            nonlocal last
+            on_macs(macs)
+            now = time.monotonic()
+            self._check_time(now - last)
+            last = now
+
+        return checked
+
+    def _check_time(self, needed: float) -> None:
+        if self.deadline is not None and time.monotonic() + needed > self.deadline:
+            raise OutOfTime("the time budget is used up")
+
+
+def _picked(runs: Sequence[Run], only: str) -> list[Run]:
+    """Runs whose description has all of some words. Raises StudyError when none has."""
+    found = [run for run in runs if set(only.split()) <= set(describe(run).replace(",", "").split())]
+    if runs and not found:
+        raise refuse("only", only, f"words of a run's description, such as {describe(runs[0])!r}")
+    return found

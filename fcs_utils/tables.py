@@ -73,13 +73,16 @@ def arms_table(arms: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def rates_table(rates: pd.DataFrame) -> pd.DataFrame:
-    """Validation top-1 of the pilot runs by arm and learning rate; the best is each arm's own from then on."""
-    means = rates.groupby(["network", "method", "learning_rate"], sort=False).validation.mean().unstack("learning_rate")
-    shown = means.map(lambda value: f"{value:.2f}").reset_index()
+def rates_table(rates: pd.DataFrame, slack: float) -> pd.DataFrame:
+    """Validation top-1 (and loss) of the pilot runs by arm and learning rate; the chosen one is the arm's from then on."""
+    means = rates.groupby(["network", "method", "learning_rate"], sort=False)[["validation", "validation_loss"]].mean()
+    cells = means.apply(lambda row: f"{row.validation:.2f} ({row.validation_loss:.3f})", axis=1)
+    shown = cells.unstack("learning_rate").sort_index(axis=1).reset_index()
+    chosen = claims.best_rates(rates, slack)
+    picked = [f"{chosen[row.network, row.method]:g}" for row in shown.itertuples()]
     shown.columns = [f"{name:g}" if isinstance(name, float) else str(name) for name in shown.columns]
     shown["method"] = shown.method.map(claims.METHODS)
-    return shown.assign(chosen=[f"{rate:g}" for rate in means.idxmax(axis=1)], n=rates.seed.nunique())
+    return shown.assign(chosen=picked, n=rates.seed.nunique())
 
 
 def peers_table(arms: pd.DataFrame) -> pd.DataFrame:
