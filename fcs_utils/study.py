@@ -6,7 +6,7 @@ Notebooks and the command line call the same ``Study.run``. A run that has a rec
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,17 +134,18 @@ class Study:
         wanted: tuple[Stage, ...] = STAGES if stages is None else tuple(stages)
         self.runs(stage for stage in wanted if stage != "arms")  # unknown names are refused before any work
         failures: list[str] = []
-        for stage in sorted(set(wanted), key=STAGES.index):
-            if stage == "arms" and self.rates() is None:
-                failures += self._do_stage("rates", workers, "")
-                if failures:
-                    break  # why there are no rates
-            failures += self._do_stage(stage, workers, only)
+        with Workers(workers, self) as pool:
+            for stage in sorted(set(wanted), key=STAGES.index):
+                if stage == "arms" and self.rates() is None:
+                    failures += self._do_stage("rates", pool, "")
+                    if failures:
+                        break  # why there are no rates
+                failures += self._do_stage(stage, pool, only)
         if failures:
             raise StudyError(f"{len(failures)} runs failed, the others have their records. First: {failures[0]}")
         return self.records(wanted, only)
 
-    def _do_stage(self, stage: Stage, workers: int, only: str) -> list[str]:
+    def _do_stage(self, stage: Stage, pool: Workers, only: str) -> list[str]:
         """Do a stage's runs that have no record; returns what failed."""
         runs = _picked(self.runs([stage]), only)
         todo = self._with_ancestors(run for run in runs if self.record(run) is None)
@@ -158,7 +159,7 @@ class Study:
         with bar(total=sum(expected.values()), desc=f"{self.profile.name}: {stage}",
                  bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}") as whole:  # fmt: skip
             settled = 0
-            for number, (run, error) in enumerate(self._perform(todo, expected, workers, whole.update), start=1):
+            for number, (run, error) in enumerate(self._perform(todo, expected, pool, whole.update), start=1):
                 settled += expected[run.identity]
                 whole.update(max(0, settled - whole.n))  # expected and real MACs differ a little
                 whole.set_postfix_str(f", {number} of {len(todo)} runs, last: {describe(run)}", refresh=False)
@@ -180,27 +181,15 @@ class Study:
         return list(todo.values())
 
     def _perform(
-        self, todo: Sequence[Run], expected: dict[str, int], workers: int, on_macs: Callable[[int], None]
+        self, todo: Sequence[Run], expected: dict[str, int], pool: Workers, on_macs: OnMacs
     ) -> Iterator[tuple[Run, StudyError | None]]:
         """Each run with its error, those that others build on first; trainings from the longest to the shortest."""
-        kinds = [[r for r in todo if r.kind in kinds] for kinds in (("reference",), ("similarity", "pruned"), ("tuned",))]
-        kinds[2].sort(key=lambda run: -expected[run.identity])  # nobody waits long for the last one
-        if workers == 1:
-            for run in (run for runs in kinds for run in runs):
-                yield run, self._attempt(run, on_macs)
-            return
-        with Workers(min(workers, len(todo)), self) as pool:
-            for runs in kinds:
-                barred = [run for run in runs if self._barred(run)]
-                yield from ((run, StudyError(f"{describe(run)} failed before")) for run in barred)
-                yield from pool.do([run for run in runs if run not in barred], on_macs)
-
-    def _attempt(self, run: Run, on_macs: OnMacs) -> StudyError | None:
-        try:
-            self.ensure(run, on_macs)
-        except StudyError as error:
-            return error
-        return None
+        phases = [[r for r in todo if r.kind in kinds] for kinds in (("reference",), ("similarity", "pruned"), ("tuned",))]
+        phases[2].sort(key=lambda run: -expected[run.identity])  # nobody waits long for the last one
+        for runs in phases:
+            barred = [run for run in runs if self._barred(run)]
+            yield from ((run, StudyError(f"{describe(run)} failed before")) for run in barred)
+            yield from pool.do([run for run in runs if run not in barred], on_macs)
 
     def _barred(self, run: Run) -> bool:
         parent = run.parent()

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for
@@ -49,39 +49,52 @@ def one_thread() -> Iterator[None]:
 
 
 class Workers:
-    """Processes that do runs of one study; each opens the study for itself. Use as a context manager."""
+    """Processes that do runs of one study; each opens the study for itself. One worker is this process.
+
+    A context manager: they start with the first runs and end with it.
+    """
 
     def __init__(self, count: int, study: Study) -> None:
-        context = multiprocessing.get_context("spawn")  # a forked torch hangs
-        self._macs = context.SimpleQueue()
-        self._pool = ProcessPoolExecutor(count, context, initializer=_start, initargs=(study.arguments, study.deadline, self._macs))
+        self._count, self._study = count, study
+        self._context = multiprocessing.get_context("spawn")  # a forked torch hangs
+        self._macs: Any = None
+        self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown(wait=kind is None, cancel_futures=True)
-        if kind is not None:  # whoever interrupts does not want to wait for the runs in hand
-            for process in multiprocessing.active_children():
-                process.terminate()
+        if self._pool is not None:
+            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+            if kind is not None:  # whoever interrupts does not want to wait for the runs in hand
+                for process in multiprocessing.active_children():
+                    process.terminate()
 
     def do(self, runs: Sequence[Run], on_macs: Callable[[int], None]) -> Iterator[tuple[Run, StudyError | None]]:
         """Do independent runs; yields each when it is done, with its error. ``on_macs`` hears of every epoch.
 
         Raises StudyError when a process dies.
         """
-        waiting = {self._pool.submit(_do, run): run for run in runs}
+        if self._count == 1:
+            for run in runs:
+                yield run, _caught(lambda run=run: self._study.ensure(run, on_macs))  # type: ignore[misc]
+            return
+        if self._pool is None and runs:
+            self._macs = self._context.SimpleQueue()
+            start = (self._study.arguments, self._study.deadline, self._macs)
+            self._pool = ProcessPoolExecutor(self._count, self._context, initializer=_start, initargs=start)
+        waiting = {self._pool.submit(_do, run): run for run in runs} if self._pool else {}
         while waiting:
             finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
             while not self._macs.empty():
                 on_macs(self._macs.get())
             for future in finished:
-                yield waiting.pop(future), _error(future)
+                yield waiting.pop(future), _caught(future.result)
 
 
-def _error(future: Future[None]) -> StudyError | None:
+def _caught(do: Callable[[], object]) -> StudyError | None:
     try:
-        future.result()
+        do()
     except BrokenProcessPool as error:
         raise StudyError("a worker process died, most likely for want of memory; finished runs have their records: start "
                          "again, with a smaller --workers") from error  # fmt: skip
