@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fcs_utils.activations import ChannelStatistics, collect_statistics
+from fcs_utils.checkpoint import Checkpoint
 from fcs_utils.config import Pruning, Reference, Run
 from fcs_utils.criteria import importance, needs
 from fcs_utils.data import Dataset, load_dataset
@@ -179,6 +180,10 @@ class Bench:
             recalibrate(network, self.calibration_images(seed, pruning.calibration))
         return network
 
+    def checkpoint(self, run: Run) -> Checkpoint:
+        """Where the training of a run goes on after it was cut off."""
+        return Checkpoint(self.store.unfinished(run.identity), run.identity)
+
     def train_reference(self, run: Run, network: nn.Module, on_macs: OnMacs = lambda macs: None) -> list[Epoch]:
         """Train a reference in place and keep its weights; returns its history.
 
@@ -187,10 +192,12 @@ class Bench:
         """
         with one_thread():
             history = fit([network], self.dataset, run.reference.training, seed=run.reference.seed,
-                          precision=run.reference.precision, label=describe(run), on_epoch=on_macs)  # fmt: skip
+                          precision=run.reference.precision, label=describe(run), on_epoch=on_macs,
+                          checkpoint=self.checkpoint(run))  # fmt: skip
         state = {name: _halved(tensor).cpu().contiguous() for name, tensor in network.state_dict().items()}
         network.load_state_dict(state)  # what is measured is what the file holds
         write_atomic(self.store.weights(run.identity), save(state))
+        self.checkpoint(run).remove()
         return history
 
 

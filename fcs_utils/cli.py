@@ -12,7 +12,7 @@ from typing import NoReturn
 from fcs_utils.errors import OutOfTime, StudyError
 
 # Spelled out so that a typo is refused without importing torch; a test compares them with the real tables.
-PROFILES = ("smoke", "quick", "fashion", "cifar", "paper")
+PROFILES = ("smoke", "quick", "fashion", "cifar", "paper", "paper-core")
 STAGES = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")
 
 
@@ -69,6 +69,11 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
     tables.add_argument("--allow-missing", action="store_true", help="list runs without a record in a table instead of refusing")
     readme = add("readme", "render the README's table and figure from records", "python -m fcs_utils readme")
     readme.add_argument("--check", action="store_true", help="change nothing; fail when they are stale")
+    wheels = commands.add_parser("wheels", help="gather wheels for a GPU machine without internet", allow_abbrev=False,
+                                 description="Gather the wheels that runs need beside torch, torchvision, numpy, pandas, "
+                                 "scikit-learn.", epilog="Example: python -m fcs_utils wheels --to wheels --python 3.12")  # fmt: skip
+    wheels.add_argument("--to", required=True, metavar="DIR", help="folder for the wheels")
+    wheels.add_argument("--python", default="3.12", metavar="3.N", help="the other machine's Python (default: 3.12)")
     return parser
 
 
@@ -103,6 +108,12 @@ def _check_before_install(options: argparse.Namespace) -> None:
 
 def _dispatch(options: argparse.Namespace) -> int:
     started = time.monotonic()
+    if options.command == "wheels":
+        from fcs_utils.wheels import gather
+
+        names = [path.name for path in gather(Path(options.to), options.python)]
+        print(f"{len(names)} wheels in {options.to}; on the other machine: pip install --no-index --no-deps {options.to}/*.whl")
+        return 0
     if options.command == "readme":
         from fcs_utils.readme import update_readme
 

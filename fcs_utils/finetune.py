@@ -6,15 +6,17 @@ network, the peer, beside the first; KD is the same with a peer that is frozen i
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fcs_utils.checkpoint import Checkpoint
 from fcs_utils.config import Training
 from fcs_utils.data import Dataset, Split
 from fcs_utils.errors import StudyError
@@ -112,6 +114,7 @@ def fit(
     precision: str = "fp32",
     label: str = "training",
     on_epoch: Callable[[int], None] = lambda macs: None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[Epoch]:
     """Train the networks in place, the first being the one that is studied; returns one entry per epoch.
 
@@ -122,6 +125,7 @@ def fit(
 
     Draws depend on the seed alone: shuffling and augmentation are the same for every method. The last epoch
     counts, no best epoch is picked. ``on_epoch`` receives the training MACs of each epoch, for progress bars.
+    checkpoint: where a training that was cut off goes on, bit for bit.
 
     Raises StudyError, naming run, epoch and learning rate, when a loss is NaN or infinite.
     """
@@ -135,7 +139,7 @@ def fit(
     batches = max(1, len(dataset.train) // training.batch_size)
     seen = batches * min(training.batch_size, len(dataset.train))
     rates = [training.learning_rate, peer_learning_rate or training.learning_rate]
-    optimisers = [_Optimiser(network, training, rate, batches) for network, rate in zip(networks[:trained], rates, strict=False)]
+    optimisers = [Optimiser(network, training, rate, batches) for network, rate in zip(networks[:trained], rates, strict=False)]
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         """One batch; returns the losses (trained,), detached."""
@@ -155,11 +159,11 @@ def fit(
                 optimiser.update(loss)
         return torch.stack(found).detach()
 
-    history: list[Epoch] = []
-    started = time.perf_counter()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # for dropout, where a network has it
-        for epoch in range(1, training.epochs + 1):
+        history = [Epoch(**row) for row in checkpoint.restore(networks, optimisers, generator)] if checkpoint else []
+        started = time.perf_counter() - (history[-1].seconds if history else 0.0)
+        for epoch in range(len(history) + 1, training.epochs + 1):
             for number, network in enumerate(networks):
                 network.train(number < trained)
             total = torch.zeros(trained, device=device)  # summed on the device: no wait for it in an epoch
@@ -171,17 +175,22 @@ def fit(
             now: dict[str, Any] = standing(networks, dataset, precision)
             history.append(Epoch(epoch, total[0].item() / batches, **now, training_macs=macs_per_image * seen * epoch,
                                  seconds=time.perf_counter() - started))  # fmt: skip
-            on_epoch(macs_per_image * seen)
+            try:
+                on_epoch(macs_per_image * seen)
+            finally:  # it may say that time is up
+                if checkpoint and epoch < training.epochs and (checkpoint.due or sys.exc_info()[0]):
+                    checkpoint.save(networks, optimisers, generator, [asdict(entry) for entry in history])
     return history
 
 
-class _Optimiser:
+class Optimiser:
     """SGD with momentum under a one-cycle learning rate."""
 
     def __init__(self, network: nn.Module, training: Training, rate: float, batches: int) -> None:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.sgd = torch.optim.SGD(network.parameters(), rate, training.momentum, weight_decay=training.weight_decay,
-                                   nesterov=training.momentum > 0)  # fmt: skip
+                                   nesterov=training.momentum > 0,
+                                   fused=next(network.parameters()).device.type == "cuda")  # fmt: skip
         # Total steps of 1 leave OneCycle no room between its phases.
         self.cycle = torch.optim.lr_scheduler.OneCycleLR(
             self.sgd, rate, total_steps=max(2, training.epochs * batches), cycle_momentum=False

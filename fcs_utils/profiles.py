@@ -1,4 +1,4 @@
-"""What each profile runs. A profile is data; ``grid`` turns it into runs, stage by stage.
+"""What each profile runs. A profile is data; ``grid.py`` turns it into runs, stage by stage.
 
 Batch sizes, learning rates and schedules of ``smoke`` and ``quick`` were set once, on the validation split
 of a seed that no profile uses, to fit the profile's minutes. No number here was chosen on a test split.
@@ -6,17 +6,11 @@ of a seed that no profile uses, to fit the profile's minutes. No number here was
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
-from fcs_utils.config import Config, Method, Pruning, Reference, Run, Similarity, Training, Tuning
-from fcs_utils.criteria import CRITERIA, check_options
+from fcs_utils.config import Config, Training
+from fcs_utils.criteria import CRITERIA
 from fcs_utils.errors import refuse
-
-# In the order of the study; each notebook needs some of them.
-Stage = Literal["reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms"]
-STAGES: tuple[Stage, ...] = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")
-Rates = Mapping[tuple[str, str], float]  # the learning rate of a network's arm
 
 
 class Network(Config):
@@ -88,6 +82,15 @@ class Scoring(Config):
     literal: int = 8
 
 
+class Speed(Config):
+    """What notebook 08 measures the speed of training and evaluation on: networks with widths, images, batches."""
+
+    networks: tuple[tuple[str, float], ...] = (("vgg16", 0.25), ("resnet20", 1.0))
+    images: int = 1024
+    batches: tuple[int, ...] = (32, 64, 256)
+    rounds: int = 2
+
+
 class Profile(Config):
     """One study: the data set, the networks, and how much of everything."""
 
@@ -103,6 +106,7 @@ class Profile(Config):
     ablations: Ablations
     arms: Arms
     scoring: Scoring = Scoring()
+    speed: Speed = Speed()
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: what the first machine is fastest in
 
 
@@ -128,6 +132,7 @@ PROFILES = {
             ablations=Ablations(bins=(2,), calibrations=(50,), draws=1, binning_seeds=1, merged=("fcs",), headstart=2),
             arms=Arms(networks=("vgg16",), epochs=(1, 2), learning_rates=(0.02, 0.05), pilot_epochs=1),
             scoring=Scoring(networks=("resnet20",), images=(16, 32), widths=(0.5,), heavy=16, literal=2),
+            speed=Speed(networks=(("vgg16", 0.125),), images=256, batches=(64,), rounds=1),
             precision="fp32",
         ),
         Profile(
@@ -206,6 +211,29 @@ PROFILES = {
             ablations=Ablations(calibrations=(50, 200, 5000), headstart=10),
             arms=Arms(networks=("vgg16", "resnet56"), epochs=(10, 20, 40), learning_rates=(0.01, 0.02, 0.05, 0.1), pilot_epochs=10),
         ),
+        Profile(
+            name="paper-core",
+            summary="CIFAR-10, full-width VGG-16 and ResNet-56, two seeds: what half an hour of a large GPU can hold",
+            dataset="cifar10",
+            networks=(
+                Network(network="vgg16", training=Training(epochs=40, learning_rate=0.1)),
+                Network(network="resnet56", training=Training(epochs=40, learning_rate=0.2)),
+            ),
+            seeds=(0, 1),
+            ratios=(0.3, 0.5, 0.7),
+            criteria=("kernel_l1", "feature_norm", "fcs", "fcs_linear"),
+            calibration=1024,
+            tuning=Training(epochs=10, learning_rate=0.02),
+            ablations=Ablations(bins=(1, 8), calibrations=(200,), draws=1, binning_seeds=1, merged=("fcs",), headstart=5),
+            arms=Arms(
+                networks=("vgg16",),
+                epochs=(5, 10, 20),
+                learning_rates=(0.01, 0.05),
+                pilot_epochs=5,
+                methods=("tft", "mlft", "kd"),
+                scratch=("epochs",),
+            ),
+        ),
     )
 }
 
@@ -215,63 +243,3 @@ def get_profile(name: str) -> Profile:
     if name not in PROFILES:
         raise refuse("profile", name, ", ".join(PROFILES))
     return PROFILES[name]
-
-
-def grid(profile: Profile, precision: Literal["fp32", "bf16"], rates: Rates | None = None) -> dict[Stage, list[Run]]:
-    """Every run of a profile by stage, in the order they are done.
-
-    rates: the chosen learning rates; without them the stage ``arms`` is left out, for it is not known yet.
-    Runs that two stages share (TFT at the schedule of the comparison of criteria) appear in both and are done
-    once.
-    """
-
-    def reference(network: Network, seed: int) -> Run:
-        return Run(reference=Reference(dataset=profile.dataset, network=network.network, width=network.width, seed=seed,
-                                       training=network.training, precision=precision))  # fmt: skip
-
-    def pruned(run: Run, criterion: str, ratio: float, **more: Any) -> Run:
-        check_options(criterion, more.get("options", {}))
-        pruning = Pruning(**{"criterion": criterion, "ratio": ratio, "calibration": profile.calibration, **more})
-        return run.model_copy(update={"pruning": pruning})
-
-    def tuned(run: Run, method: Method, **training: Any) -> Run:
-        return run.model_copy(update={"tuning": Tuning(method=method, training=profile.tuning.model_copy(update=training))})
-
-    references = [reference(network, seed) for network in profile.networks for seed in profile.seeds]
-    cut = [pruned(run, c, ratio) for run in references for ratio in profile.ratios for c in profile.criteria]
-    stages: dict[Stage, list[Run]] = {
-        "reference": references,
-        "similarity": [r.model_copy(update={"similarity": Similarity(calibration=profile.calibration)}) for r in references],
-        "pruned": cut,
-        "tuned": [tuned(run, "tft") for run in cut],
-    }  # fmt: skip
-    ablations, arms = profile.ablations, profile.arms
-    counts = dict.fromkeys((profile.calibration, *ablations.calibrations))
-    draws = [(count, seed) for count in counts for seed in (None, *range(1000, 1000 + ablations.draws))]
-    stages["ablation"] = [
-        varied for run in references if run.reference.seed in profile.seeds[: ablations.seeds] for varied in (
-            pruned(run, "fcs", ablations.ratio),
-            *(pruned(run, "fcs", ablations.ratio, options=options) for options in ablations.variants()),
-            *(pruned(run, "fcs", ablations.ratio, calibration=count, calibration_seed=seed) for count, seed in draws),
-            *(pruned(run, c, ratio, compensate=how) for c in ablations.merged for ratio in profile.ratios
-              for how in ("none", "merge")),
-        )
-    ]  # fmt: skip
-    compact = [pruned(run, arms.criterion, arms.ratio) for run in references if run.reference.network in arms.networks]
-    stages["headstart"] = [
-        tuned(run.model_copy(update={"pruning": run.pruning.model_copy(update={"compensate": how})}), "tft",
-              epochs=ablations.headstart)
-        for run in compact if run.pruning for how in ("none", "merge")
-    ]  # fmt: skip
-    pilots = [pruned(reference(network, seed), arms.criterion, arms.ratio)
-              for network in profile.networks if network.network in arms.networks for seed in arms.pilot_seeds]  # fmt: skip
-    stages["rates"] = [tuned(run, method, epochs=arms.pilot_epochs, learning_rate=rate)
-                       for run in pilots for method in arms.methods for rate in arms.learning_rates]  # fmt: skip
-    if rates is not None:
-        stages["arms"] = [
-            *(tuned(run, method, epochs=epochs, learning_rate=rates[run.reference.network, method])
-              for run in compact for method in arms.methods for epochs in arms.epochs),
-            *(run.model_copy(update={"tuning": Tuning(method="scratch", training=run.reference.training, budget=budget)})
-              for run in compact for budget in arms.scratch),
-        ]  # fmt: skip
-    return stages

@@ -48,11 +48,13 @@ class Store:
         study.json                    settings fixed by the first start: the resolved precision
         records/KIND-ID.json          one run each, written atomically
         weights/ID.safetensors        trained reference networks
+        unfinished/ID.safetensors     where a training that was cut off goes on (not published)
         notebooks/NAME.ipynb          executed copies; pages/NAME.html the same to read
         failed/NAME.ipynb             the copy of a notebook that failed
         figures/NAME.png|svg          tables/NAME.csv|md|tex
         claims.json  index.html       the verdicts; the page to open
         cost.json                     what scoring cost on the machine that measured it
+        speed.json                    how fast that machine trains and evaluates
         state/NAME                    what was up to date when (not published)
     """
 
@@ -71,6 +73,9 @@ class Store:
 
     def weights(self, identity: str) -> Path:
         return self.root / "weights" / f"{identity}.safetensors"
+
+    def unfinished(self, identity: str) -> Path:
+        return self.root / "unfinished" / f"{identity}.safetensors"
 
     def executed(self, name: str) -> Path:
         return self.root / "notebooks" / f"{name}.ipynb"
@@ -92,6 +97,9 @@ class Store:
 
     def cost(self) -> Path:
         return self.root / "cost.json"
+
+    def speed(self) -> Path:
+        return self.root / "speed.json"
 
     def index(self) -> Path:
         return self.root / "index.html"

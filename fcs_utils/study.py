@@ -15,8 +15,8 @@ from fcs_utils.bench import Bench, OnMacs, describe
 from fcs_utils.claims import margin
 from fcs_utils.config import SCHEMA, Run
 from fcs_utils.errors import OutOfTime, StudyError, refuse
-from fcs_utils.measure import count_macs
-from fcs_utils.profiles import STAGES, Profile, Rates, Stage, get_profile, grid
+from fcs_utils.grid import STAGES, Rates, Stage, expected_macs, grid
+from fcs_utils.profiles import Profile, get_profile
 from fcs_utils.progress import bar
 from fcs_utils.provenance import describe_machine, describe_moment, pick_device, pick_precision
 from fcs_utils.report import Report, choose_learning_rates
@@ -106,6 +106,11 @@ class Study:
             )
         return [record for run in runs if (record := self.record(run)) is not None]
 
+    def found(self) -> dict[Stage, list[Record]]:
+        """The records that are there, by stage."""
+        self.rates()
+        return {stage: [r for run in runs if (r := self.record(run)) is not None] for stage, runs in self.grid.items()}
+
     def _without_record(self, runs: Iterable[Run]) -> list[str]:
         return [f"{run.kind}-{run.identity} ({describe(run)})" for run in runs if self.record(run) is None]
 
@@ -122,8 +127,7 @@ class Study:
         missing = list(dict.fromkeys(word for stage in runs.values() for word in self._without_record(stage)))
         if "arms" not in self.grid:
             missing.append("every run of stage arms, whose learning rates follow from stage rates")
-        found = {stage: [record for run in some if (record := self.record(run)) is not None] for stage, some in runs.items()}
-        return Report(found, images, missing)
+        return Report(self.found(), images, missing)
 
     def run(self, stages: Iterable[Stage] | None = None, *, workers: int = 1, only: str = "") -> list[Record]:
         """Do what has no record yet, then return all records of the stages.
@@ -154,7 +158,7 @@ class Study:
         _ = self.bench.dataset  # missing data is an error before any work starts
         if not self.store.settings().exists():
             files.write_json(self.store.settings(), {"precision": self.precision, "profile": self.profile.name})
-        expected = dict(zip((run.identity for run in todo), self._expected_macs(todo), strict=True))
+        expected = dict(zip((run.identity for run in todo), expected_macs(self.bench, todo), strict=True))
         failures = []
         with bar(total=sum(expected.values()), desc=f"{self.profile.name}: {stage}",
                  bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}") as whole:  # fmt: skip
@@ -195,26 +199,6 @@ class Study:
         parent = run.parent()
         return run.identity in self._failed or (parent is not None and self._barred(parent))
 
-    def _expected_macs(self, runs: Sequence[Run]) -> list[int]:
-        # For the estimate of the time left only; records count the MACs of the real networks.
-        networks = {(r.reference.network, r.reference.width): r.reference for r in runs}
-        dense = {key: count_macs(self.bench.untrained(reference), self.bench.example) for key, reference in networks.items()}
-        images = len(self.bench.dataset.train)
-        expected = []
-        for run in runs:
-            macs = dense[run.reference.network, run.reference.width]
-            if run.tuning and run.pruning:
-                left = run.pruning.macs or 1 - (run.pruning.ratio or 0)
-                share = left + {"tft": 0.0, "scratch": 0.0, "twin": left, "mlft": 1.0, "kd": 1 / 3}[run.tuning.method]
-                if run.tuning.budget == "macs":
-                    share = 1.0
-                expected.append(round(3 * run.tuning.training.epochs * images * share * macs))
-            elif run.kind == "reference":
-                expected.append(3 * run.reference.training.epochs * images * macs)
-            else:  # a few passes over calibration and test images
-                expected.append(2 * images * macs)
-        return expected
-
     def ensure(self, run: Run, on_macs: OnMacs = lambda macs: None) -> Record:
         """The record of a run, doing it and what it builds on where there is none."""
         if (record := self.record(run)) is not None:
@@ -239,6 +223,7 @@ class Study:
             "volatile": {**volatile, "seconds": time.perf_counter() - started, **describe_moment()},
         }  # fmt: skip
         files.write_json(self.store.record(run.kind, run.identity), record)
+        self.bench.checkpoint(run).remove()
         return record
 
     def _in_time(self, on_macs: OnMacs) -> OnMacs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,19 @@ def similarity_table(similarity: pd.DataFrame) -> pd.DataFrame:
                          "channels with a twin beyond chance (%)": mean_interval(by_seed.loc[state].twins, 1),
                          "pairs more similar than chance (%)": mean_interval(by_seed.loc[state].pairs, 1),
                          "layers": g.layer.nunique(), "n": g.seed.nunique()})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def grid_cost_table(found: Mapping[Any, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+    """What each stage took: runs, training MACs, and hours of one thread or GPU. A run of two stages counts once."""
+    rows, seen = [], set[str]()
+    for stage, records in found.items():
+        own = [record for record in records if record["id"] not in seen]
+        seen |= {record["id"] for record in own}
+        macs = sum(history[-1]["training_macs"] for r in own if (history := r["result"].get("history")))
+        hours = sum(record["volatile"]["seconds"] for record in own) / 3600
+        rows.append({"stage": stage, "runs": len(own), "training (10^12 MACs)": f"{macs / 1e12:,.1f}",
+                     "hours": f"{hours:.2f}", "seconds a run": f"{3600 * hours / max(1, len(own)):.1f}"})  # fmt: skip
     return pd.DataFrame(rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -82,14 +83,19 @@ def arm(method: str, curve: list[float], test: float = 0.0, seed: int = 0, macs:
             "test": test, "training_macs": macs * len(curve), "epoch_seconds": seconds}  # fmt: skip
 
 
-def pilot(method: str, rate: float, validation: float, test: float) -> dict:
+def pilot(method: str, rate: float, validation: float, loss: float, test: float) -> dict[str, Any]:
     tuning = {"method": method, "training": {"learning_rate": rate}}
-    return {"config": {"reference": {"network": "n"}, "tuning": tuning}, "result": {"validation": validation, "test": test}}
+    history = [{"validation": validation, "validation_loss": loss}]
+    return {"config": {"reference": {"network": "n"}, "tuning": tuning}, "result": {"history": history, "test": test}}
 
 
 def test_learning_rates_are_chosen_on_validation_not_on_test() -> None:
-    records = [pilot("tft", 0.1, 90, 99), pilot("tft", 0.01, 95, 50), pilot("kd", 0.1, 80, 0), pilot("kd", 0.01, 80, 0)]
-    assert choose_learning_rates(records) == {("n", "tft"): 0.01, ("n", "kd"): 0.01}  # ties go to the smaller
+    records = [
+        pilot("tft", 0.1, 90, 0.1, 99), pilot("tft", 0.01, 95, 0.2, 50),  # accuracy decides where it can
+        pilot("kd", 0.1, 80.0, 0.5, 0), pilot("kd", 0.01, 80.2, 0.6, 0),  # within the slack the loss does
+    ]  # fmt: skip
+    assert choose_learning_rates(records, slack=0.2) == {("n", "tft"): 0.01, ("n", "kd"): 0.1}
+    assert choose_learning_rates(records, slack=0.1) == {("n", "tft"): 0.01, ("n", "kd"): 0.01}
 
 
 def test_epochs_macs_and_seconds_to_target() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import tarfile
 from pathlib import Path
 
@@ -32,11 +33,28 @@ def test_calibration_is_fixed_by_its_seed_and_bounded(digits: Dataset) -> None:
 
 
 def test_augmentation_shifts_by_at_most_four_pixels(digits: Dataset) -> None:
-    index = torch.arange(40)
-    out = digits._augment(index, torch.Generator().manual_seed(0))
-    padded = np.pad(digits.train.images[:40].numpy(), ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
-    for one, frame in zip(out.numpy(), padded, strict=True):
-        assert any(np.array_equal(one, frame[y : y + 32, x : x + 32]) for y in range(9) for x in range(9))
+    generator = torch.Generator().manual_seed(0)
+    images, labels = next(digits.epoch(40, generator))
+    order = torch.randperm(len(digits.train), generator=torch.Generator().manual_seed(0))[:40]
+    assert labels.equal(digits.train.labels[order])
+    padded = np.pad(digits.train.images[order].numpy(), ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
+    out = (images.permute(0, 2, 3, 1) * digits.std + digits.mean).round().to(torch.uint8).numpy()
+    offsets = set()
+    for one, frame in zip(out, padded, strict=True):
+        found = [(y, x) for y in range(9) for x in range(9) if np.array_equal(one, frame[y : y + 32, x : x + 32])]
+        assert found
+        offsets.add(found[0])
+    assert len(offsets) > 20
+
+
+def test_part_of_the_training_split_is_stratified_and_leaves_the_other_splits(digits: Dataset) -> None:
+    part = load_dataset("digits[:200]")
+    assert len(part.train) == 200 and part.title == "digits (scikit-learn), 200 training images"
+    assert part.train.labels.bincount().min() >= 18
+    assert part.validation.images.equal(digits.validation.images) and part.test.images.equal(digits.test.images)
+    for bad in ("digits[:5]", "digits[:1000]"):
+        with pytest.raises(StudyError, match=re.escape(bad)):
+            load_dataset(bad)
 
 
 def image_folder(root: Path) -> Path:

@@ -1,0 +1,101 @@
+"""A profile as runs, stage by stage, and what they are expected to cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from fcs_utils.bench import Bench
+from fcs_utils.config import Method, Pruning, Reference, Run, Similarity, Tuning
+from fcs_utils.criteria import check_options
+from fcs_utils.measure import count_macs
+from fcs_utils.profiles import Network, Profile
+
+# In the order of the study; each notebook needs some of them.
+Stage = Literal["reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms"]
+STAGES: tuple[Stage, ...] = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")
+Rates = Mapping[tuple[str, str], float]  # the learning rate of a network's arm
+
+
+def grid(profile: Profile, precision: Literal["fp32", "bf16"], rates: Rates | None = None) -> dict[Stage, list[Run]]:
+    """Every run of a profile by stage, in the order they are done.
+
+    rates: the chosen learning rates; without them the stage ``arms`` is left out, for it is not known yet.
+    Runs that two stages share (TFT at the schedule of the comparison of criteria) appear in both and are done
+    once.
+    """
+
+    def reference(network: Network, seed: int) -> Run:
+        return Run(reference=Reference(dataset=profile.dataset, network=network.network, width=network.width, seed=seed,
+                                       training=network.training, precision=precision))  # fmt: skip
+
+    def pruned(run: Run, criterion: str, ratio: float, **more: Any) -> Run:
+        check_options(criterion, more.get("options", {}))
+        pruning = Pruning(**{"criterion": criterion, "ratio": ratio, "calibration": profile.calibration, **more})
+        return run.model_copy(update={"pruning": pruning})
+
+    def tuned(run: Run, method: Method, **training: Any) -> Run:
+        return run.model_copy(update={"tuning": Tuning(method=method, training=profile.tuning.model_copy(update=training))})
+
+    references = [reference(network, seed) for network in profile.networks for seed in profile.seeds]
+    cut = [pruned(run, c, ratio) for run in references for ratio in profile.ratios for c in profile.criteria]
+    stages: dict[Stage, list[Run]] = {
+        "reference": references,
+        "similarity": [r.model_copy(update={"similarity": Similarity(calibration=profile.calibration)}) for r in references],
+        "pruned": cut,
+        "tuned": [tuned(run, "tft") for run in cut],
+    }  # fmt: skip
+    ablations, arms = profile.ablations, profile.arms
+    counts = dict.fromkeys((profile.calibration, *ablations.calibrations))
+    draws = [(count, seed) for count in counts for seed in (None, *range(1000, 1000 + ablations.draws))]
+    stages["ablation"] = [
+        varied for run in references if run.reference.seed in profile.seeds[: ablations.seeds] for varied in (
+            pruned(run, "fcs", ablations.ratio),
+            *(pruned(run, "fcs", ablations.ratio, options=options) for options in ablations.variants()),
+            *(pruned(run, "fcs", ablations.ratio, calibration=count, calibration_seed=seed) for count, seed in draws),
+            *(pruned(run, c, ratio, compensate=how) for c in ablations.merged for ratio in profile.ratios
+              for how in ("none", "merge")),
+        )
+    ]  # fmt: skip
+    compact = [pruned(run, arms.criterion, arms.ratio) for run in references if run.reference.network in arms.networks]
+    stages["headstart"] = [
+        tuned(run.model_copy(update={"pruning": run.pruning.model_copy(update={"compensate": how})}), "tft",
+              epochs=ablations.headstart)
+        for run in compact if run.pruning for how in ("none", "merge")
+    ]  # fmt: skip
+    pilots = [pruned(reference(network, seed), arms.criterion, arms.ratio)
+              for network in profile.networks if network.network in arms.networks for seed in arms.pilot_seeds]  # fmt: skip
+    stages["rates"] = [tuned(run, method, epochs=arms.pilot_epochs, learning_rate=rate)
+                       for run in pilots for method in arms.methods for rate in arms.learning_rates]  # fmt: skip
+    if rates is not None:
+        stages["arms"] = [
+            *(tuned(run, method, epochs=epochs, learning_rate=rates[run.reference.network, method])
+              for run in compact for method in arms.methods for epochs in arms.epochs),
+            *(run.model_copy(update={"tuning": Tuning(method="scratch", training=run.reference.training, budget=budget)})
+              for run in compact for budget in arms.scratch),
+        ]  # fmt: skip
+    return stages
+
+
+def expected_macs(bench: Bench, runs: Sequence[Run]) -> list[int]:
+    """Training MACs of runs before they are done: for the time left and for what to do first.
+
+    Records count the MACs of the real networks.
+    """
+    networks = {(r.reference.network, r.reference.width): r.reference for r in runs}
+    dense = {key: count_macs(bench.untrained(reference), bench.example) for key, reference in networks.items()}
+    images = len(bench.dataset.train)
+    expected = []
+    for run in runs:
+        macs = dense[run.reference.network, run.reference.width]
+        if run.tuning and run.pruning:
+            left = run.pruning.macs or 1 - (run.pruning.ratio or 0)
+            share = left + {"tft": 0.0, "scratch": 0.0, "twin": left, "mlft": 1.0, "kd": 1 / 3}[run.tuning.method]
+            if run.tuning.budget == "macs":
+                share = 1.0
+            expected.append(round(3 * run.tuning.training.epochs * images * share * macs))
+        elif run.kind == "reference":
+            expected.append(3 * run.reference.training.epochs * images * macs)
+        else:  # a few passes over calibration and test images
+            expected.append(2 * images * macs)
+    return expected

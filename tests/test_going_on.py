@@ -1,0 +1,164 @@
+"""A training that was cut off goes on bit for bit; runs side by side are the runs one by one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from fcs_utils.checkpoint import Checkpoint
+from fcs_utils.config import Training
+from fcs_utils.data import Dataset
+from fcs_utils.errors import OutOfTime, StudyError
+from fcs_utils.finetune import Epoch, accuracy, fit, mutual
+from fcs_utils.models import build_seeded
+from fcs_utils.study import Study
+from fcs_utils.workers import pick_workers
+from tests.conftest import study_command
+from tests.test_finetune import tiny
+
+TRAINING = Training(epochs=4, learning_rate=0.05, batch_size=128)
+
+
+class Dropping(nn.Module):
+    """Draws from the global generator in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.drop = tiny(), nn.Dropout(0.3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.drop(self.body(x))
+
+
+def rows(history: list[Epoch]) -> list[dict[str, object]]:
+    return [{k: v for k, v in vars(epoch).items() if k != "seconds"} for epoch in history]
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_training_cut_off_goes_on_bit_for_bit(digits: Dataset, tmp_path: Path, stop: int, sequential: bool) -> None:
+    def train(checkpoint: Checkpoint | None, stop: int | None) -> tuple[list[nn.Module], list[Epoch]]:
+        networks: list[nn.Module] = [Dropping(), tiny(1)]
+        networks[0].load_state_dict({f"body.{k}": v for k, v in tiny().state_dict().items()})
+        epochs = 0
+
+        def on_epoch(macs: int) -> None:
+            nonlocal epochs
+            epochs += 1
+            if epochs == stop:
+                raise OutOfTime("enough")
+
+        history = fit(networks, digits, TRAINING, seed=3, losses=mutual(), sequential=sequential, peer_learning_rate=0.02,
+                      on_epoch=on_epoch, checkpoint=checkpoint)  # fmt: skip
+        return networks, history
+
+    whole, expected = train(None, None)
+    with pytest.raises(OutOfTime):
+        train(Checkpoint(tmp_path / "c.safetensors", "run"), stop)
+    parts, history = train(Checkpoint(tmp_path / "c.safetensors", "run"), None)
+    assert rows(history) == rows(expected)
+    assert [epoch.seconds for epoch in history] == sorted(epoch.seconds for epoch in history)
+    for one, other in zip(whole, parts, strict=True):
+        for name, tensor in one.state_dict().items():
+            assert tensor.equal(other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_over(digits: Dataset, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "c.safetensors"
+
+    def stop(macs: int) -> None:
+        raise OutOfTime("enough")
+
+    with pytest.raises(OutOfTime):
+        fit([tiny()], digits, TRAINING, seed=3, on_epoch=stop, checkpoint=Checkpoint(path, "run"))
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        content = content[: len(content) // 2]
+    elif damage == "flipped":
+        content[-1000] ^= 1
+    elif damage == "empty":
+        content = bytearray()
+    path.write_bytes(content)
+    network = tiny()
+    with pytest.warns(UserWarning, match="starting over"):
+        history = fit([network], digits, TRAINING, seed=3, checkpoint=Checkpoint(path, "other" if damage == "foreign" else "run"))
+    alone = tiny()
+    assert rows(history) == rows(fit([alone], digits, TRAINING, seed=3))
+    assert network.conv.weight.equal(alone.conv.weight) and path.with_suffix(".corrupt").exists()
+
+
+def test_a_study_stops_in_time_and_goes_on_to_the_same_record(smoke: Path, tmp_path: Path) -> None:
+    study = Study("smoke", tmp_path)
+    (run, *_) = study.runs(["reference"])
+    study.deadline = time.monotonic()
+    with pytest.raises(OutOfTime):
+        study.run(["reference"])
+    assert not study.store.all_records()
+
+    def spend(macs: int) -> None:
+        study.deadline = time.monotonic()  # the first epoch has used it up
+
+    study.deadline = None
+    with pytest.raises(OutOfTime):
+        study.ensure(run, spend)
+    assert study.record(run) is None and study.store.unfinished(run.identity).exists()
+    again = Study("smoke", tmp_path)
+    seen: list[int] = []
+    again.ensure(run, seen.append)
+    assert len(seen) == run.reference.training.epochs - 1
+    assert again.record(run)["result"] == Study("smoke", smoke).record(run)["result"]
+    assert not again.store.unfinished(run.identity).exists()
+
+
+def test_workers_are_at_least_one() -> None:
+    assert pick_workers(None, torch.device("cuda")) == 1 and pick_workers(None, torch.device("cpu")) >= 1
+    with pytest.raises(StudyError, match="workers=0"):
+        pick_workers(0, torch.device("cpu"))
+
+
+def test_a_part_of_the_runs_by_words(tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path), "--profile", "smoke"]
+    done = study_command("run", *out, "--stages", "reference", "--only", "resnet20", "--workers", "2")
+    assert done.returncode == 0 and "1 runs of profile smoke" in done.stdout, done.stderr
+    assert [path.name.split("-")[0] for path in Study("smoke", tmp_path).store.all_records()] == ["reference"]
+    done = study_command("run", *out, "--stages", "reference", "--only", "resnet56")
+    assert done.returncode == 1 and "only='resnet56' is not allowed" in done.stderr
+
+
+@pytest.mark.parametrize("budget", ["0m", "-1h", "soon", "5", "nanh", "infh"])
+def test_time_budgets_are_times(budget: str) -> None:
+    done = study_command("run", "--time-budget", budget)
+    assert done.returncode == 2 and "is not allowed; allowed: a number with s, m or h" in done.stderr
+
+
+def test_a_failed_reference_fails_its_runs_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study("smoke", tmp_path)
+    tried = []
+
+    def broken(run, on_macs=None):
+        tried.append(run.kind)
+        raise StudyError(f"{run.reference.network} broke")
+
+    monkeypatch.setattr(study, "ensure", broken)
+    with pytest.raises(StudyError, match="runs failed, the others have their records. First: vgg16 broke"):
+        study.run(["reference", "pruned"])
+    assert tried == ["reference", "reference"]  # what builds on them was not tried
+
+
+def test_a_network_of_the_study_is_what_its_file_holds(smoke: Path) -> None:
+    study = Study("smoke", smoke)
+    run = study.runs(["reference"])[0]
+    state = load_file(study.store.weights(run.identity))
+    assert {t.dtype for n, t in state.items() if n.endswith("weight") and t.dim() > 1} == {torch.float16}
+    network = build_seeded(0, "vgg16", num_classes=10, width=0.125, in_channels=1)
+    network.load_state_dict(state)
+    data = study.bench.dataset
+    assert (
+        accuracy(network.to(memory_format=torch.channels_last), data, data.validation) == study.record(run)["result"]["validation"]
+    )
