@@ -69,9 +69,9 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
     tables.add_argument("--allow-missing", action="store_true", help="list runs without a record in a table instead of refusing")
     readme = add("readme", "render the README's table and figure from records", "python -m fcs_utils readme")
     readme.add_argument("--check", action="store_true", help="change nothing; fail when they are stale")
-    wheels = commands.add_parser("wheels", help="gather wheels for a GPU machine without internet", allow_abbrev=False,
-                                 description="Gather the wheels that runs need beside torch, torchvision, numpy, pandas, "
-                                 "scikit-learn.", epilog="Example: python -m fcs_utils wheels --to wheels --python 3.12")  # fmt: skip
+    text = "gather the wheels that runs need beside torch, torchvision, numpy, pandas and scikit-learn"
+    wheels = commands.add_parser("wheels", help=text, description=text, allow_abbrev=False,
+                                 epilog="Example: python -m fcs_utils wheels --to wheels --python 3.12")  # fmt: skip
     wheels.add_argument("--to", required=True, metavar="DIR", help="folder for the wheels")
     wheels.add_argument("--python", default="3.12", metavar="3.N", help="the other machine's Python (default: 3.12)")
     return parser

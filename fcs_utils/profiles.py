@@ -137,23 +137,25 @@ PROFILES = {
         ),
         Profile(
             name="quick",
-            summary="digits, quarter-width VGG-16 and half-width ResNet-20, five seeds",
+            summary="digits, quarter-width VGG-16 and ResNet-20, five seeds",
             dataset="digits",
             networks=(
                 Network(network="vgg16", width=0.25, training=Training(epochs=10, learning_rate=0.05, batch_size=32)),
-                Network(network="resnet20", width=0.5, training=Training(epochs=10, learning_rate=0.1, batch_size=32)),
+                Network(network="resnet20", width=0.25, training=Training(epochs=10, learning_rate=0.1, batch_size=32)),
             ),
             seeds=(0, 1, 2, 3, 4),
             ratios=(0.3, 0.5, 0.7),
             tuning=Training(epochs=1, learning_rate=0.01, batch_size=32),
-            ablations=Ablations(calibrations=(50, 200, 1000), headstart=4, seeds=3),
+            ablations=Ablations(calibrations=(50, 200, 1000), draws=2, headstart=4, seeds=3),
             arms=Arms(
                 networks=("vgg16",),
                 epochs=(2, 4, 8),
-                learning_rates=(0.002, 0.005, 0.02, 0.05),
+                learning_rates=(0.005, 0.02, 0.05),
                 pilot_seeds=(100, 101, 102),
                 pilot_epochs=4,
             ),
+            scoring=Scoring(images=(128, 256, 1024), heavy=256, literal=4),
+            speed=Speed(images=512, batches=(32,), rounds=1),
             precision="fp32",  # a fresh clone trains the references again, on whatever it runs
         ),
         Profile(

@@ -21,7 +21,7 @@ from fcs_utils.progress import bar
 from fcs_utils.provenance import describe_machine, describe_moment, pick_device, pick_precision
 from fcs_utils.report import Report, choose_learning_rates
 from fcs_utils.runs import do
-from fcs_utils.workers import Workers, one_thread
+from fcs_utils.workers import Outcome, Workers, one_thread
 
 Record = dict[str, Any]
 
@@ -184,16 +184,20 @@ class Study:
             todo |= {one.identity: one for one in line}
         return list(todo.values())
 
-    def _perform(
-        self, todo: Sequence[Run], expected: dict[str, int], pool: Workers, on_macs: OnMacs
-    ) -> Iterator[tuple[Run, StudyError | None]]:
+    def _perform(self, todo: Sequence[Run], expected: dict[str, int], pool: Workers, on_macs: OnMacs) -> Iterator[Outcome]:
         """Each run with its error, those that others build on first; trainings from the longest to the shortest."""
         phases = [[r for r in todo if r.kind in kinds] for kinds in (("reference",), ("similarity", "pruned"), ("tuned",))]
         phases[2].sort(key=lambda run: -expected[run.identity])  # nobody waits long for the last one
         for runs in phases:
             barred = [run for run in runs if self._barred(run)]
             yield from ((run, StudyError(f"{describe(run)} failed before")) for run in barred)
-            yield from pool.do([run for run in runs if run not in barred], on_macs)
+            # Runs that share a pass over the calibration images stay together.
+            groups: dict[object, list[Run]] = {}
+            for run in (run for run in runs if run not in barred):
+                cut = run.pruning if run.kind == "pruned" else None
+                key = (run.reference, cut.criterion, cut.calibration, cut.calibration_seed) if cut else run.identity
+                groups.setdefault(key, []).append(run)
+            yield from pool.do(list(groups.values()), on_macs)
 
     def _barred(self, run: Run) -> bool:
         parent = run.parent()

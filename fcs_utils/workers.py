@@ -24,6 +24,8 @@ from fcs_utils.errors import StudyError, refuse
 if TYPE_CHECKING:
     from fcs_utils.study import Study
 
+Outcome = tuple[Run, StudyError | None]
+
 
 def pick_workers(workers: int | None, device: torch.device) -> int:
     """How many runs at once: None is one for each core that this process may use, or one on a GPU.
@@ -70,37 +72,40 @@ class Workers:
                 for process in multiprocessing.active_children():
                     process.terminate()
 
-    def do(self, runs: Sequence[Run], on_macs: Callable[[int], None]) -> Iterator[tuple[Run, StudyError | None]]:
-        """Do independent runs; yields each when it is done, with its error. ``on_macs`` hears of every epoch.
+    def do(self, groups: Sequence[Sequence[Run]], on_macs: Callable[[int], None]) -> Iterator[Outcome]:
+        """Do groups of runs; yields each run when its group is done, with its error. ``on_macs`` hears of every epoch.
 
-        Raises StudyError when a process dies.
+        Groups are independent of each other. Raises StudyError when a process dies.
         """
         if self._count == 1:
-            for run in runs:
-                yield run, _caught(lambda run=run: self._study.ensure(run, on_macs))  # type: ignore[misc]
+            for group in groups:
+                yield from _settle(self._study, group, on_macs)
             return
-        if self._pool is None and runs:
+        if self._pool is None and groups:
             self._macs = self._context.SimpleQueue()
             start = (self._study.arguments, self._study.deadline, self._macs)
             self._pool = ProcessPoolExecutor(self._count, self._context, initializer=_start, initargs=start)
-        waiting = {self._pool.submit(_do, run): run for run in runs} if self._pool else {}
+        waiting = {self._pool.submit(_do, group) for group in groups} if self._pool else set()
         while waiting:
-            finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
             while not self._macs.empty():
                 on_macs(self._macs.get())
             for future in finished:
-                yield waiting.pop(future), _caught(future.result)
+                try:
+                    yield from future.result()
+                except BrokenProcessPool as error:
+                    raise StudyError("a worker process died, most likely for want of memory; finished runs have their records: "
+                                     "start again, with a smaller --workers") from error  # fmt: skip
 
 
-def _caught(do: Callable[[], object]) -> StudyError | None:
-    try:
-        do()
-    except BrokenProcessPool as error:
-        raise StudyError("a worker process died, most likely for want of memory; finished runs have their records: start "
-                         "again, with a smaller --workers") from error  # fmt: skip
-    except StudyError as error:
-        return error
-    return None
+def _settle(study: Study, group: Sequence[Run], on_macs: Callable[[int], None]) -> Iterator[Outcome]:
+    for run in group:
+        try:
+            study.ensure(run, on_macs)
+        except StudyError as error:
+            yield run, error
+        else:
+            yield run, None
 
 
 # -- in the worker -------------------------------------------------------------------------------------------------
@@ -124,5 +129,5 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _do(run: Run) -> None:
-    _here["study"].ensure(run, on_macs=_here["macs"].put)
+def _do(group: Sequence[Run]) -> list[Outcome]:
+    return list(_settle(_here["study"], group, _here["macs"].put))

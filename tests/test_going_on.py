@@ -86,7 +86,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_over(digits: 
         content = bytearray()
     path.write_bytes(content)
     network = tiny()
-    with pytest.warns(UserWarning, match="starting over"):
+    with pytest.warns(UserWarning, match="starts over"):
         history = fit([network], digits, TRAINING, seed=3, checkpoint=Checkpoint(path, "other" if damage == "foreign" else "run"))
     alone = tiny()
     assert rows(history) == rows(fit([alone], digits, TRAINING, seed=3))
