@@ -113,6 +113,8 @@ class Profile(Config):
 # Where a run costs minutes: the paper's criteria, FCS's variants, and chance.
 MAIN = ("random", "kernel_l1", "feature_norm", "fcs", "fcs_greedy", "fcs_linear")
 
+BRIEF, BRIEF_SPEED = Scoring(images=(128, 256, 1024), heavy=256, literal=4), Speed(images=512, batches=(32,), rounds=1)
+
 PROFILES = {
     profile.name: profile
     for profile in (
@@ -154,8 +156,8 @@ PROFILES = {
                 pilot_seeds=(100, 101, 102),
                 pilot_epochs=4,
             ),
-            scoring=Scoring(images=(128, 256, 1024), heavy=256, literal=4),
-            speed=Speed(images=512, batches=(32,), rounds=1),
+            scoring=BRIEF,
+            speed=BRIEF_SPEED,
             precision="fp32",  # a fresh clone trains the references again, on whatever it runs
         ),
         Profile(
@@ -197,6 +199,8 @@ PROFILES = {
                 methods=("tft", "mlft", "kd"),
                 scratch=("epochs",),
             ),
+            scoring=BRIEF,
+            speed=BRIEF_SPEED,
         ),
         Profile(
             name="paper",

@@ -62,14 +62,12 @@ def _pruned(bench: Bench, run: Run) -> tuple[Result, Result]:
     pruning, dense = run.pruning, bench.trained(run.reference)
     assert pruning is not None
     plan = bench.plan(run)
-    compact, test = bench.compact(run, plan), bench.dataset.test
+    compact, data = bench.compact(run, plan), bench.dataset
     result = {
         "plan": plan.model_dump(mode="json"),
         "cost": measure_cost(compact, bench.example).as_dict(),
         "dense_cost": measure_cost(dense, bench.example).as_dict(),
-        "before_recalibration": {
-            "test": accuracy(bench.cut(run, plan), bench.dataset, bench.dataset.test, run.reference.precision)
-        },
+        "before_recalibration": {"test": accuracy(bench.cut(run, plan), data, data.test, run.reference.precision)},
         "before_tuning": _accuracies(bench, compact, run),
     }
     return result, {"latency_ms": _latency(bench, compact), "dense_latency_ms": _latency(bench, dense)}

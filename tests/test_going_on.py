@@ -133,7 +133,7 @@ def test_a_part_of_the_runs_by_words(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("budget", ["0m", "-1h", "soon", "5", "nanh", "infh"])
 def test_time_budgets_are_times(budget: str) -> None:
-    done = study_command("run", "--time-budget", budget)
+    done = study_command("run", f"--time-budget={budget}")
     assert done.returncode == 2 and "is not allowed; allowed: a number with s, m or h" in done.stderr
 
 

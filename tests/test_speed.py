@@ -1,0 +1,74 @@
+"""The fast path does the same steps as a loop written out; the tables of speed and growth; the wheels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fcs_utils import wheels
+from fcs_utils.config import Training
+from fcs_utils.data import Dataset
+from fcs_utils.errors import StudyError
+from fcs_utils.finetune import fit
+from fcs_utils.models import build_seeded
+from fcs_utils.speed import growth_table, speed_table
+from fcs_utils.store import read_json
+from fcs_utils.study import Study
+from fcs_utils.tables import grid_cost_table
+from tests.conftest import study_command
+
+
+@pytest.mark.parametrize("network", ["vgg16", "resnet20"])
+def test_the_fast_path_and_a_loop_written_out_agree_step_by_step(digits: Dataset, network: str) -> None:
+    training = Training(epochs=2, learning_rate=0.01, batch_size=100)
+    fast, plain = (build_seeded(0, network, num_classes=10, width=0.125, in_channels=1) for _ in range(2))
+    (first, *_) = fit([fast], digits, training, seed=5)
+    optimiser = torch.optim.SGD(plain.parameters(), 0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.01, total_steps=20, cycle_momentum=False)
+    generator, losses = torch.Generator().manual_seed(5), []
+    for _ in range(2):
+        plain.train()
+        for images, labels in digits.epoch(100, generator):
+            loss = F.cross_entropy(plain(images.contiguous()), labels)  # NCHW
+            losses.append(loss.item())
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            cycle.step()
+    assert first.loss == pytest.approx(sum(losses[:10]) / 10, rel=1e-4)
+    for (name, one), other in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4), name
+
+
+def test_speed_and_growth_come_from_the_measurements(smoke: Path) -> None:
+    found = read_json(Study("smoke", smoke).store.speed())
+    table = speed_table(found)
+    assert set(table.way) == {"usual", "study", "study, two at once"} and set(table.what) == {"training", "evaluation"}
+    assert table[table.way == "usual"]["times the usual loop"].tolist() == ["1.00", "1.00"]
+    doubled = {**found, "rows": [{**r, "images_per_second": r["images_per_second"] * (2 if r["way"] == "usual" else 1)}
+                                 for r in found["rows"]]}  # fmt: skip
+    ratios = [t[t.way == "study"]["times the usual loop"].astype(float).to_numpy() for t in (table, speed_table(doubled))]
+    assert ratios[1] == pytest.approx(ratios[0] / 2, abs=0.01)
+    grows = growth_table(found)
+    assert grows.network.tolist()[-1] == "resnet50" and "ESTIMATE" in grows.iloc[-1]["hours for one epoch"]
+
+
+def test_the_grid_counts_shared_runs_once(smoke: Path) -> None:
+    study = Study("smoke", smoke)
+    table = grid_cost_table(study.found()).set_index("stage")
+    # The pilots' references and pruned networks are no runs of a stage.
+    assert table.runs.sum() == len({run.identity for run in study.runs()})
+    assert (table["training (10^12 MACs)"].str.replace(",", "").astype(float) > 0).sum() >= 4
+
+
+def test_wheels_are_what_the_other_machine_lacks() -> None:
+    names = set(wheels.missing_packages())
+    assert {"pydantic", "pydantic-core", "safetensors", "kmeans1d", "torch-pruning", "tqdm"} <= names
+    assert not names & {"torch", "torchvision", "numpy", "pandas", "scikit-learn", "scipy", "sympy", "fcs-mlft"}
+    with pytest.raises(StudyError, match="python='2.7'"):
+        wheels.gather(Path("nowhere"), "2.7")
+    done = study_command("wheels", "--to", "x", "--python", "3.x")
+    assert done.returncode == 1 and "python='3.x' is not allowed" in done.stderr
