@@ -20,6 +20,7 @@ from fcs_utils.config import Pruning, Reference, Run
 from fcs_utils.criteria import importance, needs
 from fcs_utils.data import Dataset, load_dataset
 from fcs_utils.finetune import Epoch, fit
+from fcs_utils.locks import alone
 from fcs_utils.models import build_seeded
 from fcs_utils.plans import PruningPlan, make_plan
 from fcs_utils.pruning import prune, recalibrate
@@ -84,21 +85,26 @@ class Bench:
         if self._trained is None or self._trained[0] != run.identity:
             network = self.untrained(reference)
             state = self._load_weights(run)
-            if state is None:
-                record = read_record(self.store, run.kind, run.identity)
-                if record:
-                    print(f"weights of {describe(run)} are not on this machine: training them again", file=sys.stderr)
-                self.train_reference(run, network)
-                if record and record["result"]["weights_sha256"] != self.weights_sha256(run):
-                    warnings.warn(
-                        f"{describe(run)}, trained again here, is not bit-equal to the one behind the records (made on "
-                        f"{record['provenance']['device']}): its pictures may differ a little; --fresh does all here",
-                        stacklevel=2,
-                    )
-            else:
-                network.load_state_dict(state)
+            network.load_state_dict(self._train_again(run, network) if state is None else state)
             self._trained = (run.identity, network.eval())
         return self._trained[1]
+
+    def _train_again(self, run: Run, network: nn.Module) -> dict[str, Tensor]:
+        record = read_record(self.store, run.kind, run.identity)
+        if record:
+            print(f"weights of {describe(run)} are not on this machine: training them again", file=sys.stderr)
+        with alone(self.store.lock(run.identity), describe(run)):
+            state = self._load_weights(run)  # another process may have trained it meanwhile
+            if state is None:
+                self.train_reference(run, network)
+                state = network.state_dict()
+        if record and record["result"]["weights_sha256"] != self.weights_sha256(run):
+            warnings.warn(
+                f"{describe(run)}, trained again here, is not bit-equal to the one behind the records (made on "
+                f"{record['provenance']['device']}): its pictures may differ a little; --fresh does all here",
+                stacklevel=3,
+            )
+        return state
 
     def _load_weights(self, run: Run) -> dict[str, Tensor] | None:
         path = self.store.weights(run.identity)

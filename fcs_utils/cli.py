@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +22,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}. See {self.prog} --help\n")
+
+
+def _profile(text: str) -> str:
+    base, colon, dataset = text.partition(":")
+    if base not in PROFILES or bool(colon) != bool(re.fullmatch(r"\w[\w:.@\[\]-]*", dataset)):
+        allowed = f"{', '.join(PROFILES)}, or NAME:DATASET such as paper:cifar100"
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed: {allowed}")
+    return text
 
 
 def _minutes(text: str) -> float:
@@ -43,7 +52,8 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, epilog=f"Example: {example}", allow_abbrev=False)
         if example.startswith("./run_all.sh"):  # how users know this command
             command.prog = "./run_all.sh"
-        command.add_argument("--profile", choices=PROFILES, default="quick", help="what to run (default: quick)")
+        names = f"one of {', '.join(PROFILES)} (default: quick); NAME:DATASET is the same on another data set"
+        command.add_argument("--profile", type=_profile, default="quick", metavar="NAME", help=names)
         command.add_argument("--out", default="results", metavar="DIR", help="results folder (default: results)")
         return command
 
@@ -138,12 +148,13 @@ def _dispatch(options: argparse.Namespace) -> int:
         index = publish(options.profile, options.out, options.data, options.notebooks, options.workers)
         print(f"open {index.resolve()} in a browser")
         return 0
+    from fcs_utils.deadline import Deadline
     from fcs_utils.study import Study
     from fcs_utils.workers import pick_workers
 
     study = Study(options.profile, options.out, options.data, options.device)
     if options.time_budget:
-        study.deadline = started + options.time_budget
+        study.deadline = Deadline(started + options.time_budget)
     records = study.run(options.stages, workers=pick_workers(options.workers, study.bench.device), only=options.only)
     print(f"{len(records)} runs of profile {options.profile} have records in {study.store.root}")
     return 0

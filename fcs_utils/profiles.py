@@ -245,7 +245,9 @@ PROFILES = {
 
 
 def get_profile(name: str) -> Profile:
-    """A profile by name. Raises StudyError for an unknown one."""
-    if name not in PROFILES:
-        raise refuse("profile", name, ", ".join(PROFILES))
-    return PROFILES[name]
+    """A profile by name; ``NAME:DATASET`` is the same study of another data set. Raises StudyError for an unknown one."""
+    base, _, dataset = name.partition(":")
+    if base not in PROFILES:
+        raise refuse("profile", name, ", ".join(PROFILES) + ", or NAME:DATASET such as paper:cifar100")
+    profile = PROFILES[base]
+    return profile.model_copy(update={"name": name, "dataset": dataset}) if dataset else profile

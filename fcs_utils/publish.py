@@ -12,7 +12,7 @@ from fcs_utils.errors import StudyError, refuse
 from fcs_utils.store import Store, write_atomic
 
 if TYPE_CHECKING:  # imports torch, which takes seconds; an up-to-date start needs none of it
-    from fcs_utils.profiles import Stage
+    from fcs_utils.grid import Stage
     from fcs_utils.study import Study
 
 PACKAGE = Path(__file__).parent

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import math
 import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def read_idx(path: Path) -> np.ndarray:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
-    except (OSError, EOFError, gzip.zlib.error) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise StudyError(f"{path} cannot be read: {error}; replace the file") from error
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise StudyError(f"{path} is not an IDX file of unsigned bytes; replace the file")

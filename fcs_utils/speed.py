@@ -33,6 +33,7 @@ from fcs_utils.profiles import Speed
 from fcs_utils.provenance import describe_machine, describe_moment, pick_precision
 from fcs_utils.store import Store, read_json, write_json
 
+Way = Literal["usual", "study", "study, two at once"]
 EPOCHS = 3  # the first one warms up
 
 
@@ -44,7 +45,7 @@ class Job(Config):
     batch_size: Count
     images: Count
     what: Literal["training", "evaluation"]
-    way: Literal["usual", "study", "study, two at once"]
+    way: Way
     device: str = "cpu"
 
 
@@ -138,7 +139,7 @@ def measure_two(job: Job) -> float:
 
 def speed_jobs(speed: Speed, device: str) -> list[Job]:
     """Every measurement: all ways on every network, then growth with the batch on the first."""
-    ways = ("usual", "study", "study, two at once") if device == "cpu" else ("usual", "study")
+    ways: tuple[Way, ...] = ("usual", "study", "study, two at once") if device == "cpu" else ("usual", "study")
     jobs = [
         Job(network=network, width=width, batch_size=128, images=speed.images, what=what, way=way, device=device)
         for network, width in speed.networks for what in ("training", "evaluation") for way in ways

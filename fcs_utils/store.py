@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -49,6 +50,7 @@ class Store:
         records/KIND-ID.json          one run each, written atomically
         weights/ID.safetensors        trained reference networks
         unfinished/ID.safetensors     where a training that was cut off goes on (not published)
+        locks/ID.lock                 held by the process that does a run (not published)
         notebooks/NAME.ipynb          executed copies; pages/NAME.html the same to read
         failed/NAME.ipynb             the copy of a notebook that failed
         figures/NAME.png|svg          tables/NAME.csv|md|tex
@@ -59,8 +61,8 @@ class Store:
     """
 
     def __init__(self, out: str | Path, profile: str) -> None:
-        self.profile = profile
-        self.root = Path(out) / profile
+        self.profile = re.sub(r"[^\w.-]+", "-", profile).strip(".-")  # 'paper:cifar100' is the folder paper-cifar100
+        self.root = Path(out) / self.profile
 
     def settings(self) -> Path:
         return self.root / "study.json"
@@ -76,6 +78,9 @@ class Store:
 
     def unfinished(self, identity: str) -> Path:
         return self.root / "unfinished" / f"{identity}.safetensors"
+
+    def lock(self, identity: str) -> Path:
+        return self.root / "locks" / f"{identity}.lock"
 
     def executed(self, name: str) -> Path:
         return self.root / "notebooks" / f"{name}.ipynb"

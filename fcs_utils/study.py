@@ -14,8 +14,10 @@ from fcs_utils import store as files
 from fcs_utils.bench import Bench, OnMacs, describe
 from fcs_utils.claims import margin
 from fcs_utils.config import SCHEMA, Run
+from fcs_utils.deadline import Deadline
 from fcs_utils.errors import OutOfTime, StudyError, refuse
 from fcs_utils.grid import STAGES, Rates, Stage, expected_macs, grid
+from fcs_utils.locks import alone
 from fcs_utils.profiles import Profile, get_profile
 from fcs_utils.progress import bar
 from fcs_utils.provenance import describe_machine, describe_moment, pick_device, pick_precision
@@ -40,7 +42,7 @@ class Study:
         device: str = "auto",
     ) -> None:
         self.arguments = (profile, out, data, device)  # a worker opens the same study
-        self.deadline: float | None = None  # by time.monotonic(): no epoch starts that would not end before
+        self.deadline = Deadline()
         self.profile = profile if isinstance(profile, Profile) else get_profile(profile)
         self.store = files.Store(out, self.profile.name)
         self.bench = Bench(self.store, self.profile.dataset, data, pick_device(device))
@@ -209,44 +211,31 @@ class Study:
             return record
         if self._barred(run):
             raise StudyError(f"{describe(run)} failed before")
-        try:
-            parent = run.parent()
-            parent_record = self.ensure(parent) if parent else None
-            started = time.perf_counter()
-            with one_thread():
-                result, volatile = do(self.bench, run, parent_record, self._in_time(on_macs))
-                machine = describe_machine(self.bench.device)
-        except StudyError as error:
-            if not isinstance(error, OutOfTime):
-                self._failed.add(run.identity)
-            raise
-        record = {
-            "schema": SCHEMA, "id": run.identity, "kind": run.kind,
-            "config": run.model_dump(mode="json"), "result": result,
-            "provenance": machine,
-            "volatile": {**volatile, "seconds": time.perf_counter() - started, **describe_moment()},
-        }  # fmt: skip
-        files.write_json(self.store.record(run.kind, run.identity), record)
-        self.bench.checkpoint(run).remove()
+        parent = run.parent()
+        parent_record = self.ensure(parent) if parent else None
+        with alone(self.store.lock(run.identity), describe(run), self.deadline):
+            if (record := self.record(run)) is not None:  # another process was faster
+                return record
+            try:
+                record = self._done(run, parent_record, on_macs)
+            except StudyError as error:
+                if not isinstance(error, OutOfTime):
+                    self._failed.add(run.identity)
+                raise
+            files.write_json(self.store.record(run.kind, run.identity), record)
+            self.bench.checkpoint(run).remove()
         return record
 
-    def _in_time(self, on_macs: OnMacs) -> OnMacs:
-        """Passes on what an epoch spent, and stops a run whose next epoch would not end before the deadline."""
-        last = time.monotonic()
-        self._check_time(0.0)
-
-        def checked(macs: int) -> None:
-            nonlocal last
-            on_macs(macs)
-            now = time.monotonic()
-            self._check_time(now - last)
-            last = now
-
-        return checked
-
-    def _check_time(self, needed: float) -> None:
-        if self.deadline is not None and time.monotonic() + needed > self.deadline:
-            raise OutOfTime("the time budget is used up")
+    def _done(self, run: Run, parent: Record | None, on_macs: OnMacs) -> Record:
+        started = time.perf_counter()
+        with one_thread():
+            result, volatile = do(self.bench, run, parent, self.deadline.watch(on_macs))
+            machine = describe_machine(self.bench.device)
+        return {
+            "schema": SCHEMA, "id": run.identity, "kind": run.kind,
+            "config": run.model_dump(mode="json"), "result": result, "provenance": machine,
+            "volatile": {**volatile, "seconds": time.perf_counter() - started, **describe_moment()},
+        }  # fmt: skip
 
 
 def _picked(runs: Sequence[Run], only: str) -> list[Run]:

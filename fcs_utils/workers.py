@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fcs_utils.config import Run
+from fcs_utils.deadline import Deadline
 from fcs_utils.errors import StudyError, refuse
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _settle(study: Study, group: Sequence[Run], on_macs: Callable[[int], None]) 
 _here: dict[str, Any] = {}
 
 
-def _start(arguments: tuple[Any, ...], deadline: float | None, macs: Any) -> None:
+def _start(arguments: tuple[Any, ...], deadline: Deadline, macs: Any) -> None:
     from fcs_utils.study import Study
 
     threading.Thread(target=_die_with_parent, daemon=True).start()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,12 +16,14 @@ from torch import nn
 from fcs_utils.checkpoint import Checkpoint
 from fcs_utils.config import Training
 from fcs_utils.data import Dataset
+from fcs_utils.deadline import Deadline
 from fcs_utils.errors import OutOfTime, StudyError
 from fcs_utils.finetune import Epoch, accuracy, fit, mutual
+from fcs_utils.locks import alone
 from fcs_utils.models import build_seeded
 from fcs_utils.study import Study
 from fcs_utils.workers import pick_workers
-from tests.conftest import study_command
+from tests.conftest import ROOT, study_command
 from tests.test_finetune import tiny
 
 TRAINING = Training(epochs=4, learning_rate=0.05, batch_size=128)
@@ -96,15 +101,15 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_over(digits: 
 def test_a_study_stops_in_time_and_goes_on_to_the_same_record(smoke: Path, tmp_path: Path) -> None:
     study = Study("smoke", tmp_path)
     (run, *_) = study.runs(["reference"])
-    study.deadline = time.monotonic()
+    study.deadline = Deadline(time.monotonic())
     with pytest.raises(OutOfTime):
         study.run(["reference"])
     assert not study.store.all_records()
 
     def spend(macs: int) -> None:
-        study.deadline = time.monotonic()  # the first epoch has used it up
+        study.deadline.at = time.monotonic()  # the first epoch has used it up
 
-    study.deadline = None
+    study.deadline = Deadline()
     with pytest.raises(OutOfTime):
         study.ensure(run, spend)
     assert study.record(run) is None and study.store.unfinished(run.identity).exists()
@@ -162,3 +167,32 @@ def test_a_network_of_the_study_is_what_its_file_holds(smoke: Path) -> None:
     assert (
         accuracy(network.to(memory_format=torch.channels_last), data, data.validation) == study.record(run)["result"]["validation"]
     )
+
+
+def test_two_starts_share_the_work(smoke: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fcs_utils", "run", "--profile", "smoke", "--stages", "reference", "--out", str(tmp_path),
+               "--workers", "1"]  # fmt: skip
+    environment = {**os.environ, "FCS_QUIET": "1", "PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ends = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], ends
+    assert all("2 runs of profile smoke" in out for out, _ in ends)
+    alone, shared = Study("smoke", smoke), Study("smoke", tmp_path)
+    for run in shared.runs(["reference"]):
+        assert shared.record(run)["result"] == alone.record(run)["result"]
+
+
+def test_a_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    study = Study("smoke", tmp_path)
+    run = study.runs(["reference"])[0]
+    path = study.store.lock(run.identity)
+    path.parent.mkdir(parents=True)
+    code = f"import filelock, time; filelock.FileLock({str(path)!r}).acquire(); print(1, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        study.deadline = Deadline(time.monotonic() + 0.2)
+        with pytest.raises(OutOfTime):
+            study.ensure(run)
+        holder.kill()
+    with alone(path, "the run", Deadline(time.monotonic() + 5)):
+        pass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 
 import nbformat
@@ -50,6 +52,10 @@ def test_source_notebooks_are_clean(notebook) -> None:
     ("arguments", "message"),
     [
         (["study", "--profile", "quik"], "quik"),
+        (["study", "--profile", "paper:"], "'paper:' is not allowed"),
+        (["run", "--profile", "quick:../x"], "'quick:../x' is not allowed"),
+        (["run", "--profile", "smoke:nowhere", "--out", "results-nowhere"], "dataset='nowhere'"),
+        (["run", "--workers", "0", "--profile", "smoke"], "workers=0"),
         (["study", "--notebooks", "3"], "notebooks='3'"),
         (["study", "--notebook", "03"], "--notebook"),
         (["study", "--data", "/nowhere"], "data='/nowhere'"),
@@ -63,6 +69,12 @@ def test_wrong_input_is_one_clear_line(arguments: list[str], message: str) -> No
     done = study_command(*arguments)
     assert done.returncode in (1, 2) and message in done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("tool", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]], ids=" ".join)
+def test_style_and_types(tool: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", *tool], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_readme_is_fresh() -> None:

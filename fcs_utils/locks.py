@@ -1,0 +1,39 @@
+"""One process at a time for one piece of work, so that two starts on one results folder share it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fcs_utils.deadline import Deadline
+from fcs_utils.errors import OutOfTime, StudyError
+
+
+@contextmanager
+def alone(path: Path, what: str, deadline: Deadline | None = None) -> Iterator[None]:
+    """Hold the lock file at ``path``, waiting for another process that does.
+
+    The lock is the operating system's: it ends with its holder, however that ends. Raises OutOfTime when the
+    deadline comes first, StudyError when the file cannot be made.
+    """
+    deadline = deadline or Deadline()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"{what} is being done by another process: waiting", file=sys.stderr)
+            lock.acquire(timeout=-1 if deadline.at is None else max(0.0, deadline.left))
+    except Timeout as error:
+        raise OutOfTime("the time budget is used up") from error
+    except OSError as error:
+        raise StudyError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
