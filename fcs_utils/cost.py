@@ -108,7 +108,8 @@ def scoring_jobs(scoring: Scoring, device: str) -> list[Job]:
     literal = [Job(method=m, network=first, images=scoring.literal, device=device)
                for m in ("ranks", "ranks_literal", "drops", "drops_literal")]  # fmt: skip
     plain = [job.model_copy(update={"method": "forward"}) for job in times if job.method == "pass"]
-    memory = [job.model_copy(update={"memory": True}) for job in (*plain, *times) if job.method != "trace"]
+    memory = [job.model_copy(update={"memory": True}) for job in (*plain, *times)
+              if job.method != "trace" and (job.method == "pass" or job.images in (heavy, most))]  # fmt: skip
     return list(dict.fromkeys([*times, *literal, *memory]))
 
 
