@@ -1,7 +1,8 @@
 """Independent runs side by side: a process each, one thread each.
 
-Small networks use a second thread badly. On two cores, two runs at once finish 1.4 to 2 times as much as one run on
-two threads, and with one thread a run's result does not depend on how many cores the machine has.
+With one thread a run's result does not depend on how many cores the machine has. Small networks in small batches use a
+second thread badly: two runs at once then finish up to twice as much as one run on two threads. In larger batches the two
+ways are about equal; notebook 08 measures both.
 """
 
 from __future__ import annotations
