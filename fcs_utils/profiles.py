@@ -152,7 +152,7 @@ PROFILES = {
             arms=Arms(
                 networks=("vgg16",),
                 epochs=(2, 4, 8),
-                learning_rates=(0.005, 0.02, 0.05),
+                learning_rates=(0.002, 0.005, 0.02, 0.05),
                 pilot_seeds=(100, 101, 102),
                 pilot_epochs=4,
             ),
