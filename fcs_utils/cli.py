@@ -13,7 +13,7 @@ from typing import NoReturn
 from fcs_utils.errors import OutOfTime, StudyError
 
 # Spelled out so that a typo is refused without importing torch; a test compares them with the real tables.
-PROFILES = ("smoke", "quick", "fashion", "cifar", "paper", "paper-core")
+PROFILES = ("smoke", "quick", "cifar", "fashion", "paper", "paper-core")
 STAGES = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")
 
 

@@ -21,7 +21,7 @@ TUNED = PRUNED.model_copy(update={"tuning": Tuning(method="mlft", training=Train
 
 def test_golden_identities() -> None:
     # If this fails, a released default changed: raise SCHEMA, or published records are silently orphaned.
-    assert [run.identity for run in (RUN, PRUNED, TUNED)] == ["df8789b7b599b3e4", "29ff88750f5b3a34", "fc302dd33246744c"]
+    assert [run.identity for run in (RUN, PRUNED, TUNED)] == ["795c608dee8e08ee", "e810e4c0bf04a5a8", "ec468e6362a0c76f"]
 
 
 def test_a_default_spelled_out_is_the_same_run() -> None:
