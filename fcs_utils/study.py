@@ -111,7 +111,8 @@ class Study:
     def found(self) -> dict[Stage, list[Record]]:
         """The records that are there, by stage."""
         self.rates()
-        return {stage: [r for run in runs if (r := self.record(run)) is not None] for stage, runs in self.grid.items()}
+        runs = {stage: self.grid.get(stage, []) for stage in STAGES}
+        return {stage: [r for run in some if (r := self.record(run)) is not None] for stage, some in runs.items()}
 
     def _without_record(self, runs: Iterable[Run]) -> list[str]:
         return [f"{run.kind}-{run.identity} ({describe(run)})" for run in runs if self.record(run) is None]
