@@ -96,7 +96,8 @@ class Bench:
         with alone(self.store.lock(run.identity), describe(run)):
             state = self._load_weights(run)  # another process may have trained it meanwhile
             if state is None:
-                self.train_reference(run, network)
+                with one_thread():  # as it was behind the record
+                    self.train_reference(run, network)
                 state = network.state_dict()
         if record and record["result"]["weights_sha256"] != self.weights_sha256(run):
             warnings.warn(
@@ -188,7 +189,8 @@ class Bench:
 
     def checkpoint(self, run: Run) -> Checkpoint:
         """Where the training of a run goes on after it was cut off."""
-        return Checkpoint(self.store.unfinished(run.identity), run.identity)
+        start = "" if run.kind == "reference" else self.weights_sha256(run)  # other weights are another training
+        return Checkpoint(self.store.unfinished(run.identity), f"{run.identity} {start}")
 
     def train_reference(self, run: Run, network: nn.Module, on_macs: OnMacs = lambda macs: None) -> list[Epoch]:
         """Train a reference in place and keep its weights; returns its history.
@@ -196,10 +198,9 @@ class Bench:
         Filters are rounded to half precision, once and before anything is measured on them: a repository can then
         carry them in half the bytes.
         """
-        with one_thread():
-            history = fit([network], self.dataset, run.reference.training, seed=run.reference.seed,
-                          precision=run.reference.precision, label=describe(run), on_epoch=on_macs,
-                          checkpoint=self.checkpoint(run))  # fmt: skip
+        history = fit([network], self.dataset, run.reference.training, seed=run.reference.seed,
+                      precision=run.reference.precision, label=describe(run), on_epoch=on_macs,
+                      checkpoint=self.checkpoint(run))  # fmt: skip
         state = {name: _halved(tensor).cpu().contiguous() for name, tensor in network.state_dict().items()}
         network.load_state_dict(state)  # what is measured is what the file holds
         write_atomic(self.store.weights(run.identity), save(state))

@@ -32,7 +32,13 @@ def _profile(text: str) -> str:
     return text
 
 
-def _minutes(text: str) -> float:
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,3}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed: a whole number from 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
     """``90s``, ``9m``, ``1.5h`` in seconds."""
     units = {"s": 1, "m": 60, "h": 3600}
     try:
@@ -61,8 +67,7 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
         command.add_argument("--data", metavar="DIR", help="data folder (default: FCS_DATA, else ./data)")
         command.add_argument("--fresh", action="store_true", help="set existing results of the profile aside and do all again")
         command.add_argument("--parse-only", action="store_true", help=argparse.SUPPRESS)
-
-        command.add_argument("--workers", type=int, metavar="N", help="runs at once (default: one a core, or one on a GPU)")
+        command.add_argument("--workers", type=_count, metavar="N", help="runs at once (default: one a core, or one on a GPU)")
 
     study = add("study", "run a profile: all runs, the notebooks, tables and pages (what ./run_all.sh calls)",
                 "./run_all.sh --profile quick --notebooks 03,06")  # fmt: skip
@@ -72,7 +77,7 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
     add_running(run)
     run.add_argument("--stages", nargs="+", choices=STAGES, metavar="STAGE", help="some of: " + ", ".join(STAGES))
     run.add_argument("--only", default="", metavar="WORDS", help="only runs whose description has these words, such as 'vgg16 fcs'")
-    run.add_argument("--time-budget", type=_minutes, metavar="TIME", help="stop cleanly within this time, such as 9m or 2h")
+    run.add_argument("--time-budget", type=_seconds, metavar="TIME", help="stop cleanly within this time, such as 9m or 2h")
     run.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)")
     tables = add("tables", "write tables and verdicts from records, running nothing", "python -m fcs_utils tables --profile cifar")
     tables.add_argument("--data", metavar="DIR", help="data folder (default: FCS_DATA, else ./data)")

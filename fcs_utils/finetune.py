@@ -6,7 +6,6 @@ network, the peer, beside the first; KD is the same with a peer that is frozen i
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from fcs_utils.checkpoint import Checkpoint
 from fcs_utils.config import Training
 from fcs_utils.data import Dataset, Split
-from fcs_utils.errors import StudyError
+from fcs_utils.errors import OutOfTime, StudyError
 from fcs_utils.measure import count_macs
 from fcs_utils.structure import evaluating
 
@@ -159,6 +158,10 @@ def fit(
                 optimiser.update(loss)
         return torch.stack(found).detach()
 
+    def keep() -> None:
+        if checkpoint:
+            checkpoint.save(networks, optimisers, generator, [asdict(entry) for entry in history])
+
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # for dropout, where a network has it
         history = [Epoch(**row) for row in checkpoint.restore(networks, optimisers, generator)] if checkpoint else []
@@ -177,9 +180,11 @@ def fit(
                                  seconds=time.perf_counter() - started))  # fmt: skip
             try:
                 on_epoch(macs_per_image * seen)
-            finally:  # it may say that time is up
-                if checkpoint and epoch < training.epochs and (checkpoint.due or sys.exc_info()[0]):
-                    checkpoint.save(networks, optimisers, generator, [asdict(entry) for entry in history])
+            except OutOfTime:
+                keep()
+                raise
+            if epoch < training.epochs and checkpoint and checkpoint.due:
+                keep()
     return history
 
 

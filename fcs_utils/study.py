@@ -139,14 +139,18 @@ class Study:
         those runs. A run that fails leaves the others intact; what failed is raised as one StudyError at the end.
         """
         wanted: tuple[Stage, ...] = STAGES if stages is None else tuple(stages)
-        self.runs(stage for stage in wanted if stage != "arms")  # unknown names are refused before any work
+        known = self.runs(stage for stage in wanted if stage != "arms")  # unknown names are refused before any work
+        if only and not _picked(known, only) and ("arms" not in wanted or self.rates() is not None):
+            if not _picked(known := self.runs(wanted), only):
+                raise refuse("only", only, f"words of a run's description, such as {describe(known[0])!r}")
         failures: list[str] = []
         with Workers(workers, self) as pool:
             for stage in sorted(set(wanted), key=STAGES.index):
                 if stage == "arms" and self.rates() is None:
-                    failures += self._do_stage("rates", pool, "")
-                    if failures:
-                        break  # why there are no rates
+                    failures += self._do_stage("rates", pool, only)
+                    if self.rates() is None:  # runs failed, or only a part was wanted
+                        wanted = tuple(stage for stage in wanted if stage != "arms")
+                        continue
                 failures += self._do_stage(stage, pool, only)
         if failures:
             raise StudyError(f"{len(failures)} runs failed, the others have their records. First: {failures[0]}")
@@ -165,16 +169,18 @@ class Study:
         failures = []
         with bar(total=sum(expected.values()), desc=f"{self.profile.name}: {stage}",
                  bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}") as whole:  # fmt: skip
-            settled = 0
+            settled, late = 0, None
             for number, (run, error) in enumerate(self._perform(todo, expected, pool, whole.update), start=1):
                 settled += expected[run.identity]
                 whole.update(max(0, settled - whole.n))  # expected and real MACs differ a little
                 whole.set_postfix_str(f", {number} of {len(todo)} runs, last: {describe(run)}", refresh=False)
                 if isinstance(error, OutOfTime):
-                    raise error
-                if error is not None:
+                    late = error  # the other workers end their epoch and keep it; what waits ends at once
+                elif error is not None:
                     self._failed.add(run.identity)
                     failures.append(str(error))
+        if late is not None:
+            raise late
         return failures
 
     def _with_ancestors(self, runs: Iterable[Run]) -> list[Run]:
@@ -210,19 +216,12 @@ class Study:
         """The record of a run, doing it and what it builds on where there is none."""
         if (record := self.record(run)) is not None:
             return record
-        if self._barred(run):
-            raise StudyError(f"{describe(run)} failed before")
         parent = run.parent()
         parent_record = self.ensure(parent) if parent else None
         with alone(self.store.lock(run.identity), describe(run), self.deadline):
             if (record := self.record(run)) is not None:  # another process was faster
                 return record
-            try:
-                record = self._done(run, parent_record, on_macs)
-            except StudyError as error:
-                if not isinstance(error, OutOfTime):
-                    self._failed.add(run.identity)
-                raise
+            record = self._done(run, parent_record, on_macs)
             files.write_json(self.store.record(run.kind, run.identity), record)
             self.bench.checkpoint(run).remove()
         return record
@@ -240,8 +239,5 @@ class Study:
 
 
 def _picked(runs: Sequence[Run], only: str) -> list[Run]:
-    """Runs whose description has all of some words. Raises StudyError when none has."""
-    found = [run for run in runs if set(only.split()) <= set(describe(run).replace(",", "").split())]
-    if runs and not found:
-        raise refuse("only", only, f"words of a run's description, such as {describe(runs[0])!r}")
-    return found
+    """Runs whose description has all of some words."""
+    return [run for run in runs if set(only.split()) <= set(describe(run).replace(",", "").split())]

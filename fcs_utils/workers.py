@@ -30,14 +30,9 @@ Outcome = tuple[Run, StudyError | None]
 
 
 def pick_workers(workers: int | None, device: torch.device) -> int:
-    """How many runs at once: None is one for each core that this process may use, or one on a GPU.
-
-    Raises StudyError for fewer than one.
-    """
+    """How many runs at once: None is one for each core that this process may use, or one on a GPU."""
     if workers is None:
         return len(os.sched_getaffinity(0)) if device.type == "cpu" and hasattr(os, "sched_getaffinity") else 1
-    if workers < 1:
-        raise refuse("workers", workers, "1 or more")
     return workers
 
 
@@ -55,10 +50,12 @@ def one_thread() -> Iterator[None]:
 class Workers:
     """Processes that do runs of one study; each opens the study for itself. One worker is this process.
 
-    A context manager: they start with the first runs and end with it.
+    A context manager: they start with the first runs and end with it. Raises StudyError for fewer than one.
     """
 
     def __init__(self, count: int, study: Study) -> None:
+        if count < 1:
+            raise refuse("workers", count, "1 or more")
         self._count, self._study = count, study
         self._context = multiprocessing.get_context("spawn")  # a forked torch hangs
         self._macs: Any = None

@@ -44,7 +44,7 @@ def rows(history: list[Epoch]) -> list[dict[str, object]]:
     return [{k: v for k, v in vars(epoch).items() if k != "seconds"} for epoch in history]
 
 
-@pytest.mark.parametrize("stop", [1, 3])
+@pytest.mark.parametrize("stop", [1, 3, 4])
 @pytest.mark.parametrize("sequential", [False, True])
 def test_a_training_cut_off_goes_on_bit_for_bit(digits: Dataset, tmp_path: Path, stop: int, sequential: bool) -> None:
     def train(checkpoint: Checkpoint | None, stop: int | None) -> tuple[list[nn.Module], list[Epoch]]:
@@ -121,10 +121,23 @@ def test_a_study_stops_in_time_and_goes_on_to_the_same_record(smoke: Path, tmp_p
     assert not again.store.unfinished(run.identity).exists()
 
 
-def test_workers_are_at_least_one() -> None:
+def test_workers_keep_what_they_have_when_time_is_up(smoke: Path, tmp_path: Path) -> None:
+    study = Study("smoke", tmp_path)
+    study.deadline = Deadline(time.monotonic() + 14)  # both processes start and train; neither can end
+    with pytest.raises(OutOfTime):
+        study.run(["reference"], workers=2)
+    done = {run.identity for run in study.runs(["reference"]) if study.record(run)}
+    begun = {path.stem for path in study.store.unfinished("x").parent.glob("*.safetensors")}
+    assert not done & begun
+    study = Study("smoke", tmp_path)
+    for record, expected in zip(study.run(["reference"]), Study("smoke", smoke).records(["reference"]), strict=True):
+        assert record["result"] == expected["result"]
+
+
+def test_workers_are_at_least_one(tmp_path: Path) -> None:
     assert pick_workers(None, torch.device("cuda")) == 1 and pick_workers(None, torch.device("cpu")) >= 1
     with pytest.raises(StudyError, match="workers=0"):
-        pick_workers(0, torch.device("cpu"))
+        Study("smoke", tmp_path).run(["reference"], workers=0)
 
 
 def test_a_part_of_the_runs_by_words(tmp_path: Path) -> None:
@@ -132,6 +145,9 @@ def test_a_part_of_the_runs_by_words(tmp_path: Path) -> None:
     done = study_command("run", *out, "--stages", "reference", "--only", "resnet20", "--workers", "2")
     assert done.returncode == 0 and "1 runs of profile smoke" in done.stdout, done.stderr
     assert [path.name.split("-")[0] for path in Study("smoke", tmp_path).store.all_records()] == ["reference"]
+    # Words that fit the runs of one stage only; what those build on is done with them.
+    done = study_command("run", *out, "--only", "resnet20 fcs 0.5 tft", "--stages", "reference", "tuned")
+    assert done.returncode == 0 and "1 runs of profile smoke" in done.stdout, done.stderr
     done = study_command("run", *out, "--stages", "reference", "--only", "resnet56")
     assert done.returncode == 1 and "only='resnet56' is not allowed" in done.stderr
 

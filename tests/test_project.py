@@ -55,7 +55,7 @@ def test_source_notebooks_are_clean(notebook) -> None:
         (["study", "--profile", "paper:"], "'paper:' is not allowed"),
         (["run", "--profile", "quick:../x"], "'quick:../x' is not allowed"),
         (["run", "--profile", "smoke:nowhere", "--out", "results-nowhere"], "dataset='nowhere'"),
-        (["run", "--workers", "0", "--profile", "smoke"], "workers=0"),
+        (["study", "--workers", "0", "--parse-only"], "'0' is not allowed"),
         (["study", "--notebooks", "3"], "notebooks='3'"),
         (["study", "--notebook", "03"], "--notebook"),
         (["study", "--data", "/nowhere"], "data='/nowhere'"),
