@@ -139,10 +139,10 @@ class Study:
         those runs. A run that fails leaves the others intact; what failed is raised as one StudyError at the end.
         """
         wanted: tuple[Stage, ...] = STAGES if stages is None else tuple(stages)
-        known = self.runs(stage for stage in wanted if stage != "arms")  # unknown names are refused before any work
-        if only and not _picked(known, only) and ("arms" not in wanted or self.rates() is not None):
-            if not _picked(known := self.runs(wanted), only):
-                raise refuse("only", only, f"words of a run's description, such as {describe(known[0])!r}")
+        open_end = "arms" in wanted and self.rates() is None  # what stage arms holds is not known yet
+        runs = self.runs(stage for stage in wanted if not (open_end and stage == "arms"))  # refuses unknown names before any work
+        if runs and not _picked(runs, only) and not open_end:
+            raise refuse("only", only, f"words of a run's description, such as {describe(runs[0])!r}")
         failures: list[str] = []
         with Workers(workers, self) as pool:
             for stage in sorted(set(wanted), key=STAGES.index):
