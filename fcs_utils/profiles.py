@@ -113,7 +113,7 @@ class Profile(Config):
 # Where a run costs minutes: the paper's criteria, FCS's variants, and chance.
 MAIN = ("random", "kernel_l1", "feature_norm", "fcs", "fcs_greedy", "fcs_linear")
 
-BRIEF, BRIEF_SPEED = Scoring(images=(64, 128, 512), heavy=128, literal=2), Speed(images=512, batches=(32,), rounds=1)
+BRIEF, BRIEF_SPEED = Scoring(images=(256, 512, 1024), heavy=256, literal=4), Speed(images=512, batches=(32,), rounds=1)
 
 PROFILES = {
     profile.name: profile

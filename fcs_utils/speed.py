@@ -184,7 +184,7 @@ def growth_table(found: dict[str, Any]) -> pd.DataFrame:
     import torchvision
 
     rows = pd.DataFrame(found["rows"])
-    rows = rows[(rows.what == "training") & (rows.way == "study")]
+    rows = rows[(rows.what == "training") & (rows.way == "study")].sort_values(["network", "batch_size"], ascending=[False, True])
     lines, best = [], 0.0
     for row in rows.itertuples():
         network = build_seeded(0, row.network, num_classes=10, width=row.width)

@@ -135,7 +135,8 @@ class Study:
     def run(self, stages: Iterable[Stage] | None = None, *, workers: int = 1, only: str = "") -> list[Record]:
         """Do what has no record yet, then return all records of the stages.
 
-        workers: runs at once. only: words that a run's description must contain; the records returned are then of
+        workers: runs at once; more than one need a script to start under ``if __name__ == "__main__":``, for every
+        worker imports it. only: words that a run's description must contain; the records returned are then of
         those runs. A run that fails leaves the others intact; what failed is raised as one StudyError at the end.
         """
         wanted: tuple[Stage, ...] = STAGES if stages is None else tuple(stages)

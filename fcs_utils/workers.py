@@ -93,8 +93,10 @@ class Workers:
                 try:
                     yield from future.result()
                 except BrokenProcessPool as error:
-                    raise StudyError("a worker process died, most likely for want of memory; finished runs have their records: "
-                                     "start again, with a smaller --workers") from error  # fmt: skip
+                    raise StudyError(
+                        "a worker process died, for want of memory (take fewer --workers) or because a script started it outside "
+                        "of if __name__ == '__main__'; finished runs have their records, start again to go on"
+                    ) from error
 
 
 def _settle(study: Study, group: Sequence[Run], on_macs: Callable[[int], None]) -> Iterator[Outcome]:
