@@ -129,8 +129,10 @@ def grid_cost_table(found: Mapping[Any, Sequence[Mapping[str, Any]]]) -> pd.Data
         seen |= {record["id"] for record in own}
         macs = sum(history[-1]["training_macs"] for r in own if (history := r["result"].get("history")))
         hours = sum(record["volatile"]["seconds"] for record in own) / 3600
-        rows.append({"stage": stage, "runs": len(own), "training (10^12 MACs)": f"{macs / 1e12:,.1f}",
-                     "hours of one thread or GPU": f"{hours:.2f}", "seconds a run": f"{3600 * hours / max(1, len(own)):.1f}"})  # fmt: skip
+        rows.append({
+            "stage": stage, "runs": len(own), "training (10^12 MACs)": f"{macs / 1e12:,.1f}",
+            "hours of one thread or GPU": f"{hours:.2f}", "seconds a run": f"{3600 * hours / max(1, len(own)):.1f}",
+        })  # fmt: skip
     return pd.DataFrame(rows)
 
 

@@ -14,13 +14,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fcs_utils.checkpoint import Checkpoint
-from fcs_utils.config import Training
+from fcs_utils.config import Run, Training
 from fcs_utils.data import Dataset
 from fcs_utils.deadline import Deadline
 from fcs_utils.errors import OutOfTime, StudyError
-from fcs_utils.finetune import Epoch, accuracy, fit, mutual
+from fcs_utils.finetune import Epoch, fit, mutual
 from fcs_utils.locks import alone
-from fcs_utils.models import build_seeded
 from fcs_utils.study import Study
 from fcs_utils.workers import pick_workers
 from tests.conftest import ROOT, study_command
@@ -121,17 +120,20 @@ def test_a_study_stops_in_time_and_goes_on_to_the_same_record(smoke: Path, tmp_p
     assert not again.store.unfinished(run.identity).exists()
 
 
-def test_workers_keep_what_they_have_when_time_is_up(smoke: Path, tmp_path: Path) -> None:
+def test_runs_in_hand_are_waited_for_when_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study("smoke", tmp_path)
-    study.deadline = Deadline(time.monotonic() + 14)  # both processes start and train; neither can end
+    first, second = study.runs(["reference"])
+    waited = []
+
+    def perform(*_):
+        yield first, OutOfTime("enough")
+        waited.append(second)  # another worker ends its epoch and keeps it
+        yield second, None
+
+    monkeypatch.setattr(study, "_perform", perform)
     with pytest.raises(OutOfTime):
-        study.run(["reference"], workers=2)
-    done = {run.identity for run in study.runs(["reference"]) if study.record(run)}
-    begun = {path.stem for path in study.store.unfinished("x").parent.glob("*.safetensors")}
-    assert not done & begun
-    study = Study("smoke", tmp_path)
-    for record, expected in zip(study.run(["reference"]), Study("smoke", smoke).records(["reference"]), strict=True):
-        assert record["result"] == expected["result"]
+        study.run(["reference", "pruned"])
+    assert waited == [second]
 
 
 def test_workers_are_at_least_one(tmp_path: Path) -> None:
@@ -172,17 +174,15 @@ def test_a_failed_reference_fails_its_runs_and_no_others(tmp_path: Path, monkeyp
     assert tried == ["reference", "reference"]  # what builds on them was not tried
 
 
-def test_a_network_of_the_study_is_what_its_file_holds(smoke: Path) -> None:
-    study = Study("smoke", smoke)
-    run = study.runs(["reference"])[0]
-    state = load_file(study.store.weights(run.identity))
-    assert {t.dtype for n, t in state.items() if n.endswith("weight") and t.dim() > 1} == {torch.float16}
-    network = build_seeded(0, "vgg16", num_classes=10, width=0.125, in_channels=1)
-    network.load_state_dict(state)
-    data = study.bench.dataset
-    assert (
-        accuracy(network.to(memory_format=torch.channels_last), data, data.validation) == study.record(run)["result"]["validation"]
-    )
+def test_a_network_of_the_study_is_what_its_file_holds(tmp_path: Path) -> None:
+    study = Study("smoke", tmp_path)
+    reference = study.runs(["reference"])[0].reference
+    run = Run(reference=reference.model_copy(update={"training": Training(epochs=1, learning_rate=0.01, batch_size=100)}))
+    network = study.bench.untrained(run.reference)
+    study.bench.train_reference(run, network)
+    held = load_file(study.store.weights(run.identity))
+    assert {tensor.dtype for name, tensor in held.items() if tensor.dim() > 1} == {torch.float16}
+    assert all(tensor.equal(held[name].to(tensor.dtype)) for name, tensor in network.state_dict().items())
 
 
 def test_two_starts_share_the_work(smoke: Path, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_two_starts_share_the_work(smoke: Path, tmp_path: Path) -> None:
         assert shared.record(run)["result"] == alone.record(run)["result"]
 
 
-def test_a_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+def test_a_lock_is_waited_for_and_ends_with_its_holder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = Study("smoke", tmp_path)
     run = study.runs(["reference"])[0]
     path = study.store.lock(run.identity)
@@ -209,6 +209,7 @@ def test_a_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
         study.deadline = Deadline(time.monotonic() + 0.2)
         with pytest.raises(OutOfTime):
             study.ensure(run)
+        assert "is being done by another process: waiting" in capsys.readouterr().err
         holder.kill()
     with alone(path, "the run", Deadline(time.monotonic() + 5)):
         pass
