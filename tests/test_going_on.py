@@ -203,7 +203,7 @@ def test_a_lock_is_waited_for_and_ends_with_its_holder(tmp_path: Path, capsys: p
     run = study.runs(["reference"])[0]
     path = study.store.lock(run.identity)
     path.parent.mkdir(parents=True)
-    code = f"import filelock, time; filelock.FileLock({str(path)!r}).acquire(); print(1, flush=True); time.sleep(60)"
+    code = f"import filelock, time; lock = filelock.FileLock({str(path)!r}); lock.acquire(); print(1, flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()
         study.deadline = Deadline(time.monotonic() + 0.2)
