@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fcs_utils.activations import ChannelStatistics, collect_statistics
@@ -19,12 +16,14 @@ from fcs_utils.checkpoint import Checkpoint
 from fcs_utils.config import Pruning, Reference, Run
 from fcs_utils.criteria import importance, needs
 from fcs_utils.data import Dataset, load_dataset
+from fcs_utils.errors import StudyError
 from fcs_utils.finetune import Epoch, fit
 from fcs_utils.locks import alone
 from fcs_utils.models import build_seeded
 from fcs_utils.plans import PruningPlan, make_plan
 from fcs_utils.pruning import prune, recalibrate
-from fcs_utils.store import Store, read_record, write_atomic
+from fcs_utils.sealed import read_record, read_tensors, set_aside, tensors_sum, write_tensors
+from fcs_utils.store import Store
 from fcs_utils.structure import Scope, prunable_layers
 from fcs_utils.sums import Extra, Reading
 from fcs_utils.workers import one_thread
@@ -109,19 +108,17 @@ class Bench:
 
     def _load_weights(self, run: Run) -> dict[str, Tensor] | None:
         path = self.store.weights(run.identity)
-        try:
-            return load(path.read_bytes())
-        except FileNotFoundError:
+        if not path.exists():
             return None
-        except (SafetensorError, OSError) as error:
-            aside = path.with_suffix(".corrupt")
-            path.replace(aside)
-            warnings.warn(f"{path} cannot be read ({error}); set aside as {aside.name}, trained again", stacklevel=3)
+        try:
+            return read_tensors(path)[0]
+        except StudyError as error:
+            set_aside(path, f"{error}; trained again")
             return None
 
     def weights_sha256(self, run: Run) -> str:
-        """Hash of the weights file of a run's reference network."""
-        return hashlib.sha256(self.store.weights(Run(reference=run.reference).identity).read_bytes()).hexdigest()
+        """Checksum of the weights of a run's reference network, as the file holds them."""
+        return tensors_sum(read_tensors(self.store.weights(Run(reference=run.reference).identity))[0])
 
     def statistics(
         self,
@@ -203,7 +200,7 @@ class Bench:
                       checkpoint=self.checkpoint(run))  # fmt: skip
         state = {name: _halved(tensor).cpu().contiguous() for name, tensor in network.state_dict().items()}
         network.load_state_dict(state)  # what is measured is what the file holds
-        write_atomic(self.store.weights(run.identity), save(state))
+        write_tensors(self.store.weights(run.identity), state)
         self.checkpoint(run).remove()
         return history
 

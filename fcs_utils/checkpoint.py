@@ -1,26 +1,22 @@
 """Where a long training left off, so that it can go on bit for bit, here or on another machine.
 
-One safetensors file holds the networks, the momenta and the generators; its metadata holds the schedules, the
-history, and a checksum of the tensors.
+One safetensors file holds the networks, the momenta and the generators; its metadata holds the schedules and
+the history.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
-from fcs_utils.store import write_atomic
+from fcs_utils.sealed import read_tensors, set_aside, write_tensors
 
 if TYPE_CHECKING:
     from fcs_utils.finetune import Optimiser
@@ -54,10 +50,9 @@ class Checkpoint:
         tensors |= {"draws": draws.get_state(), "dropout": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["dropout.cuda"] = torch.cuda.get_rng_state()
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         schedules = [{"groups": o.sgd.state_dict()["param_groups"], "cycle": o.cycle.state_dict()} for o in optimisers]
-        content = {"key": self.key, "sum": _checksum(tensors), "history": list(history), "schedules": schedules}
-        write_atomic(self.path, save(tensors, {"training": json.dumps(content, default=_plain)}))
+        content = {"key": self.key, "history": list(history), "schedules": schedules}
+        write_tensors(self.path, tensors, {"training": json.dumps(content, default=_plain)})
         self._saved = time.monotonic()
 
     def restore(
@@ -72,12 +67,8 @@ class Checkpoint:
             return []
         try:
             content, tensors = self._read()
-        except (StudyError, SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            aside = self.path.with_suffix(".corrupt")
-            self.path.replace(aside)
-            warnings.warn(
-                f"{self.path} cannot be used ({error}); set aside as {aside.name}, the training starts over", stacklevel=2
-            )
+        except StudyError as error:
+            set_aside(self.path, f"{error}; the training starts over")
             return []
         for n, network in enumerate(networks):
             prefix = f"network.{n}."
@@ -95,23 +86,15 @@ class Checkpoint:
         return history
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        with safe_open(self.path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            content = json.loads((file.metadata() or {})["training"])
-        if content["key"] != self.key or content["sum"] != _checksum(tensors):
-            raise StudyError("another training's, or damaged")
+        tensors, metadata = read_tensors(self.path)
+        content: dict[str, Any] = json.loads(metadata.get("training", "{}"))
+        if content.get("key") != self.key:
+            raise StudyError(f"{self.path} is of another training")
         return content, tensors
 
     def remove(self) -> None:
         """The training is done."""
         self.path.unlink(missing_ok=True)
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _plain(value: object) -> object:

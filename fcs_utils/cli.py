@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -96,6 +97,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
     """Run a command; returns the exit status. Whatever the user can put right is one line on stderr."""
     options = build_parser(prog).parse_args(arguments)
     try:
+        signal.signal(signal.SIGTERM, _interrupt)  # what a scheduler sends is handled like Ctrl-C
         if getattr(options, "parse_only", False):
             _check_before_install(options)
             return 0
@@ -106,9 +108,16 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except OSError as error:  # the disk or the system refused something that no module foresaw
+        print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
         print("interrupted: records made so far are kept, start again to go on", file=sys.stderr)
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
+
+
+def _interrupt(number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
 
 
 def _check_before_install(options: argparse.Namespace) -> None:
@@ -117,8 +126,13 @@ def _check_before_install(options: argparse.Namespace) -> None:
     pick_notebooks(getattr(options, "notebooks", None))
     if options.data and not Path(options.data).is_dir():
         raise StudyError(f"data={options.data!r} is not allowed; allowed: an existing folder")
-    if Path(options.out).is_file():
-        raise StudyError(f"out={options.out!r} is not allowed; allowed: a folder, this is a file")
+    _check_folder("out", options.out)
+
+
+def _check_folder(parameter: str, folder: str) -> None:
+    for place in (path := Path(folder), *path.parents):
+        if place.is_file():
+            raise StudyError(f"{parameter}={folder!r} is not allowed; allowed: a folder, this is a file")
 
 
 def _dispatch(options: argparse.Namespace) -> int:
@@ -126,6 +140,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "wheels":
         from fcs_utils.wheels import gather
 
+        _check_folder("to", options.to)
         names = [path.name for path in gather(Path(options.to), options.python)]
         print(f"{len(names)} wheels in {options.to}; on the other machine: pip install --no-index --no-deps {options.to}/*.whl")
         return 0

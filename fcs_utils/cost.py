@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,8 @@ from fcs_utils.errors import StudyError
 from fcs_utils.models import build_seeded
 from fcs_utils.profiles import Scoring
 from fcs_utils.provenance import describe_machine, describe_moment
-from fcs_utils.store import Store, read_json, write_json
+from fcs_utils.sealed import read_or_set_aside, write_sealed
+from fcs_utils.store import Store
 from fcs_utils.structure import prunable_layers
 from fcs_utils.sums import map_ranks, nuclear_drops
 
@@ -86,7 +88,7 @@ def _peak(device: torch.device, reset: bool = False) -> int:
 def measure_apart(job: Job) -> dict[str, Any]:
     """The measurement in a process of its own. Raises StudyError when that fails."""
     # Large blocks go back to the system when freed: what remains is what is in use, not what the heap holds.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "fcs_utils.cost", job.model_dump_json()]
     folder = Path(__file__).parents[1]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=3600)  # noqa: S603
@@ -119,14 +121,15 @@ def scoring_costs(store: Store, scoring: Scoring, device: str) -> dict[str, Any]
     They are of one machine at one moment; to measure again, remove ``cost.json``.
     """
     jobs = scoring_jobs(scoring, device)
-    if store.cost().exists():
-        found = read_json(store.cost())
-        if found.get("jobs") == [job.model_dump(mode="json") for job in jobs]:
-            return found
-    rows = [measure_apart(job) if job.memory else measure(job) for job in jobs]
+    found = read_or_set_aside(store.cost())
+    if found and found.get("jobs") == [job.model_dump(mode="json") for job in jobs]:
+        return found
+    rows = [measure(job) for job in jobs if not job.memory]
+    with ThreadPoolExecutor(2) as pool:  # memory is of each process, whatever runs beside it
+        rows += pool.map(measure_apart, (job for job in jobs if job.memory))
     found = {"machine": describe_machine(torch.device(device)), "date": describe_moment()["date"],
              "jobs": [job.model_dump(mode="json") for job in jobs], "rows": rows}  # fmt: skip
-    write_json(store.cost(), found)
+    write_sealed(store.cost(), found)
     return found
 
 

@@ -27,7 +27,7 @@ def keep_count(channels: int, ratio: float) -> int:
 
     Raises StudyError for a ratio outside (0, 1).
     """
-    if not 0 < ratio < 1:  # also refuses NaN
+    if not isinstance(ratio, int | float) or not 0 < ratio < 1:  # also refuses NaN
         raise refuse("ratio", ratio, "above 0 and below 1, the share of channels to remove")
     return max(1, channels - round(ratio * channels))
 

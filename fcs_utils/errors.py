@@ -12,5 +12,11 @@ def refuse(parameter: str, value: object, allowed: str) -> StudyError:
     return StudyError(f"{parameter}={value!r} is not allowed; allowed: {allowed}")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: torch has no class of its own for it on the CPU."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+
+
 class OutOfTime(StudyError):
     """The time budget is used up; what is done is kept."""

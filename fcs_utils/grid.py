@@ -72,7 +72,7 @@ def grid(profile: Profile, precision: Literal["fp32", "bf16"], rates: Rates | No
             *(tuned(run, method, epochs=epochs, learning_rate=rates[run.reference.network, method])
               for run in compact for method in arms.methods for epochs in arms.epochs),
             *(run.model_copy(update={"tuning": Tuning(method="scratch", training=run.reference.training, budget=budget)})
-              for run in compact for budget in arms.scratch),
+              for run in compact if run.reference.seed in profile.seeds[: arms.scratch_seeds] for budget in arms.scratch),
         ]  # fmt: skip
     return stages
 

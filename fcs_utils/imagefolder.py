@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+import torch
 
 from fcs_utils.errors import StudyError
 from fcs_utils.progress import progress
-from fcs_utils.store import write_atomic
+from fcs_utils.sealed import read_tensors, set_aside, write_tensors
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
+LARGEST_FILE, LARGEST_IMAGE = 2**26, 2**26  # bytes of a member, pixels of an image
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -44,14 +44,13 @@ def read_image_folder(folder: Path, name: str, size: int) -> tuple[Parts, tuple[
             "train/CLASS/*.jpg and test/CLASS/*.jpg (or val/), or a tar of one; name the data folder with --data DIR or FCS_DATA"
         )
     cached = cache_folder() / f"{name}-{size}-{_fingerprint(source)}.safetensors"
-    try:
-        return _unpack(load(cached.read_bytes()))
-    except FileNotFoundError:
-        pass
-    except (SafetensorError, KeyError, ValueError, OSError):  # a damaged cache is only a cache: decode again
-        cached.unlink(missing_ok=True)
+    if cached.exists():
+        try:
+            return _unpack({key: tensor.numpy() for key, tensor in read_tensors(cached)[0].items()})
+        except (StudyError, KeyError, ValueError) as error:
+            set_aside(cached, f"{error}; decoded again")
     packed = _decode(source, size)
-    write_atomic(cached, save(packed))
+    write_tensors(cached, {key: torch.from_numpy(array) for key, array in packed.items()})
     return _unpack(packed)
 
 
@@ -68,14 +67,19 @@ def _fingerprint(source: Path) -> str:
 def _members(source: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
     if source.is_dir():
         for path in sorted(source.rglob("*")):
-            if path.is_file():
+            if path.suffix.lower() in SUFFIXES and path.is_file():
                 yield PurePosixPath(path.relative_to(source).as_posix()), path.read_bytes()
         return
     try:
         with tarfile.open(source) as archive:
             for member in archive:
-                if member.isfile() and (file := archive.extractfile(member)):
-                    yield PurePosixPath(member.name), file.read()
+                name = PurePosixPath(member.name)
+                if not member.isfile() or name.suffix.lower() not in SUFFIXES:  # links and devices are not followed
+                    continue
+                if member.size > LARGEST_FILE:
+                    raise StudyError(f"{name} in {source} has {member.size:,} bytes, too many for an image; remove it")
+                if file := archive.extractfile(member):
+                    yield name, file.read()
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise StudyError(f"{source} cannot be read: {error}; it may be truncated, replace the file") from error
 
@@ -85,10 +89,12 @@ def _decode(source: Path, size: int) -> dict[str, np.ndarray]:
 
     found: dict[str, list[tuple[str, str, np.ndarray]]] = {"train": [], "test": [], "val": []}
     for path, content in progress(_members(source), f"decoding {source.name}", unit="file"):
-        if path.suffix.lower() not in SUFFIXES or len(path.parts) < 3 or path.parts[-3] not in found:
+        if len(path.parts) < 3 or path.parts[-3] not in found:
             continue
         try:
             with Image.open(io.BytesIO(content)) as image:
+                if image.width * image.height > LARGEST_IMAGE:  # told by the header, before memory is taken
+                    raise StudyError(f"{image.width} x {image.height} pixels are too many")
                 pixels = np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR))
         except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for a damaged file
             raise StudyError(f"image {path} in {source} cannot be decoded: {error}; replace or remove it") from error
@@ -101,7 +107,7 @@ def _decode(source: Path, size: int) -> dict[str, np.ndarray]:
     unknown = sorted({label for label, _, _ in found[test]} - set(classes))
     if unknown:
         raise StudyError(f"{source}: classes {', '.join(unknown)} are in {test}/ but not in train/")
-    packed = {"classes": np.frombuffer("\n".join(classes).encode(), np.uint8)}
+    packed = {"classes": np.frombuffer("\n".join(classes).encode(), np.uint8).copy()}
     for part, images in (("train", found["train"]), ("test", found[test])):
         images.sort(key=lambda item: item[:2])  # an archive's order is no order
         packed[f"{part}_images"] = np.stack([pixels for _, _, pixels in images]).transpose(0, 3, 1, 2).copy()

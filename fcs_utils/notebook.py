@@ -64,10 +64,13 @@ def pick(parameter: str, value: T, allowed: Sequence[T], default: T | None = Non
     return value
 
 
-def show(study: Study, figure: Figure, name: str, alt: str) -> None:
-    """Show a figure with its text for those who cannot see it, and keep it as PNG and SVG in the results."""
+def show(study: Study, figure: Figure, name: str, alt: str, data: pd.DataFrame | None = None) -> None:
+    """Show a figure with its text for those who cannot see it; keep it as PNG and SVG in the results, and ``data`` as CSV."""
     if not alt:
         raise StudyError(f"figure {name} needs an alternative text")
+    if data is not None:  # nested columns, such as a run's history, are in the records
+        flat = data.drop(columns=[c for c in data.columns if data[c].map(lambda value: isinstance(value, list | dict)).any()])
+        write_atomic(study.store.figure(name, "csv"), flat.to_csv(index=False, float_format="%.6g").encode())
     for suffix in ("png", "svg"):
         buffer = io.BytesIO()
         # No date in the file: equal data must give equal bytes.
@@ -78,7 +81,15 @@ def show(study: Study, figure: Figure, name: str, alt: str) -> None:
             content = base64.b64encode(buffer.getvalue()).decode()
     plt.close(figure)
     width = round(figure.get_figwidth() * figure.dpi)
-    display({"image/png": content, "text/plain": alt}, metadata={"image/png": {"alt": alt, "width": width}}, raw=True)
+    display(
+        {"image/png": content, "text/plain": alt}, metadata={"image/png": {"alt": alt, "width": width, "figure": name}}, raw=True
+    )
+
+
+def by_epoch(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with their ``history`` unrolled: one row an epoch, for a figure's data."""
+    rows = runs.explode("history", ignore_index=True)
+    return rows.drop(columns="history").join(pd.json_normalize(rows.history.tolist()), rsuffix=" of the epoch")
 
 
 def table(frame: pd.DataFrame) -> None:

@@ -13,8 +13,11 @@ from nbconvert import HTMLExporter
 
 from fcs_utils.claims import STATEMENTS, claim_verdicts
 from fcs_utils.cost import cost_frame, cost_table
+from fcs_utils.deploy import deployment_table
+from fcs_utils.polish import figure_links, polish
 from fcs_utils.publish import NOTEBOOKS, PACKAGE, Notebook
-from fcs_utils.store import Store, read_json, write_atomic
+from fcs_utils.sealed import read_or_set_aside
+from fcs_utils.store import write_atomic
 from fcs_utils.study import Study
 
 TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(PACKAGE / "templates"), autoescape=True)
@@ -58,17 +61,21 @@ def title_and_question(notebook: Notebook) -> tuple[str, str]:
 def render_page(study: Study, notebook: Notebook) -> None:
     """The executed copy of a notebook as one HTML file that needs no other."""
     content = nbformat.read(study.store.executed(notebook.name), as_version=4)
-    math = Math()
+    math, figures = Math(), {}
     for cell in content.cells:
         if cell.cell_type == "markdown":
             cell.source = math.hide(cell.source)
         for output in cell.get("outputs", []):
+            shown = output.get("metadata", {}).get("image/png", {})
+            if "figure" in shown:
+                figures[shown["alt"]] = shown["figure"]
             if "text/markdown" in output.get("data", {}):
                 output.data["text/markdown"] = math.hide(output.data["text/markdown"])
     exporter = HTMLExporter(template_name="notebook", extra_template_basedirs=[str(PACKAGE / "templates")])
     body, _ = exporter.from_notebook_node(content)
+    body, contents = polish(math.put_back(body), study.store, "../", figures)
     html = TEMPLATES.get_template("page.html.j2").render(
-        title=title_and_question(notebook)[0], body=math.put_back(body), here=notebook.name, **_shared(study, "../")
+        title=title_and_question(notebook)[0], body=body, contents=contents, here=notebook.name, **_shared(study, "../")
     )
     write_atomic(study.store.page(notebook.name), html.encode())
 
@@ -85,23 +92,22 @@ def render_index(study: Study) -> None:
             "claims": [(claim, STATEMENTS[claim], verdict) for claim, verdict in verdicts.items()],
             "tables": {name: html_table(table) for name, table in report.tables().items()},
         }
-        if store.cost().exists():
-            costs = read_json(store.cost())
+        if found := read_or_set_aside(store.deploy()):
+            context["deployment"] = html_table(deployment_table(found))
+        if costs := read_or_set_aside(store.cost()):
             machine = costs["machine"]
             context |= {"cost_table": html_table(cost_table(cost_frame(costs))),
                         "cost_machine": f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}"}  # fmt: skip
     chapters = [(n.name, *title_and_question(n), store.page(n.name).exists()) for n in NOTEBOOKS.values()]
-    html = TEMPLATES.get_template("index.html.j2").render(chapters=chapters, **context, **_shared(study, ""))
+    shared = _shared(study, "")
+    body, contents = polish(TEMPLATES.get_template("index.html.j2").render(chapters=chapters, **context, **shared), store, "", {})
+    html = TEMPLATES.get_template("page.html.j2").render(title="Overview", body=body, contents=contents, **shared)
     write_atomic(store.index(), html.encode())
 
 
 def html_table(table: pd.DataFrame) -> str:
     """A table as HTML, escaped, numbers to the right."""
     return table.to_html(index=False, border=0, classes="data", justify="unset")
-
-
-def figure_exists(store: Store, name: str) -> bool:
-    return store.figure(name).exists()
 
 
 def _shared(study: Study, up: str) -> dict[str, Any]:
@@ -113,6 +119,7 @@ def _shared(study: Study, up: str) -> dict[str, Any]:
     return {
         "up": up,
         "style": (PACKAGE / "templates" / "style.css").read_text(),
+        "script": "".join(file.read_text("utf-8-sig") for file in sorted((PACKAGE / "templates" / "vendor").glob("*.js"))),
         "profile": study.profile.name,
         "dataset": study.bench.dataset.title,
         "devices": "; ".join(f"{device}, {threads} threads, torch {torch}" for device, torch, threads in places),
@@ -123,5 +130,5 @@ def _shared(study: Study, up: str) -> dict[str, Any]:
         "nav": [
             (n.name, number, title_and_question(n)[0]) for number, n in NOTEBOOKS.items() if study.store.executed(n.name).exists()
         ],
-        "has_figure": lambda name: figure_exists(study.store, name),
+        "figure_links": lambda name: figure_links(study.store, name),
     }

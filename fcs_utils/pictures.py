@@ -60,13 +60,17 @@ def norm_profile(norms: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
-def bins_over_norms(norms: Tensor, labels: Tensor, layer: str) -> Figure:
-    """K-Means bins over the L1 norms of one layer's channels, both (C,)."""
+def bins_over_norms(norms: Tensor, labels: Tensor, layer: str, kept: Sequence[int] | None = None) -> Figure:
+    """K-Means bins over the L1 norms of one layer's channels, both (C,); with ``kept``, those that go are pale."""
     figure, axis = plt.subplots(figsize=(9, 3))
     order = norms.argsort()
     for label in labels.unique().tolist():
         at = [rank for rank, channel in enumerate(order.tolist()) if labels[channel] == label]
-        axis.bar(at, norms[order[at]], color=BIN_COLOURS[label % len(BIN_COLOURS)], width=0.85, label=f"bin {label}: {len(at)}")
+        bars = axis.bar(
+            at, norms[order[at]], color=BIN_COLOURS[label % len(BIN_COLOURS)], width=0.85, label=f"bin {label}: {len(at)}"
+        )
+        for bar, channel in zip(bars, order[at].tolist(), strict=True):
+            bar.set_alpha(0.3 if kept is not None and channel not in kept else 1)
     axis.set(xlabel="channels by L1 norm", ylabel="L1 norm $a_c$", title=layer)
     axis.legend(title="bin: channels", ncols=4)
     return figure
@@ -112,6 +116,19 @@ def channel_pairs(maps: Tensor, chosen: Sequence[tuple[str, int, int, float]]) -
                 axis.set_axis_off()
                 axis.set_title(str(channel), fontsize=7, pad=2)
         row[0].text(-0.15, 0.5, f"{name}\n{similarity:.2f}", transform=row[0].transAxes, ha="right", va="center", fontsize=9)
+    return figure
+
+
+def twins(image: Tensor, maps: Tensor, gone: int, twin: int, similarity: float) -> Figure:
+    """A dropped channel beside the kept one that stands in for it: image (H, W, C) uint8, its maps (C, H, W)."""
+    figure, axes = _grid(3, 3, 1.9)
+    axes[0].imshow(image.squeeze(), cmap="gray")
+    axes[0].set_title("image", fontsize=9)
+    top = float(maps[[gone, twin]].max())
+    for axis, channel, word in ((axes[1], gone, "goes"), (axes[2], twin, "stays")):
+        axis.imshow(maps[channel], cmap="magma", vmin=0, vmax=top or 1)
+        axis.set_title(f"{channel} {word}", fontsize=9)
+    figure.suptitle(f"cosine over all images {similarity:.3f}", fontsize=9)
     return figure
 
 

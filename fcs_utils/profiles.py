@@ -27,7 +27,7 @@ class Arms(Config):
     Each arm's learning rate is the one of ``learning_rates`` with the best validation results after
     ``pilot_epochs`` on ``pilot_seeds``, which take no part in anything else. Then every arm runs every
     schedule of ``epochs`` with every seed, and training from scratch runs with the reference's epochs
-    and with its training MACs.
+    and with its training MACs, on the first ``scratch_seeds`` seeds (None is all).
     """
 
     networks: tuple[str, ...]
@@ -39,6 +39,7 @@ class Arms(Config):
     pilot_epochs: int
     methods: tuple[Literal["tft", "mlft", "twin", "kd"], ...] = ("tft", "mlft", "twin", "kd")
     scratch: tuple[Literal["epochs", "macs"], ...] = ("epochs", "macs")
+    scratch_seeds: int | None = None
 
 
 class Ablations(Config):
@@ -113,7 +114,7 @@ class Profile(Config):
 # Where a run costs minutes: the paper's criteria, FCS's variants, and chance.
 MAIN = ("random", "kernel_l1", "feature_norm", "fcs", "fcs_greedy", "fcs_linear")
 
-BRIEF, BRIEF_SPEED = Scoring(images=(256, 512, 1024), heavy=256, literal=4), Speed(images=512, batches=(32,), rounds=1)
+BRIEF, BRIEF_SPEED = Scoring(images=(128, 256, 512), heavy=128, literal=2), Speed(images=512, batches=(32,), rounds=1)
 
 PROFILES = {
     profile.name: profile
@@ -155,6 +156,7 @@ PROFILES = {
                 learning_rates=(0.002, 0.005, 0.02, 0.05),
                 pilot_seeds=(100, 101, 102),
                 pilot_epochs=4,
+                scratch_seeds=3,
             ),
             scoring=BRIEF,
             speed=BRIEF_SPEED,
@@ -165,20 +167,21 @@ PROFILES = {
             summary="CIFAR-10 (JPEG), quarter-width VGG-16 and full-width ResNet-20, three seeds",
             dataset="imagefolder:cifar10_jpeg",
             networks=(
-                Network(network="vgg16", width=0.25, training=Training(epochs=16, learning_rate=0.1)),
-                Network(network="resnet20", training=Training(epochs=14, learning_rate=0.2)),
+                Network(network="vgg16", width=0.25, training=Training(epochs=14, learning_rate=0.1)),
+                Network(network="resnet20", training=Training(epochs=12, learning_rate=0.2)),
             ),
             seeds=(0, 1, 2),
             ratios=(0.3, 0.5, 0.7),
             criteria=MAIN,
             tuning=Training(epochs=1, learning_rate=0.02),
-            ablations=Ablations(calibrations=(50, 200, 2000), draws=2, binning_seeds=2, headstart=2),
+            ablations=Ablations(calibrations=(50, 2000), draws=1, binning_seeds=1, headstart=2),
             arms=Arms(
                 networks=("vgg16",),
                 epochs=(2, 4, 8, 16),
                 learning_rates=(0.005, 0.02, 0.05),
                 pilot_epochs=2,
                 methods=("tft", "mlft", "kd"),
+                scratch_seeds=1,
             ),
         ),
         Profile(

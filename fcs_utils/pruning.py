@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch_pruning as tp
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from fcs_utils.activations import ChannelStatistics
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.merge import merge
 from fcs_utils.plans import PruningPlan
-from fcs_utils.store import write_atomic
+from fcs_utils.sealed import read_tensors, write_tensors
 from fcs_utils.structure import dependency_graph, evaluating, traceable
 
 Compensate = Literal["none", "merge"]
@@ -113,8 +110,7 @@ def _even_batches(images: Tensor, batch_size: int) -> tuple[Tensor, ...]:
 
 def save_compact(path: str | Path, compact: nn.Module, plan: PruningPlan) -> None:
     """Write a compact network: its weights as safetensors, with the plan as JSON in the file's metadata."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in compact.state_dict().items()}
-    write_atomic(Path(path), save(state, metadata={"plan": plan.model_dump_json()}))
+    write_tensors(Path(path), compact.state_dict(), {"plan": plan.model_dump_json()})
 
 
 def load_compact(path: str | Path, dense: nn.Module) -> nn.Module:
@@ -134,12 +130,7 @@ def load_compact(path: str | Path, dense: nn.Module) -> nn.Module:
 
 
 def _read_compact(path: Path) -> tuple[PruningPlan, dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise StudyError(f"{path} cannot be read as a compact network: {error}") from error
+    state, metadata = read_tensors(path)
     if "plan" not in metadata:
         raise StudyError(f"{path} holds weights but no pruning plan: it was not written by save_compact")
     return PruningPlan.from_json(metadata["plan"]), state

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
+import signal
 import sys
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +18,6 @@ from fcs_utils.store import Store, write_atomic
 
 if TYPE_CHECKING:  # imports torch, which takes seconds; an up-to-date start needs none of it
     from fcs_utils.grid import Stage
-    from fcs_utils.study import Study
 
 PACKAGE = Path(__file__).parent
 SOURCES = PACKAGE.parent / "notebooks"
@@ -21,10 +25,11 @@ SOURCES = PACKAGE.parent / "notebooks"
 
 @dataclass(frozen=True)
 class Notebook:
-    """A chapter: its file's stem and the stages of runs it needs."""
+    """A chapter: its file's stem, the stages of runs it needs, and whether it measures time and wants the machine alone."""
 
     name: str
     stages: tuple[Stage, ...]
+    alone: bool = False
 
     @property
     def source(self) -> Path:
@@ -39,8 +44,9 @@ NOTEBOOKS = {
     "05": Notebook("05_baseline_criteria", ("reference", "pruned", "tuned")),
     "06": Notebook("06_tft_and_mlft", ("reference", "rates", "arms")),
     "07": Notebook("07_ablations", ("reference", "pruned", "ablation")),
-    "08": Notebook("08_cost", ()),
+    "08": Notebook("08_cost", ("reference",), alone=True),
     "09": Notebook("09_paper_tables", ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")),
+    "explore": Notebook("explore", ("reference",)),
 }
 
 
@@ -68,11 +74,11 @@ def publish(profile: str, out: str | Path, data: str | None, numbers: str | None
 
     study = Study(profile, out, data)
     stages = dict.fromkeys(stage for notebook in wanted.values() for stage in notebook.stages)
-    study.run(stages, workers=pick_workers(workers, study.bench.device))
-    for number, notebook in _stale(store, wanted).items():
-        print(f"notebook {notebook.name} ...", file=sys.stderr, flush=True)
-        execute(study, notebook, {"profile": profile, "out": _from_root(out), "data": _from_root(data) if data else ""})
-        write_atomic(store.state(number), _inputs(store, notebook).encode())
+    at_once = pick_workers(workers, study.bench.device)
+    study.run(stages, workers=at_once)
+    _ = study.bench.dataset  # missing data is one clear error here, not a traceback in a cell
+    parameters = {"profile": profile, "out": _from_root(out), "data": _from_root(data) if data else ""}
+    execute_all(store, _stale(store, wanted), parameters, at_once)
     from fcs_utils.pages import render_index, render_page
 
     for notebook in NOTEBOOKS.values():
@@ -88,44 +94,88 @@ def _from_root(folder: str | Path) -> str:
     return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
 
 
-def execute(study: Study, notebook: Notebook, parameters: dict[str, Any]) -> None:
+def execute_all(store: Store, notebooks: Mapping[str, Notebook], parameters: Mapping[str, Any], at_once: int) -> None:
+    """Run notebooks side by side, one thread each; those that measure time run after the others, alone.
+
+    Raises StudyError for the first that fails; the others are done nevertheless.
+    """
+    together = {number: notebook for number, notebook in notebooks.items() if not notebook.alone}
+    failures: list[StudyError] = []
+    threads = {"OMP_NUM_THREADS": "1"} if at_once > 1 else {}
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), initializer=_start, initargs=(threads,)) as pool:
+        try:
+            begun = [pool.submit(_execute_one, store, n, notebook, parameters) for n, notebook in together.items()]
+            failures += [error for future in begun if (error := future.result())]
+        except BaseException:  # whoever interrupts does not want to wait for the notebooks in hand
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+    for number, notebook in notebooks.items():
+        if notebook.alone and (error := _execute_one(store, number, notebook, parameters)):
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def _start(environment: Mapping[str, str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its workers
+    os.environ.update(environment)  # kernels inherit it
+
+
+def _execute_one(store: Store, number: str, notebook: Notebook, parameters: Mapping[str, Any]) -> StudyError | None:
+    print(f"notebook {notebook.name} ...", file=sys.stderr, flush=True)
+    try:
+        execute(store, notebook, parameters)
+    except StudyError as error:
+        return error
+    write_atomic(store.state(number), _inputs(store, notebook).encode())
+    return None
+
+
+def execute(store: Store, notebook: Notebook, parameters: Mapping[str, Any]) -> None:
     """Run one notebook with papermill into the results folder.
 
     Raises StudyError for parameters it does not have, before anything runs, and for a failing cell.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     known = papermill.inspect_notebook(str(notebook.source))
     if unknown := sorted(parameters.keys() - known.keys()):
         raise refuse(f"parameter of {notebook.name}", unknown[0], ", ".join(known))
-    _ = study.bench.dataset  # missing data is one clear error here, not a traceback in a cell
-    failed = study.store.failed(notebook.name)  # until it has succeeded
+    failed = store.failed(notebook.name)  # until it has succeeded
     failed.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
-            str(notebook.source), str(failed), parameters, kernel_name="python3", progress_bar=False,
-            extra_arguments=["--log-level=40"],  # errors only: the kernel's notes on its transport are no news
+            str(notebook.source), str(failed), dict(parameters), kernel_name="python3", progress_bar=False,
+            extra_arguments=["--log-level=50"],  # what kernels note on their transport and shutdown is no news
         )  # fmt: skip
     except PapermillExecutionError as error:
         raise StudyError(
             f"notebook {notebook.name} failed: {error.ename}: {error.evalue} (executed copy kept: {failed})"
         ) from error
-    write_atomic(study.store.executed(notebook.name), _tidy(failed).encode())
+    except DeadKernelError as error:
+        raise StudyError(f"notebook {notebook.name}: its kernel was killed, perhaps for want of memory; start again") from error
+    write_atomic(store.executed(notebook.name), _tidy(failed).encode())
     failed.unlink()
 
 
 def _tidy(executed: Path) -> str:
-    """An executed copy without what is only of this machine and moment: paths, times, bars, warnings."""
+    """An executed copy without what is only of this machine and moment: paths, times, bars, warnings, live widgets."""
     import nbformat
 
     content = nbformat.read(executed, as_version=4)
-    content.metadata.pop("papermill", None)
+    for key in ("papermill", "widgets"):
+        content.metadata.pop(key, None)
     for cell in content.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+            for output in cell.outputs:
+                output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     return nbformat.writes(content) + "\n"
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.imagefolder import read_image_folder
 
+LARGEST_IDX = 2**30  # bytes; a small archive can unpack to more than the memory
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -60,7 +61,10 @@ def read_idx(path: Path) -> np.ndarray:
     try:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
+            with gzip.open(path) as file:
+                content = file.read(LARGEST_IDX + 1)
+            if len(content) > LARGEST_IDX:
+                raise StudyError(f"{path} unpacks to more than {LARGEST_IDX:,} bytes: no data set of this kind is so large")
     except (OSError, EOFError, zlib.error) as error:
         raise StudyError(f"{path} cannot be read: {error}; replace the file") from error
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
@@ -96,6 +100,9 @@ def _fashion_mnist(folder: Path) -> Arrays:
     if files is None:
         raise StudyError(f"fashion_mnist: torchvision's download left no IDX files in {places[0]}")
     train_images, train_labels, test_images, test_labels = (read_idx(file) for file in files)
+    for images, labels, file in ((train_images, train_labels, files[0]), (test_images, test_labels, files[2])):
+        if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1] or labels.max(initial=0) > 9:
+            raise StudyError(f"{file} and its labels are not Fashion-MNIST's: {images.shape} images, {labels.shape} labels")
     pad = ((0, 0), (2, 2), (2, 2))  # 28 -> 32: five halvings need 32 pixels
     return Arrays(
         "Fashion-MNIST", FASHION_CLASSES,

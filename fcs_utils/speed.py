@@ -31,7 +31,8 @@ from fcs_utils.measure import count_macs
 from fcs_utils.models import build_seeded
 from fcs_utils.profiles import Speed
 from fcs_utils.provenance import describe_machine, describe_moment, pick_precision
-from fcs_utils.store import Store, read_json, write_json
+from fcs_utils.sealed import read_or_set_aside, write_sealed
+from fcs_utils.store import Store
 
 Way = Literal["usual", "study", "study, two at once"]
 EPOCHS = 3  # the first one warms up
@@ -153,7 +154,7 @@ def speeds(store: Store, speed: Speed, device: str) -> dict[str, Any]:
     """The measurements of a results folder, made at the first call and kept; remove ``speed.json`` to measure again."""
     jobs = speed_jobs(speed, device)
     listed = [job.model_dump(mode="json") for job in jobs]
-    if store.speed().exists() and (found := read_json(store.speed())).get("jobs") == listed:
+    if (found := read_or_set_aside(store.speed())) and found.get("jobs") == listed:
         return found
     taken: list[list[float]] = [[] for _ in jobs]
     for _ in range(speed.rounds):  # in turns, so that a busy minute meets every way
@@ -162,7 +163,7 @@ def speeds(store: Store, speed: Speed, device: str) -> dict[str, Any]:
     rows = [{**one, "images_per_second": statistics.median(rates)} for one, rates in zip(listed, taken, strict=True)]
     found = {"machine": describe_machine(torch.device(device)), "precision": pick_precision(torch.device(device)),
              "date": describe_moment()["date"], "jobs": listed, "rows": rows}  # fmt: skip
-    write_json(store.speed(), found)
+    write_sealed(store.speed(), found)
     return found
 
 

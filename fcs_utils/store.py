@@ -6,12 +6,15 @@ import json
 import os
 import re
 import tempfile
-import warnings
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fcs_utils.errors import StudyError
+
+LARGEST = 64 * 1024 * 1024  # bytes of a JSON file that is read at all
+ABANDONED = 3600.0  # seconds after which nobody writes to a temporary file any more
 
 
 def canonical_json(value: Any) -> str:
@@ -34,11 +37,22 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # NamedTemporaryFile makes it private; results are meant to be read
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise StudyError(f"cannot write {path}: {error.strerror or error}; what was there before is kept") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without this a power cut can take back the new name, though not leave a part of the file.
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 class Store:
@@ -53,10 +67,12 @@ class Store:
         locks/ID.lock                 held by the process that does a run (not published)
         notebooks/NAME.ipynb          executed copies; pages/NAME.html the same to read
         failed/NAME.ipynb             the copy of a notebook that failed
+        explored/NAME.safetensors     compact networks saved from the explorer (not published)
         figures/NAME.png|svg          tables/NAME.csv|md|tex
         claims.json  index.html       the verdicts; the page to open
         cost.json                     what scoring cost on the machine that measured it
         speed.json                    how fast that machine trains and evaluates
+        deploy.json                   how much faster compact networks ran there
         state/NAME                    what was up to date when (not published)
     """
 
@@ -100,17 +116,29 @@ class Store:
     def claims(self) -> Path:
         return self.root / "claims.json"
 
+    def explored(self, name: str) -> Path:
+        return self.root / "explored" / f"{name}.safetensors"
+
     def cost(self) -> Path:
         return self.root / "cost.json"
 
     def speed(self) -> Path:
         return self.root / "speed.json"
 
+    def deploy(self) -> Path:
+        return self.root / "deploy.json"
+
     def index(self) -> Path:
         return self.root / "index.html"
 
     def state(self, name: str) -> Path:
         return self.root / "state" / name
+
+    def sweep(self) -> None:
+        """Remove temporary files that a kill or a power cut left behind: those too old to be in use."""
+        for left in self.root.rglob("*.tmp"):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink(missing_ok=True)
 
     def set_aside(self) -> Path | None:
         """Move the whole folder out of the way, deleting nothing; returns where it went."""
@@ -133,35 +161,19 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises StudyError for a missing, truncated or foreign file."""
+    """Read a JSON object. Raises StudyError for a file that is missing, truncated, foreign or absurdly large."""
     try:
-        value = json.loads(path.read_bytes())
+        if (size := path.stat().st_size) > LARGEST:
+            raise StudyError(f"{path} has {size:,} bytes; files of this study have at most {LARGEST:,}")
+        value = json.loads(path.read_bytes(), parse_constant=_no_number)
     except OSError as error:
         raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StudyError(f"{path} is not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise StudyError(f"{path} holds a {type(value).__name__}, not an object")
     return value
 
 
-def read_record(store: Store, kind: str, identity: str) -> dict[str, Any] | None:
-    """The record of a run, or None where there is none.
-
-    A file that is truncated or belongs to another run is set aside (``.corrupt``) with a warning, so the
-    run is done again and the file can still be looked at.
-    """
-    path = store.record(kind, identity)
-    if not path.exists():
-        return None
-    try:
-        record = read_json(path)
-        missing = {"id", "kind", "config", "result", "provenance", "volatile"} - record.keys()
-        if missing or (record["id"], record["kind"]) != (identity, kind):
-            raise StudyError(f"{path} is not the record of {kind} {identity}")
-    except StudyError as error:
-        aside = path.with_suffix(".corrupt")
-        path.replace(aside)
-        warnings.warn(f"{error}; set aside as {aside.name}, the run is done again", stacklevel=2)
-        return None
-    return record
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number")

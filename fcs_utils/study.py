@@ -10,12 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fcs_utils import store as files
 from fcs_utils.bench import Bench, OnMacs, describe
 from fcs_utils.claims import margin
 from fcs_utils.config import SCHEMA, Run
 from fcs_utils.deadline import Deadline
-from fcs_utils.errors import OutOfTime, StudyError, refuse
+from fcs_utils.errors import OutOfTime, StudyError, is_out_of_memory, refuse
 from fcs_utils.grid import STAGES, Rates, Stage, expected_macs, grid
 from fcs_utils.locks import alone
 from fcs_utils.profiles import Profile, get_profile
@@ -23,6 +22,8 @@ from fcs_utils.progress import bar
 from fcs_utils.provenance import describe_machine, describe_moment, pick_device, pick_precision
 from fcs_utils.report import Report, choose_learning_rates
 from fcs_utils.runs import do
+from fcs_utils.sealed import read_or_set_aside, read_record, write_sealed
+from fcs_utils.store import Store
 from fcs_utils.workers import Outcome, Workers, one_thread
 
 Record = dict[str, Any]
@@ -44,7 +45,7 @@ class Study:
         self.arguments = (profile, out, data, device)  # a worker opens the same study
         self.deadline = Deadline()
         self.profile = profile if isinstance(profile, Profile) else get_profile(profile)
-        self.store = files.Store(out, self.profile.name)
+        self.store = Store(out, self.profile.name)
         self.bench = Bench(self.store, self.profile.dataset, data, pick_device(device))
         self.precision = self._precision()
         self.grid = grid(self.profile, self.precision)
@@ -55,8 +56,12 @@ class Study:
         # The precision is part of every identity, so it belongs to the folder and not to the machine that
         # happens to open it: records that come home from a GPU must be found on a laptop.
         path, wanted = self.store.settings(), self.profile.precision
-        if path.exists():
-            precision = files.read_json(path).get("precision")
+        settings = read_or_set_aside(path)
+        if settings is None:  # no runs yet, or a damaged file: the records still tell
+            records = (read_or_set_aside(record) for record in self.store.all_records())
+            settings = next((record["config"]["reference"] for record in records if record), None)
+        if settings is not None:
+            precision = settings.get("precision")
         else:
             precision = pick_precision(self.bench.device) if wanted == "auto" else wanted
         if precision not in ("fp32", "bf16"):
@@ -95,7 +100,7 @@ class Study:
 
     def record(self, run: Run) -> Record | None:
         """The record of a run, or None where it has not been done."""
-        return files.read_record(self.store, run.kind, run.identity)
+        return read_record(self.store, run.kind, run.identity)
 
     def records(self, stages: Iterable[Stage] | None = None, only: str = "") -> list[Record]:
         """The records of some stages, reading only. Raises StudyError naming the missing ones."""
@@ -142,9 +147,11 @@ class Study:
         wanted: tuple[Stage, ...] = STAGES if stages is None else tuple(stages)
         open_end = "arms" in wanted and self.rates() is None  # what stage arms holds is not known yet
         runs = self.runs(stage for stage in wanted if not (open_end and stage == "arms"))  # refuses unknown names before any work
-        if runs and not _picked(runs, only) and not open_end:
-            raise refuse("only", only, f"words of a run's description, such as {describe(runs[0])!r}")
+        possible = [*runs, *(self._possible_arms() if open_end else [])]
+        if possible and not _picked(possible, only):
+            raise refuse("only", only, f"words of a run's description, such as {describe(possible[0])!r}")
         failures: list[str] = []
+        self.store.sweep()
         with Workers(workers, self) as pool:
             for stage in sorted(set(wanted), key=STAGES.index):
                 if stage == "arms" and self.rates() is None:
@@ -157,6 +164,13 @@ class Study:
             raise StudyError(f"{len(failures)} runs failed, the others have their records. First: {failures[0]}")
         return self.records(wanted, only)
 
+    def _possible_arms(self) -> list[Run]:
+        """What stage ``arms`` may come to hold: its runs at every learning rate of the list."""
+        arms = self.profile.arms
+        keys = [(network, method) for network in arms.networks for method in arms.methods]
+        grids = (grid(self.profile, self.precision, dict.fromkeys(keys, rate)) for rate in arms.learning_rates)
+        return [run for one in grids for run in one["arms"]]
+
     def _do_stage(self, stage: Stage, pool: Workers, only: str) -> list[str]:
         """Do a stage's runs that have no record; returns what failed."""
         runs = _picked(self.runs([stage]), only)
@@ -165,7 +179,7 @@ class Study:
             return []
         _ = self.bench.dataset  # missing data is an error before any work starts
         if not self.store.settings().exists():
-            files.write_json(self.store.settings(), {"precision": self.precision, "profile": self.profile.name})
+            write_sealed(self.store.settings(), {"precision": self.precision, "profile": self.profile.name})
         expected = dict(zip((run.identity for run in todo), expected_macs(self.bench, todo), strict=True))
         failures = []
         with bar(total=sum(expected.values()), desc=f"{self.profile.name}: {stage}",
@@ -223,14 +237,19 @@ class Study:
             if (record := self.record(run)) is not None:  # another process was faster
                 return record
             record = self._done(run, parent_record, on_macs)
-            files.write_json(self.store.record(run.kind, run.identity), record)
+            write_sealed(self.store.record(run.kind, run.identity), record)
             self.bench.checkpoint(run).remove()
         return record
 
     def _done(self, run: Run, parent: Record | None, on_macs: OnMacs) -> Record:
         started = time.perf_counter()
         with one_thread():
-            result, volatile = do(self.bench, run, parent, self.deadline.watch(on_macs))
+            try:
+                result, volatile = do(self.bench, run, parent, self.deadline.watch(on_macs))
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise StudyError(f"{describe(run)}: memory ran out; take fewer --workers or free some ({error})") from error
             machine = describe_machine(self.bench.device)
         return {
             "schema": SCHEMA, "id": run.identity, "kind": run.kind,

@@ -11,12 +11,18 @@ os.environ.setdefault("FCS_QUIET", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 from fcs_utils.data import Dataset, load_dataset
 from fcs_utils.models import build_seeded
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# The same examples each time; ./run_tests.sh --hypothesis-profile nightly tries ten times as many, new ones each time.
+settings.register_profile("study", deadline=None, max_examples=50, derandomize=True)
+settings.register_profile("nightly", deadline=None, max_examples=500)
+settings.load_profile("study")
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.models import build_seeded
 from fcs_utils.plans import make_plan
 from fcs_utils.pruning import load_compact, prune, recalibrate, save_compact
+from fcs_utils.sealed import write_tensors
 from tests.conftest import ROOT
 
 
@@ -63,9 +64,12 @@ def test_damaged_compact_files_are_refused(saved: tuple[nn.Module, Path], tmp_pa
     (tmp_path / "huge").write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
     (tmp_path / "plain").write_bytes(save({"w": torch.ones(2)}))
     for name, message in [("short", "cannot be read"), ("empty", "cannot be read"), ("pickle", "cannot be read"),
-                          ("huge", "cannot be read"), ("missing", "cannot be read"), ("plain", "no pruning plan")]:  # fmt: skip
+                          ("huge", "cannot be read"), ("missing", "cannot be read"), ("plain", "has no checksum")]:  # fmt: skip
         with pytest.raises(StudyError, match=message):
             load_compact(tmp_path / name, dense)
+    write_tensors(tmp_path / "weights", {"w": torch.ones(2)})
+    with pytest.raises(StudyError, match="no pruning plan"):
+        load_compact(tmp_path / "weights", dense)
     with pytest.raises(StudyError, match="head.weight does not fit|head.bias does not fit"):
         load_compact(path, build_seeded(0, "vgg16", num_classes=9, width=0.125))
     with pytest.raises(StudyError, match="does not fit this network"):

@@ -9,7 +9,7 @@ import pytest
 
 from fcs_utils.config import Pruning, Reference, Run, Training, Tuning, parse_run
 from fcs_utils.errors import StudyError
-from fcs_utils.store import Store, read_record, write_atomic, write_json
+from fcs_utils.store import write_atomic, write_json
 
 REFERENCE = Reference(
     dataset="digits", network="vgg16", width=0.25, seed=0, training=Training(epochs=10, learning_rate=0.05), precision="fp32"
@@ -86,19 +86,6 @@ def test_a_plan_has_one_goal(goal: dict[str, float | None]) -> None:
     pruning = {**PRUNED.model_dump(mode="json")["pruning"], **goal}
     with pytest.raises(StudyError, match="either ratio or macs"):
         parse_run({**PRUNED.model_dump(mode="json"), "pruning": pruning})
-
-
-def test_truncated_and_foreign_records_are_set_aside(tmp_path: Path) -> None:
-    store = Store(tmp_path, "smoke")
-    path = store.record("reference", "a")
-    record = {"id": "a", "kind": "reference", "config": {}, "result": {}, "provenance": {}, "volatile": {}}
-    write_json(path, record)
-    assert read_record(store, "reference", "a") == record
-    for content in (json.dumps(record)[:30], json.dumps({**record, "id": "b"}), ""):
-        write_atomic(path, content.encode())
-        with pytest.warns(UserWarning, match="set aside"):
-            assert read_record(store, "reference", "a") is None
-        assert not path.exists() and path.with_suffix(".corrupt").exists()
 
 
 def test_a_refused_write_keeps_the_old_file(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -17,9 +17,6 @@ from fcs_utils.pruning import prune
 from fcs_utils.structure import Consumer
 from fcs_utils.sums import EXTRAS, READINGS
 from tests.test_pruning import zeroed
-
-settings.register_profile("study", deadline=None, max_examples=60, derandomize=True)
-settings.load_profile("study")
 
 
 @st.composite
