@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Runs the study: installs into .venv at the first start, then runs, notebook by notebook. --help explains.
+# './run_all.sh lab' opens the explorer in JupyterLab instead; further arguments go to it.
 set -euo pipefail
 caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -8,6 +9,11 @@ if [ "$caller" != "$PWD" ]; then
     echo "running in $PWD; relative folders are taken from there" >&2
 fi
 python=$(find_python)
+if [ "${1:-}" = lab ]; then
+    shift
+    make_venv "$python"
+    exec .venv/bin/jupyter lab notebooks/explore.ipynb "$@"
+fi
 # Typos are refused, and help is given, before minutes of installation.
 for argument in "$@"; do
     case $argument in -h | --help) exec "$python" -m fcs_utils study --help ;; esac

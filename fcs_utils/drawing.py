@@ -68,7 +68,7 @@ def _norms(axis: Axes) -> None:
     for rank, (which, size, _) in enumerate(CHANNELS):
         axis.bar(0.05 + 0.1 * rank, 0.85 * size, width=0.075, bottom=0.06, color=BINS[which])
     for which, colour in enumerate(BINS):
-        axis.text(0.15 + 0.3 * which, 0.005, f"bin {which}", fontsize=9, ha="center", color=colour, weight="semibold", va="center")
+        axis.text(0.15 + 0.3 * which, 0.005, f"bin {which}", fontsize=9, ha="center", color=colour, weight="bold", va="center")
     axis.text(0.0, -0.04, "exact one-dimensional K-Means:\nchannels of like size compete", fontsize=9, color=SOFT, va="top")
 
 
@@ -108,11 +108,11 @@ def _tuning(axis: Axes) -> None:
     _network(axis, 0.02, 0.77, [0.16, 0.2, 0.16], "compact", "#0072B2")
     axis.text(0.36, 0.77, "labels", fontsize=9, va="center", color=SOFT)
     _arrow(axis, (0.35, 0.77), (0.28, 0.77), SOFT)
-    axis.text(0.62, 0.77, "TFT", fontsize=12, weight="semibold", va="center", color=INK)
+    axis.text(0.62, 0.77, "TFT", fontsize=12, weight="bold", va="center", color=INK)
     _network(axis, 0.02, 0.27, [0.16, 0.2, 0.16], "compact", "#0072B2")
     _network(axis, 0.66, 0.27, [0.26, 0.34, 0.26], "unpruned peer", "#E69F00")
     _arrow(axis, (0.3, 0.31), (0.62, 0.31), "#0072B2", -0.25)
     _arrow(axis, (0.62, 0.23), (0.3, 0.23), "#E69F00", -0.25)
     axis.text(0.46, 0.27, "predictions", fontsize=9, ha="center", va="center", color=SOFT)
-    axis.text(0.46, 0.46, "MLFT", fontsize=12, weight="semibold", ha="center", va="center", color=INK)
+    axis.text(0.46, 0.46, "MLFT", fontsize=12, weight="bold", ha="center", va="center", color=INK)
     axis.text(0.0, -0.04, "each also learns from the labels;\nonly the compact network is kept", fontsize=9, color=SOFT, va="top")

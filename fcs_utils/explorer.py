@@ -114,14 +114,15 @@ class Explorer:
     def _save(self) -> None:
         path = self.here.save(self.choice, self.merge.value)
         code = html.escape(self.here.loading_code(path.resolve()))
-        self.said.value = f"<p>Saved <code>{html.escape(str(path))}</code>. Load it anywhere with:</p><pre>{code}</pre>"
+        self.said.value = f"<p>Saved <code>{html.escape(str(path))}</code>. Load it anywhere with:</p><pre style="white-space: pre; overflow-x: auto">{code}</pre>"
 
     def widget(self) -> w.Widget:
         """Everything in one box: controls to the left, what they do to the right."""
         controls = w.VBox([self.network, self.layer, self.criterion, self.reading, self.bins, self.ratio, self.numbers,
                            self.merge, self.save, self.said], layout={"width": "330px", "flex": "0 0 auto"})  # fmt: skip
         pair = w.VBox([w.HBox([self.gone, self.image], layout={"flex_flow": "row wrap"}), self.pair])
-        shown = w.VBox([self.norms, w.HBox([self.similarity, pair], layout={"flex_flow": "row wrap"}), self.why])
+        lower = w.HBox([self.similarity, pair], layout={"flex_flow": "row wrap"})
+        shown = w.VBox([self.norms, lower, self.why], layout={"flex": "1 1 30rem", "min_width": "0"})
         box = w.HBox([controls, shown], layout={"flex_flow": "row wrap"})
         box.add_class("fcs-explorer")
         return box

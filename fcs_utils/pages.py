@@ -121,7 +121,7 @@ def _shared(study: Study, up: str) -> dict[str, Any]:
         "style": (PACKAGE / "templates" / "style.css").read_text(),
         "script": "".join(file.read_text("utf-8-sig") for file in sorted((PACKAGE / "templates" / "vendor").glob("*.js"))),
         "profile": study.profile.name,
-        "dataset": study.bench.dataset.title,
+        "dataset": study.data_facts()[0],
         "devices": "; ".join(f"{device}, {threads} threads, torch {torch}" for device, torch, threads in places),
         "precision": study.precision,
         "dates": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "none yet",

@@ -31,7 +31,7 @@ def use_house_style() -> None:
     """Set matplotlib's defaults for every figure of the study."""
     sns.set_theme(context="notebook", style="ticks", rc={
         "figure.dpi": 110, "savefig.dpi": 160, "figure.constrained_layout.use": True, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "semibold", "axes.labelsize": 10,
+        "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.labelsize": 10,
         "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False,
         "svg.hashsalt": "fcs-mlft",
     })  # fmt: skip

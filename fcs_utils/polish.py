@@ -22,11 +22,14 @@ def polish(body: str, store: Store, up: str, figures: Mapping[str, str]) -> tupl
         anchor.decompose()
     for table in soup.find_all("table"):
         _sortable(soup, table)
+    for equation in soup.select('math[display="block"]'):
+        _scrolling(soup, equation, "equation")
     for image in soup.find_all("img"):
         name = figures.get(str(image.get("alt", "")))
         if name and image.find_parent("figure") is None:
             _caption(soup, image, store, up, name)
-    return str(soup), contents(soup)
+    listed = contents(soup)  # gives headings their anchors
+    return str(soup), listed
 
 
 def contents(soup: BeautifulSoup) -> list[tuple[str, str]]:
@@ -46,8 +49,12 @@ def _sortable(soup: BeautifulSoup, table: Tag) -> None:
             # '98.65 +- 0.40' and '+1.2 points' sort by their number.
             if (number := NUMBER.match(cell.get_text(strip=True))) and number[0] != cell.get_text(strip=True):
                 cell["data-sort"] = number[0].replace(",", "").replace("\N{MINUS SIGN}", "-")
-    if "scroll" not in (table.parent.get("class") or [] if table.parent else []):
-        table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": "table"}))
+    _scrolling(soup, table, "table")
+
+
+def _scrolling(soup: BeautifulSoup, wide: Tag, what: str) -> None:
+    """Lets what is wider than a phone scroll by itself, with a finger or the keyboard."""
+    wide.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": what}))
 
 
 def _caption(soup: BeautifulSoup, image: Tag, store: Store, up: str, name: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from fcs_utils.claims import STATEMENTS, claim_verdicts
+from fcs_utils.drawing import method_picture
 from fcs_utils.errors import StudyError
 from fcs_utils.plots import forest, use_house_style
 from fcs_utils.store import write_atomic
@@ -17,6 +18,7 @@ from fcs_utils.study import Study
 from fcs_utils.tables import claims_table
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+METHOD = README.parent / "docs" / "method.png"
 BEGIN, END = "<!-- from records: begin -->", "<!-- from records: end -->"
 
 
@@ -26,7 +28,7 @@ def records_block(study: Study) -> str:
     verdicts = [f"- **{claim}** {STATEMENTS[claim]}: **{word}**" for claim, word in claim_verdicts(report.ledger).items()]
     where = f"results/{study.profile.name}/figures/readme.png"
     lines = [
-        f"Profile `{study.profile.name}` on {study.bench.dataset.title}, n = {len(study.profile.seeds)} seeds:", "", *verdicts, "",
+        f"Profile `{study.profile.name}` on {study.data_facts()[0]}, n = {len(study.profile.seeds)} seeds:", "", *verdicts, "",
         f"![Effect and 95 % interval of every comparison behind the verdicts]({where})", "",
         claims_table(report.ledger[report.ledger.decisive]).to_markdown(index=False),
     ]  # fmt: skip
@@ -48,11 +50,15 @@ def figure_is_fresh(study: Study) -> bool:
 
 
 def draw_figure(study: Study) -> None:
+    """The figure of the records, and the drawing of the method."""
     use_house_style()
     buffer = io.BytesIO()
     ledger = study.report().ledger
     forest(ledger[ledger.decisive]).savefig(buffer, format="png", metadata={"Source": ledger_digest(study)})
     write_atomic(study.store.figure("readme"), buffer.getvalue())
+    buffer = io.BytesIO()
+    method_picture().savefig(buffer, format="png")
+    write_atomic(METHOD, buffer.getvalue())
 
 
 def update_readme(profile: str, out: str | Path, *, check: bool = False) -> int:

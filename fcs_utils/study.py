@@ -68,6 +68,13 @@ class Study:
             raise refuse(f"{path}: precision", precision, "fp32, bf16")
         return precision
 
+    def data_facts(self) -> tuple[str, int]:
+        """Title of the data set and size of its validation split: from the results, so that tables need no data."""
+        settings = read_or_set_aside(self.store.settings()) or {}
+        if "dataset" in settings and "validation_images" in settings:
+            return settings["dataset"], settings["validation_images"]
+        return self.bench.dataset.title, len(self.bench.dataset.validation)
+
     def runs(self, stages: Iterable[Stage] | None = None) -> list[Run]:
         """The runs of some stages (default: all), each once, in order. Raises StudyError for an unknown stage."""
         wanted = STAGES if stages is None else tuple(stages)
@@ -82,9 +89,7 @@ class Study:
         if self._rates is None:
             records = [self.record(run) for run in self.grid["rates"]]
             if all(record is not None for record in records):
-                self._rates = choose_learning_rates(
-                    (r for r in records if r is not None), margin(len(self.bench.dataset.validation))
-                )
+                self._rates = choose_learning_rates((r for r in records if r is not None), margin(self.data_facts()[1]))
                 self.grid = grid(self.profile, self.precision, self._rates)
         return self._rates
 
@@ -127,7 +132,7 @@ class Study:
 
         Raises StudyError naming the missing ones; where they are allowed, they are listed in a table instead.
         """
-        images = len(self.bench.dataset.validation)
+        images = self.data_facts()[1]
         if not allow_missing:
             return Report({stage: self.records([stage]) for stage in STAGES}, images)
         self.rates()
@@ -179,7 +184,9 @@ class Study:
             return []
         _ = self.bench.dataset  # missing data is an error before any work starts
         if not self.store.settings().exists():
-            write_sealed(self.store.settings(), {"precision": self.precision, "profile": self.profile.name})
+            title, images = self.data_facts()
+            write_sealed(self.store.settings(), {"precision": self.precision, "profile": self.profile.name,
+                                                 "dataset": title, "validation_images": images})  # fmt: skip
         expected = dict(zip((run.identity for run in todo), expected_macs(self.bench, todo), strict=True))
         failures = []
         with bar(total=sum(expected.values()), desc=f"{self.profile.name}: {stage}",

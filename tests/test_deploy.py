@@ -50,7 +50,10 @@ class Other:
 
 def test_a_network_that_does_not_agree_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(StudyError, match="differ from PyTorch's by up to 0.0003.*: not written"):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(StudyError, match="differ from PyTorch's by up to 0.0003.*: not written"),
+    ):
         patch.setattr(deploy, "session", Other)
         export_onnx(network, tmp_path / "net.onnx", 0.01 * torch.randn(2, 3, 8, 8))
     with pytest.raises(StudyError, match="Sequential cannot be exported to ONNX"):

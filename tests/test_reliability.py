@@ -134,10 +134,9 @@ def test_a_full_disk_loses_nothing_and_the_next_start_goes_on(smoke: Path, small
     assert study_command(*command, "--only", "vgg16").returncode == 0
     kept = {path: path.read_bytes() for path in Store(small_disk, "smoke").all_records()}
     filler = small_disk / "filler"
-    with filler.open("wb") as file, pytest.raises(OSError, match="No space left"):
+    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(bytes(4096))
-            file.flush()
     done = study_command(*command)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "cannot write" in done.stderr and "No space left on device" in done.stderr
@@ -197,7 +196,9 @@ def test_a_run_without_memory_fails_alone_and_says_so(tmp_path: Path, monkeypatc
 
 def notebook_of(folder: Path, code: str) -> publish.Notebook:
     cell = nbformat.v4.new_code_cell("profile: str = 'smoke'  # one", metadata={"tags": ["parameters"]})
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell(code)]), folder / "planted.ipynb")
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    cells = [cell, nbformat.v4.new_code_cell(code)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / "planted.ipynb")
     return publish.Notebook("planted", ())
 
 
