@@ -15,6 +15,7 @@ from fcs_utils.errors import OutOfTime, StudyError
 
 # Spelled out so that a typo is refused without importing torch; a test compares them with the real tables.
 PROFILES = ("smoke", "quick", "cifar", "fashion", "paper", "paper-core")
+HEADLINE = "fashion"  # whose verdicts stand in the README
 STAGES = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")
 
 
@@ -55,12 +56,12 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
     parser = Parser(prog=prog, description="Reproducible study of FCS pruning and MLFT fine-tuning.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, text: str, example: str) -> argparse.ArgumentParser:
+    def add(name: str, text: str, example: str, profile: str = "quick") -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, epilog=f"Example: {example}", allow_abbrev=False)
         if example.startswith("./run_all.sh"):  # how users know this command
             command.prog = "./run_all.sh"
-        names = f"one of {', '.join(PROFILES)} (default: quick); NAME:DATASET is the same on another data set"
-        command.add_argument("--profile", type=_profile, default="quick", metavar="NAME", help=names)
+        names = f"one of {', '.join(PROFILES)} (default: {profile}); NAME:DATASET is the same on another data set"
+        command.add_argument("--profile", type=_profile, default=profile, metavar="NAME", help=names)
         command.add_argument("--out", default="results", metavar="DIR", help="results folder (default: results)")
         return command
 
@@ -83,7 +84,7 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
     tables = add("tables", "write tables and verdicts from records, running nothing", "python -m fcs_utils tables --profile cifar")
     tables.add_argument("--data", metavar="DIR", help="data folder (default: FCS_DATA, else ./data)")
     tables.add_argument("--allow-missing", action="store_true", help="list runs without a record in a table instead of refusing")
-    readme = add("readme", "render the README's table and figure from records", "python -m fcs_utils readme")
+    readme = add("readme", "render the README's table and figure from records", "python -m fcs_utils readme", HEADLINE)
     readme.add_argument("--check", action="store_true", help="change nothing; fail when they are stale")
     text = "gather the wheels that runs need beside torch, torchvision, numpy, pandas and scikit-learn"
     wheels = commands.add_parser("wheels", help=text, description=text, allow_abbrev=False,

@@ -20,6 +20,7 @@ from fcs_utils.exploration import Choice, Exploration
 from fcs_utils.study import Study
 from fcs_utils.sums import READINGS
 
+CODE = '<pre style="white-space: pre; overflow-x: auto">'
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -114,7 +115,7 @@ class Explorer:
     def _save(self) -> None:
         path = self.here.save(self.choice, self.merge.value)
         code = html.escape(self.here.loading_code(path.resolve()))
-        self.said.value = f"<p>Saved <code>{html.escape(str(path))}</code>. Load it anywhere with:</p><pre style="white-space: pre; overflow-x: auto">{code}</pre>"
+        self.said.value = f"<p>Saved <code>{html.escape(str(path))}</code>. Load it anywhere with:</p>{CODE}{code}</pre>"
 
     def widget(self) -> w.Widget:
         """Everything in one box: controls to the left, what they do to the right."""
