@@ -149,7 +149,7 @@ PROFILES = {
             seeds=(0, 1, 2, 3, 4),
             ratios=(0.3, 0.5, 0.7),
             tuning=Training(epochs=1, learning_rate=0.01, batch_size=32),
-            ablations=Ablations(calibrations=(50, 200, 1000), draws=2, headstart=4, seeds=3),
+            ablations=Ablations(calibrations=(50, 200, 1000), draws=2, headstart=4, seeds=2),
             arms=Arms(
                 networks=("vgg16",),
                 epochs=(2, 4, 8),
@@ -158,7 +158,7 @@ PROFILES = {
                 pilot_epochs=4,
                 scratch_seeds=3,
             ),
-            scoring=BRIEF,
+            scoring=Scoring(networks=("resnet56",), images=(128, 256, 512), widths=(0.5,), heavy=128, literal=2),
             speed=BRIEF_SPEED,
             precision="fp32",  # a fresh clone trains the references again, on whatever it runs
         ),
