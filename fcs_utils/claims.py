@@ -12,6 +12,11 @@ import pandas as pd
 from fcs_utils.inference import Paired, Verdict, holm, paired, seed_differences, verdict
 
 
+def counted(epochs: int) -> str:
+    """'1 epoch', '2 epochs'."""
+    return f"{epochs} epoch" + ("" if epochs == 1 else "s")
+
+
 def overall(verdicts: Sequence[Verdict]) -> Verdict:
     """A claim with several comparisons is supported by all of them, contradicted by any."""
     if "contradicted" in verdicts:
@@ -120,8 +125,8 @@ def c3(arms: pd.DataFrame, slack: float) -> list[Comparison]:
             pair = _arm(arms, method, epochs), _arm(arms, "tft", long)
             if epochs < long and all(map(len, pair)):
                 name = METHODS[method]
-                question = (f"test top-1, {name} of {epochs} epochs minus TFT of {long}, plus {slack:.2f} points within which they "
-                            "count as equal")  # fmt: skip
+                question = (f"test top-1, {name} of {counted(epochs)} minus TFT of {long}, plus {slack:.2f} points within which "
+                            "they count as equal")  # fmt: skip
                 result = paired(seed_differences(*pair, "test") + slack)
                 label = f"{name} {epochs} − TFT {long} epochs"
                 rows.append(Comparison("C3", label, question, "points", result, method == "mlft", role, epochs))
@@ -132,7 +137,7 @@ def c3(arms: pd.DataFrame, slack: float) -> list[Comparison]:
                 result = paired(seed_differences(*pair, "test"))
                 decisive = theirs == "tft" and epochs < long
                 rows.append(Comparison("C3", f"{METHODS[ours]} − {METHODS[theirs]}, {epochs} epochs",
-                                       f"test top-1 after {epochs} epochs each, {words}", "points", result, decisive,
+                                       f"test top-1 after {counted(epochs)} each, {words}", "points", result, decisive,
                                        "better" if decisive else "", epochs))  # fmt: skip
     return rows
 

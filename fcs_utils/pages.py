@@ -122,7 +122,9 @@ def _shared(study: Study, up: str) -> dict[str, Any]:
         "script": "".join(file.read_text("utf-8-sig") for file in sorted((PACKAGE / "templates" / "vendor").glob("*.js"))),
         "profile": study.profile.name,
         "dataset": study.data_facts()[0],
-        "devices": "; ".join(f"{device}, {threads} threads, torch {torch}" for device, torch, threads in places),
+        "devices": "; ".join(
+            f"{device}, {threads} thread{'s' if threads > 1 else ''}, torch {torch}" for device, torch, threads in places
+        ),
         "precision": study.precision,
         "dates": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "none yet",
         "commits": ", ".join(commits[:3]) + (" ..." if len(commits) > 3 else ""),

@@ -160,6 +160,11 @@ def test_time_budgets_are_times(budget: str) -> None:
     assert done.returncode == 2 and "is not allowed; allowed: a number with s, m or h" in done.stderr
 
 
+def test_a_used_up_time_budget_is_no_failure(tmp_path: Path) -> None:
+    done = study_command("run", "--profile", "smoke", "--out", str(tmp_path), "--workers", "1", "--time-budget", "0.001s")
+    assert done.returncode == 0 and "the time budget is used up; finished runs are kept" in done.stderr
+
+
 def test_a_failed_reference_fails_its_runs_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study("smoke", tmp_path)
     tried = []

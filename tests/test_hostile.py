@@ -118,6 +118,18 @@ def test_bombs_are_refused_before_memory_is_taken(folder: Path) -> None:
         read_idx(folder / "claims.idx")
 
 
+def test_a_damaged_cache_is_decoded_again(folder: Path) -> None:
+    image_folder(folder / "pets")
+    first = load_dataset("imagefolder:pets", folder).fingerprint
+    (cached,) = (folder.parent / "cache").iterdir()
+    content = bytearray(cached.read_bytes())
+    content[-5] ^= 4
+    cached.write_bytes(content)
+    with pytest.warns(UserWarning, match="does not match its checksum.*decoded again.*set aside"):
+        assert load_dataset("imagefolder:pets", folder).fingerprint == first
+    assert cached.with_suffix(".corrupt").read_bytes() == content and cached.exists()
+
+
 class Planted:
     def __reduce__(self) -> tuple[object, ...]:
         return os.system, ("touch /tmp/fcs-planted",)

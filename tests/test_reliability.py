@@ -75,6 +75,7 @@ def test_differences_are_named() -> None:
 def test_ten_kills_at_random_moments_leave_the_records_of_an_undisturbed_run(smoke: Path, tmp_path: Path) -> None:
     chance, store = random.Random(0), Store(tmp_path, "smoke")
     command = ["run", "--profile", "smoke", "--out", str(tmp_path)]
+    written: dict[Path, int] = {}  # what is done is not done again
     for kill in range(10):
         eager = kill % 2 == 0  # one worker that keeps every epoch, or two that keep whole runs
         process = start(*command, "--workers", "1" if eager else "2", eager=eager)
@@ -95,10 +96,12 @@ def test_ten_kills_at_random_moments_leave_the_records_of_an_undisturbed_run(smo
             assert "a worker process died" in said and "Traceback" not in said
         _, orphans = psutil.wait_procs(family, timeout=30)
         assert not orphans
+        written = {path: written.get(path, path.stat().st_mtime_ns) for path in store.all_records()}
     done = study_command(*command, "--workers", "2")
     assert done.returncode == 0, done.stderr
     assert "set aside" not in done.stderr and not list(store.root.rglob("*.corrupt"))
     assert_same_records(smoke, tmp_path)
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items()) and len(written) > 10
     assert not list((store.root / "unfinished").glob("*.safetensors"))
 
 
@@ -111,7 +114,10 @@ def test_a_polite_end_keeps_the_epoch_and_says_so(smoke: Path, tmp_path: Path, s
         time.sleep(0.02)
     process.send_signal(sign)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + sign and said.splitlines()[-1].startswith("interrupted: ") and "Traceback" not in said
+    assert process.returncode == 128 + sign and said.startswith("interrupted: ") and said.count("\n") == 1
+    (kept,) = (store.root / "unfinished").glob("*.safetensors")
+    before = len(json.loads(read_tensors(kept)[1]["training"])["history"])
+    assert before >= 1
     assert study_command(*command).returncode == 0
     assert_same_records(smoke, tmp_path, all_of_them=False)
 
@@ -213,7 +219,12 @@ def test_a_killed_kernel_and_a_failing_cell_are_one_line(
     store, notebook = Store(tmp_path, "smoke"), notebook_of(tmp_path, code)
     with pytest.raises(StudyError, match=f"notebook planted.*{message}"):
         publish.execute(store, notebook, {"profile": "smoke"})
-    assert not store.executed("planted").exists()
+    assert not store.executed("planted").exists() and store.failed("planted").exists()
+    (tmp_path / "other.ipynb").write_text((tmp_path / "planted.ipynb").read_text().replace(json.dumps(code)[1:-1], "fine = 1"))
+    both = {"01": notebook, "02": publish.Notebook("other", (), alone=True)}
+    with pytest.raises(StudyError, match="notebook planted"):
+        publish.execute_all(store, both, {"profile": "smoke"}, 1)
+    assert store.executed("other").exists()  # one chapter's end is not the others'
     with pytest.raises(StudyError, match="parameter of planted='profil' is not allowed; allowed: profile"):
         publish.execute(store, notebook, {"profil": "smoke"})
 
