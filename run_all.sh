@@ -12,6 +12,9 @@ python=$(find_python)
 if [ "${1:-}" = lab ]; then
     shift
     make_venv "$python"
+    if [ "$(id -u)" = 0 ]; then # Jupyter asks root to say so
+        set -- --allow-root "$@"
+    fi
     exec .venv/bin/jupyter lab notebooks/explore.ipynb "$@"
 fi
 # Typos are refused, and help is given, before minutes of installation.

@@ -106,8 +106,8 @@ class Exploration:
         self.dense_macs = count_macs(self.dense, self.images[:1])
         self.dense_params = sum(p.numel() for p in self.dense.parameters())
         self.dense_accuracy = self._accuracy(self.dense)
-        self.scores = lru_cache(maxsize=64)(self._scores)
-        self.whole = lru_cache(maxsize=64)(self._whole)
+        self._scores = lru_cache(maxsize=64)(self._score)
+        self._whole = lru_cache(maxsize=64)(self._cut)
 
     def options(self, choice: Choice) -> dict[str, Any]:
         """The part of a choice that its criterion takes. Raises StudyError for a value that no control offers."""
@@ -120,14 +120,14 @@ class Exploration:
         taken = CRITERIA[choice.criterion].options()
         return {name: value for name, value in (("reading", choice.reading), ("bins", choice.bins)) if name in taken}
 
-    def _scores(self, criterion: str, options: tuple[tuple[str, Any], ...]) -> dict[str, Tensor]:
+    def _score(self, criterion: str, options: tuple[tuple[str, Any], ...]) -> dict[str, Tensor]:
         return importance(
             criterion, model=self.dense, statistics=self.statistics, images=self.images, labels=self.calibration.labels,
             **{"seed": self.reference.seed, **dict(options)},
         )  # fmt: skip
 
     def _importance(self, choice: Choice) -> dict[str, Tensor]:
-        return self.scores(choice.criterion, tuple(sorted(self.options(choice).items())))
+        return self._scores(choice.criterion, tuple(sorted(self.options(choice).items())))
 
     def layer(self, choice: Choice) -> LayerView:
         """One layer: what goes, and which kept channel makes it redundant. Raises StudyError for a bad choice."""
@@ -140,8 +140,11 @@ class Exploration:
             twins[gone] = max(near, key=lambda channel: float(similarity[gone, channel]))
         return LayerView(similarity, known.l1, labels, kept, twins)
 
-    def _whole(self, choice: Choice) -> Whole:
-        """The whole network under a choice (its layer does not matter)."""
+    def whole(self, choice: Choice) -> Whole:
+        """The whole network under a choice, whatever its layer."""
+        return self._whole(replace(choice, layer=self.layers[0]))
+
+    def _cut(self, choice: Choice) -> Whole:
         plan = make_plan(self.dense, self.images[:1], self._importance(choice), ratio=choice.ratio)
         plain, found = prune(self.dense, plan), {}
         with warnings.catch_warnings():
@@ -164,19 +167,12 @@ class Exploration:
 
     def save(self, choice: Choice, merge: bool) -> Path:
         """Prune, recalibrate BatchNorm and write the compact network; returns its file, for ``load_compact``."""
-        whole = self.whole(replace(choice, layer=self.layers[0]))
+        whole = self.whole(choice)
         compact = prune(self.dense, whole.plan, compensate="merge" if merge else "none", statistics=self.statistics)
         recalibrate(compact, self.images)
         reference, options = self.reference, map(str, self.options(choice).values())
-        words = [
-            reference.network,
-            f"x{reference.width:g}",
-            f"seed{reference.seed}",
-            choice.criterion,
-            *options,
-            f"{choice.ratio:g}",
-        ]
-        words += ["merge"] if merge else []
+        network = f"{reference.network}-x{reference.width:g}-seed{reference.seed}"
+        words = [network, choice.criterion, *options, f"{choice.ratio:g}", *(["merge"] if merge else [])]
         path = self.study.store.explored("-".join(words))
         save_compact(path, compact, whole.plan)
         return path

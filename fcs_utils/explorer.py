@@ -6,11 +6,11 @@ import base64
 import html
 import io
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import ipywidgets as w
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.figure import Figure
 
 from fcs_utils import pictures
@@ -149,21 +149,17 @@ class Explorer:
 
 
 def numbers(here: Exploration, choice: Choice) -> str:
-    """What is left of the whole network, as an HTML table."""
-    whole = here.whole(replace(choice, layer=here.layers[0]))
-    rows = [
-        ("MACs left", f"{whole.macs:,}", f"{100 * whole.macs / here.dense_macs:.1f} %"),
-        ("parameters left", f"{whole.params:,}", f"{100 * whole.params / here.dense_params:.1f} %"),
-    ]
-    share = [
-        ("unpruned", f"{here.dense_accuracy:.1f} %", ""),
-        ("pruned", f"{whole.plain:.1f} %", f"{whole.plain_recalibrated:.1f} %"),
-        ("pruned and merged", f"{whole.merged:.1f} %", f"{whole.merged_recalibrated:.1f} %"),
-    ]
-
-    def table(head: tuple[str, str, str], body: list[tuple[str, str, str]]) -> str:
-        cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-        return "<table><thead><tr>" + "".join(f"<th>{cell}</th>" for cell in head) + f"</tr></thead><tbody>{cells}</tbody></table>"
-
-    top1 = f"validation top-1, {len(here.judges)} images, no fine-tuning"
-    return table(("whole network", "", "of the unpruned"), rows) + table((top1, "after surgery", "BatchNorm recalibrated"), share)
+    """What is left of the whole network, as HTML tables."""
+    whole = here.whole(choice)
+    left = pd.DataFrame(
+        [("MACs", f"{whole.macs:,}", f"{100 * whole.macs / here.dense_macs:.1f} %"),
+         ("parameters", f"{whole.params:,}", f"{100 * whole.params / here.dense_params:.1f} %")],
+        columns=["whole network", "left", "of the unpruned"],
+    )  # fmt: skip
+    accuracies = pd.DataFrame(
+        [("unpruned", f"{here.dense_accuracy:.1f} %", ""),
+         ("pruned", f"{whole.plain:.1f} %", f"{whole.plain_recalibrated:.1f} %"),
+         ("pruned and merged", f"{whole.merged:.1f} %", f"{whole.merged_recalibrated:.1f} %")],
+        columns=[f"validation top-1, {len(here.judges)} images, no fine-tuning", "after surgery", "BatchNorm recalibrated"],
+    )  # fmt: skip
+    return "".join(frame.to_html(index=False, border=0) for frame in (left, accuracies))

@@ -121,7 +121,7 @@ def _shared(study: Study, up: str) -> dict[str, Any]:
         "style": (PACKAGE / "templates" / "style.css").read_text(),
         "script": "".join(file.read_text("utf-8-sig") for file in sorted((PACKAGE / "templates" / "vendor").glob("*.js"))),
         "profile": study.profile.name,
-        "dataset": study.data_facts()[0],
+        "dataset": study.settings.title,
         "devices": "; ".join(
             f"{device}, {threads} thread{'s' if threads > 1 else ''}, torch {torch}" for device, torch, threads in places
         ),

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,8 @@ def execute_all(store: Store, notebooks: Mapping[str, Notebook], parameters: Map
         try:
             begun = [pool.submit(_execute_one, store, n, notebook, parameters) for n, notebook in together.items()]
             failures += [error for future in begun if (error := future.result())]
+        except BrokenProcessPool as broken:
+            raise StudyError("a process that ran a notebook was killed, perhaps for want of memory; start again") from broken
         except BaseException:  # whoever interrupts does not want to wait for the notebooks in hand
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():

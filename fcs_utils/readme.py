@@ -28,7 +28,7 @@ def records_block(study: Study) -> str:
     verdicts = [f"- **{claim}** {STATEMENTS[claim]}: **{word}**" for claim, word in claim_verdicts(report.ledger).items()]
     where = f"results/{study.profile.name}/figures/readme.png"
     lines = [
-        f"Profile `{study.profile.name}` on {study.data_facts()[0]}, n = {len(study.profile.seeds)} seeds:", "", *verdicts, "",
+        f"Profile `{study.profile.name}` on {study.settings.title}, n = {len(study.profile.seeds)} seeds:", "", *verdicts, "",
         f"![Effect and 95 % interval of every comparison behind the verdicts]({where})", "",
         claims_table(report.ledger[report.ledger.decisive]).to_markdown(index=False),
     ]  # fmt: skip

@@ -10,6 +10,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def read_record(store: Store, kind: str, identity: str) -> dict[str, Any] | None
 def set_aside(path: Path, why: str) -> None:
     """Rename a file that cannot be used to ``.corrupt``, where it can still be looked at, and warn."""
     aside = path.with_suffix(".corrupt")
-    path.replace(aside)
+    with suppress(FileNotFoundError):  # another process was faster
+        path.replace(aside)
     warnings.warn(f"{why} (set aside as {aside.name})", stacklevel=3)
 
 

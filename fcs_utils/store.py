@@ -8,6 +8,7 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def _sync_folder(folder: Path) -> None:
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(handle)
+            with suppress(OSError):  # some network file systems cannot
+                os.fsync(handle)
         finally:
             os.close(handle)
 
@@ -137,8 +139,9 @@ class Store:
     def sweep(self) -> None:
         """Remove temporary files that a kill or a power cut left behind: those too old to be in use."""
         for left in self.root.rglob("*.tmp"):
-            if time.time() - left.stat().st_mtime > ABANDONED:
-                left.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another process finished with it
+                if time.time() - left.stat().st_mtime > ABANDONED:
+                    left.unlink()
 
     def set_aside(self) -> Path | None:
         """Move the whole folder out of the way, deleting nothing; returns where it went."""

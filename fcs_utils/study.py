@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fcs_utils.bench import Bench, OnMacs, describe
 from fcs_utils.claims import margin
@@ -19,10 +19,11 @@ from fcs_utils.grid import STAGES, Rates, Stage, expected_macs, grid
 from fcs_utils.locks import alone
 from fcs_utils.profiles import Profile, get_profile
 from fcs_utils.progress import bar
-from fcs_utils.provenance import describe_machine, describe_moment, pick_device, pick_precision
+from fcs_utils.provenance import describe_machine, describe_moment, pick_device
 from fcs_utils.report import Report, choose_learning_rates
 from fcs_utils.runs import do
-from fcs_utils.sealed import read_or_set_aside, read_record, write_sealed
+from fcs_utils.sealed import read_record, write_sealed
+from fcs_utils.settings import Settings
 from fcs_utils.store import Store
 from fcs_utils.workers import Outcome, Workers, one_thread
 
@@ -47,33 +48,11 @@ class Study:
         self.profile = profile if isinstance(profile, Profile) else get_profile(profile)
         self.store = Store(out, self.profile.name)
         self.bench = Bench(self.store, self.profile.dataset, data, pick_device(device))
-        self.precision = self._precision()
+        self.settings = Settings(self.store, self.profile, self.bench)
+        self.precision = self.settings.precision
         self.grid = grid(self.profile, self.precision)
         self._rates: Rates | None = None
         self._failed: set[str] = set()
-
-    def _precision(self) -> Literal["fp32", "bf16"]:
-        # The precision is part of every identity, so it belongs to the folder and not to the machine that
-        # happens to open it: records that come home from a GPU must be found on a laptop.
-        path, wanted = self.store.settings(), self.profile.precision
-        settings = read_or_set_aside(path)
-        if settings is None:  # no runs yet, or a damaged file: the records still tell
-            records = (read_or_set_aside(record) for record in self.store.all_records())
-            settings = next((record["config"]["reference"] for record in records if record), None)
-        if settings is not None:
-            precision = settings.get("precision")
-        else:
-            precision = pick_precision(self.bench.device) if wanted == "auto" else wanted
-        if precision not in ("fp32", "bf16"):
-            raise refuse(f"{path}: precision", precision, "fp32, bf16")
-        return precision
-
-    def data_facts(self) -> tuple[str, int]:
-        """Title of the data set and size of its validation split: from the results, so that tables need no data."""
-        settings = read_or_set_aside(self.store.settings()) or {}
-        if "dataset" in settings and "validation_images" in settings:
-            return settings["dataset"], settings["validation_images"]
-        return self.bench.dataset.title, len(self.bench.dataset.validation)
 
     def runs(self, stages: Iterable[Stage] | None = None) -> list[Run]:
         """The runs of some stages (default: all), each once, in order. Raises StudyError for an unknown stage."""
@@ -89,7 +68,7 @@ class Study:
         if self._rates is None:
             records = [self.record(run) for run in self.grid["rates"]]
             if all(record is not None for record in records):
-                self._rates = choose_learning_rates((r for r in records if r is not None), margin(self.data_facts()[1]))
+                self._rates = choose_learning_rates((r for r in records if r is not None), margin(self.settings.validation_images))
                 self.grid = grid(self.profile, self.precision, self._rates)
         return self._rates
 
@@ -132,7 +111,7 @@ class Study:
 
         Raises StudyError naming the missing ones; where they are allowed, they are listed in a table instead.
         """
-        images = self.data_facts()[1]
+        images = self.settings.validation_images
         if not allow_missing:
             return Report({stage: self.records([stage]) for stage in STAGES}, images)
         self.rates()
@@ -157,6 +136,7 @@ class Study:
             raise refuse("only", only, f"words of a run's description, such as {describe(possible[0])!r}")
         failures: list[str] = []
         self.store.sweep()
+        self.settings.keep()
         with Workers(workers, self) as pool:
             for stage in sorted(set(wanted), key=STAGES.index):
                 if stage == "arms" and self.rates() is None:
@@ -183,10 +163,6 @@ class Study:
         if not todo:
             return []
         _ = self.bench.dataset  # missing data is an error before any work starts
-        if not self.store.settings().exists():
-            title, images = self.data_facts()
-            write_sealed(self.store.settings(), {"precision": self.precision, "profile": self.profile.name,
-                                                 "dataset": title, "validation_images": images})  # fmt: skip
         expected = dict(zip((run.identity for run in todo), expected_macs(self.bench, todo), strict=True))
         failures = []
         with bar(total=sum(expected.values()), desc=f"{self.profile.name}: {stage}",

@@ -115,7 +115,7 @@ def test_what_knows_no_widgets_gets_a_still_view(here: Exploration) -> None:
     bundle = Explorer(here.study, here, CHOICE)._repr_mimebundle_()
     assert WIDGET in bundle
     still = bundle["text/html"]
-    assert still.count("<img alt=") == 3 and "MACs left" in still and "<script" not in still
+    assert still.count("<img alt=") == 3 and "of the unpruned" in still and "<script" not in still
 
 
 def test_the_executed_copy_holds_no_widgets(smoke: Path) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from fcs_utils import publish
 from fcs_utils import study as study_module
 from fcs_utils.errors import StudyError
 from fcs_utils.locks import alone
-from fcs_utils.sealed import read_sealed, read_tensors, write_sealed
+from fcs_utils.sealed import read_sealed, read_tensors
 from fcs_utils.store import ABANDONED, Store, write_atomic
 from fcs_utils.study import Study
 from tests.conftest import ROOT, study_command
@@ -200,12 +200,12 @@ def test_a_run_without_memory_fails_alone_and_says_so(tmp_path: Path, monkeypatc
     assert len(study.store.all_records()) == 1
 
 
-def notebook_of(folder: Path, code: str) -> publish.Notebook:
+def notebook_of(folder: Path, code: str, name: str = "planted") -> publish.Notebook:
     cell = nbformat.v4.new_code_cell("profile: str = 'smoke'  # one", metadata={"tags": ["parameters"]})
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     cells = [cell, nbformat.v4.new_code_cell(code)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / "planted.ipynb")
-    return publish.Notebook("planted", ())
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / f"{name}.ipynb")
+    return publish.Notebook(name, (), alone=True)  # in this process, where SOURCES is another
 
 
 @pytest.mark.parametrize(
@@ -220,77 +220,18 @@ def test_a_killed_kernel_and_a_failing_cell_are_one_line(
     with pytest.raises(StudyError, match=f"notebook planted.*{message}"):
         publish.execute(store, notebook, {"profile": "smoke"})
     assert not store.executed("planted").exists()
+    assert store.failed("planted").exists() or "killed" in message  # the copy up to the failing cell
     with pytest.raises(StudyError, match="parameter of planted='profil' is not allowed; allowed: profile"):
         publish.execute(store, notebook, {"profil": "smoke"})
 
 
-# -- damaged files -------------------------------------------------------------------------------------------------
-
-
-def flip(content: bytes, chance: random.Random) -> bytes:
-    changed = bytearray(content)
-    changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
-    return bytes(changed)
-
-
-DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    "truncated": lambda content, chance: content[: len(content) // 2],
-    "empty": lambda content, chance: b"",
-    "foreign": lambda content, chance: b'{"id": "somebody else\'s"}',
-    "zeros": lambda content, chance: bytes(len(content)),
-    "a bit flipped": flip,
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("kind", ["record", "weights", "settings", "cost"])
-def test_damaged_files_are_named_set_aside_and_made_again(smoke: Path, tmp_path: Path, kind: str, damage: str) -> None:
-    study = Study("smoke", tmp_path)
-    (run,) = [run for run in study.runs(["similarity"]) if run.reference.network == "resnet20"]
-    paths = {"record": study.store.record(run.kind, run.identity), "weights": study.store.weights(run.parent().identity),
-             "settings": study.store.settings(), "cost": study.store.cost()}  # fmt: skip
-    for path in {*paths.values(), study.store.record("reference", run.parent().identity)}:
-        write_atomic(path, (smoke / path.relative_to(tmp_path)).read_bytes())
-    path, content = paths[kind], paths[kind].read_bytes()
-    damaged = DAMAGES[damage](content, random.Random(f"{kind} {damage}"))
-    assert damaged != content
-    path.write_bytes(damaged)
-    if kind == "weights":
-        study.store.record(run.kind, run.identity).unlink()  # or nobody would look at them
-    with pytest.warns(UserWarning, match=f"{path.name}.*set aside as {path.stem}.corrupt"):
-        again = Study("smoke", tmp_path)
-        again.run(["similarity"], only="resnet20")
-        if kind == "cost":
-            from fcs_utils.cost import Job, scoring_costs
-
-            monkey = pytest.MonkeyPatch()
-            monkey.setattr("fcs_utils.cost.scoring_jobs", lambda *_: [Job(network="resnet20", width=0.25, images=8, method="pass")])
-            with monkey.context():
-                assert len(scoring_costs(again.store, again.profile.scoring, "cpu")["rows"]) == 1
-            monkey.undo()
-    assert path.with_suffix(".corrupt").read_bytes() == damaged
-    assert again.precision == "fp32"
-    if kind != "settings":  # written when the next run is done
-        assert (read_tensors if path.suffix == ".safetensors" else read_sealed)(path)
-    assert_same_records(smoke, tmp_path, all_of_them=False)
-
-
-def test_every_flipped_bit_of_a_record_is_found(tmp_path: Path) -> None:
-    """Of those that change what is read: a blank between fields is no data."""
-    path, chance = tmp_path / "record.json", random.Random(0)
-    value = {"id": "a", "result": {"accuracy": 91.25, "kept": [0, 2, 5], "name": "fcs"}, "volatile": {"seconds": 1.5}}
-    write_sealed(path, value)
-    content, found = path.read_bytes(), 0
-    for _ in range(400):
-        path.write_bytes(flip(content, chance))
-        try:
-            read = read_sealed(path)
-        except StudyError as error:
-            assert path.name in str(error)
-            found += 1
-        else:
-            assert read == json.loads(content)
-    assert found > 300
+def test_one_failing_chapter_does_not_keep_the_others_from_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "SOURCES", tmp_path)
+    store = Store(tmp_path, "smoke")
+    both = {"01": notebook_of(tmp_path, "1 / 0"), "02": notebook_of(tmp_path, "1 + 1", "sound")}
+    with pytest.raises(StudyError, match="notebook planted failed: ZeroDivisionError"):
+        publish.execute_all(store, both, {"profile": "smoke"}, 1)
+    assert store.executed("sound").exists() and store.state("02").exists() and not store.state("01").exists()
 
 
 def test_a_stale_lock_file_is_no_lock(tmp_path: Path) -> None:
