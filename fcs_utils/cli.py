@@ -71,7 +71,8 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
         command.add_argument("--parse-only", action="store_true", help=argparse.SUPPRESS)
         command.add_argument("--workers", type=_count, metavar="N", help="runs at once (default: one a core, or one on a GPU)")
 
-    study = add("study", "run a profile: all runs, the notebooks, tables and pages (what ./run_all.sh calls; ./run_all.sh lab opens the explorer)",
+    text = "run a profile: all runs, the notebooks, tables and pages (what ./run_all.sh calls; ./run_all.sh lab opens the explorer)"
+    study = add("study", text,
                 "./run_all.sh --profile quick --notebooks 03,06")  # fmt: skip
     add_running(study)
     study.add_argument("--notebooks", metavar="NN,NN", help="only these notebooks and the runs they need, such as 03,06")
