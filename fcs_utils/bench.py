@@ -35,8 +35,10 @@ OnMacs = Callable[[int], None]
 class Bench:
     """One data set on one device and the networks trained on it; remembers the last network and its statistics."""
 
-    def __init__(self, store: Store, dataset: str, data: str | Path | None, device: torch.device) -> None:
-        self.store, self.device = store, device
+    def __init__(
+        self, store: Store, dataset: str, data: str | Path | None, device: torch.device, compile_passes: bool = False
+    ) -> None:
+        self.store, self.device, self.compile_passes = store, device, compile_passes
         self._source = (dataset, data)
         self._dataset: Dataset | None = None
         self._trained: tuple[str, nn.Module] | None = None
@@ -196,8 +198,8 @@ class Bench:
         carry them in half the bytes.
         """
         history = fit([network], self.dataset, run.reference.training, seed=run.reference.seed,
-                      precision=run.reference.precision, label=describe(run), on_epoch=on_macs,
-                      checkpoint=self.checkpoint(run))  # fmt: skip
+                      precision=run.reference.precision, compile_passes=self.compile_passes, label=describe(run),
+                      on_epoch=on_macs, checkpoint=self.checkpoint(run))  # fmt: skip
         state = {name: _halved(tensor).cpu().contiguous() for name, tensor in network.state_dict().items()}
         network.load_state_dict(state)  # what is measured is what the file holds
         write_tensors(self.store.weights(run.identity), state)

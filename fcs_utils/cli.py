@@ -82,6 +82,7 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
     run.add_argument("--only", default="", metavar="WORDS", help="only runs whose description has these words, such as 'vgg16 fcs'")
     run.add_argument("--time-budget", type=_seconds, metavar="TIME", help="stop cleanly within this time, such as 9m or 2h")
     run.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)")
+    run.add_argument("--compile", action="store_true", help="train through torch.compile: pays where epochs take minutes")
     tables = add("tables", "write tables and verdicts from records, running nothing", "python -m fcs_utils tables --profile cifar")
     tables.add_argument("--data", metavar="DIR", help="data folder (default: FCS_DATA, else ./data)")
     tables.add_argument("--allow-missing", action="store_true", help="list runs without a record in a table instead of refusing")
@@ -174,7 +175,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     from fcs_utils.study import Study
     from fcs_utils.workers import pick_workers
 
-    study = Study(options.profile, options.out, options.data, options.device)
+    study = Study(options.profile, options.out, options.data, options.device, options.compile)
     if options.time_budget:
         study.deadline = Deadline(started + options.time_budget)
     records = study.run(options.stages, workers=pick_workers(options.workers, study.bench.device), only=options.only)

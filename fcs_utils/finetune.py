@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcs_utils.checkpoint import Checkpoint
+from fcs_utils.compiling import Pass, compiled
 from fcs_utils.config import Training
 from fcs_utils.data import Dataset, Split
 from fcs_utils.errors import OutOfTime, StudyError
@@ -111,6 +112,7 @@ def fit(
     peer_learning_rate: float | None = None,
     sequential: bool = False,
     precision: str = "fp32",
+    compile_passes: bool = False,
     label: str = "training",
     on_epoch: Callable[[int], None] = lambda macs: None,
     checkpoint: Checkpoint | None = None,
@@ -120,7 +122,7 @@ def fit(
     trained: how many train, from the first on (default all); the others are frozen in eval mode.
     peer_learning_rate: the second network's, default the same. sequential: the first network's update comes
     before the second one's losses are made, from its renewed predictions, as in Zhang et al.; the default is
-    simultaneous, all losses from the same forward passes.
+    simultaneous, all losses from the same forward passes. compile_passes: training passes through torch.compile.
 
     Draws depend on the seed alone: shuffling and augmentation are the same for every method. The last epoch
     counts, no best epoch is picked. ``on_epoch`` receives the training MACs of each epoch, for progress bars.
@@ -139,18 +141,19 @@ def fit(
     seen = batches * min(training.batch_size, len(dataset.train))
     rates = [training.learning_rate, peer_learning_rate or training.learning_rate]
     optimisers = [Optimiser(network, training, rate, batches) for network, rate in zip(networks[:trained], rates, strict=False)]
+    passes: list[Pass] = [compiled(network) if compile_passes else network for network in networks]
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         """One batch; returns the losses (trained,), detached."""
         with autocast(device, precision):
-            logits = [network(images).float() for network in networks[:trained]]
+            logits = [forward(images).float() for forward in passes[:trained]]
             with torch.no_grad():
-                logits += [network(images).float() for network in networks[trained:]]
+                logits += [forward(images).float() for forward in passes[trained:]]
         found = losses(logits, labels)[:trained]
         if again:
             optimisers[0].update(found[0])
             with autocast(device, precision), torch.no_grad():
-                logits[0] = networks[0](images).float()
+                logits[0] = passes[0](images).float()
             found[1] = losses(logits, labels)[1]
             optimisers[1].update(found[1])
         else:  # targets are detached: no gradient crosses over

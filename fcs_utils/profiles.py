@@ -85,12 +85,16 @@ class Scoring(Config):
 
 
 class Speed(Config):
-    """What notebook 08 measures the speed of training and evaluation on: networks with widths, images, batches."""
+    """What notebook 08 measures the speed of training and evaluation on: networks with widths, images, batches.
+
+    compiled: torch.compile too; it takes a minute a network.
+    """
 
     networks: tuple[tuple[str, float], ...] = (("vgg16", 0.25), ("resnet20", 1.0))
     images: int = 1024
     batches: tuple[int, ...] = (32, 64, 256)
     rounds: int = 2
+    compiled: bool = True
 
 
 class Profile(Config):
@@ -115,7 +119,8 @@ class Profile(Config):
 # Where a run costs minutes: the paper's criteria, FCS's variants, and chance.
 MAIN = ("random", "kernel_l1", "feature_norm", "fcs", "fcs_greedy", "fcs_linear")
 
-BRIEF, BRIEF_SPEED = Scoring(images=(128, 256, 512), heavy=128, literal=2), Speed(images=512, batches=(32,), rounds=1)
+BRIEF = Scoring(images=(128, 256, 512), heavy=128, literal=2)
+BRIEF_SPEED = Speed(images=512, batches=(32,), rounds=1, compiled=False)
 
 PROFILES = {
     profile.name: profile
@@ -136,7 +141,7 @@ PROFILES = {
             ablations=Ablations(bins=(2,), calibrations=(50,), draws=1, binning_seeds=1, merged=("fcs",), headstart=2),
             arms=Arms(networks=("vgg16",), epochs=(1, 2), learning_rates=(0.02, 0.05), pilot_epochs=1),
             scoring=Scoring(networks=("resnet20",), images=(16, 32), widths=(0.5,), heavy=16, literal=2),
-            speed=Speed(networks=(("vgg16", 0.125),), images=256, batches=(64,), rounds=1),
+            speed=Speed(networks=(("vgg16", 0.125),), images=256, batches=(64,), rounds=1, compiled=False),
             precision="fp32",
         ),
         Profile(

@@ -34,7 +34,7 @@ from fcs_utils.provenance import describe_machine, describe_moment, pick_precisi
 from fcs_utils.sealed import read_or_set_aside, write_sealed
 from fcs_utils.store import Store
 
-Way = Literal["usual", "study", "study, two at once"]
+Way = Literal["usual", "study", "study, compiled", "study, two at once"]
 EPOCHS = 3  # the first one warms up
 
 
@@ -66,7 +66,8 @@ def _study(job: Job, network: nn.Module, pixels: Tensor, labels: Tensor) -> list
     data = Dataset("random", "random", tuple("0123456789"), train, few, few, channels, channels / 2, True, "").to(device)
     precision, training = pick_precision(device), Training(epochs=EPOCHS, learning_rate=0.01, batch_size=job.batch_size)
     if job.what == "training":
-        ends = [epoch.seconds for epoch in fit([network], data, training, seed=0, precision=precision)]
+        history = fit([network], data, training, seed=0, precision=precision, compile_passes=job.way == "study, compiled")
+        ends = [epoch.seconds for epoch in history]
         return [end - start for start, end in zip([0.0, *ends], ends, strict=False)]
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return _timed(lambda: accuracy(network, data, data.train, precision, job.batch_size), device)
@@ -140,11 +141,12 @@ def measure_two(job: Job) -> float:
 
 def speed_jobs(speed: Speed, device: str) -> list[Job]:
     """Every measurement: all ways on every network, then growth with the batch on the first."""
-    ways: tuple[Way, ...] = ("usual", "study", "study, two at once") if device == "cpu" else ("usual", "study")
+    training_only: tuple[Way, ...] = ("study, compiled",) if speed.compiled else ()
+    training_only += ("study, two at once",) if device == "cpu" else ()
     jobs = [
         Job(network=network, width=width, batch_size=128, images=speed.images, what=what, way=way, device=device)
-        for network, width in speed.networks for what in ("training", "evaluation") for way in ways
-        if (what, way) != ("evaluation", "study, two at once")
+        for network, width in speed.networks for what in ("training", "evaluation")
+        for way in ("usual", "study", *(training_only if what == "training" else ()))
     ]  # fmt: skip
     first = jobs[0].model_copy(update={"way": "study"})
     return list(dict.fromkeys([*jobs, *(first.model_copy(update={"batch_size": batch}) for batch in speed.batches)]))

@@ -33,6 +33,7 @@ Record = dict[str, Any]
 class Study:
     """A profile's runs, their records in ``out/profile``, and ``bench``, the networks behind them.
 
+    compile_passes: train through torch.compile, which records say: results differ by rounding, as between machines.
     Raises StudyError for an unknown profile or device. Nothing is created before ``run``.
     """
 
@@ -42,12 +43,13 @@ class Study:
         out: str | Path = "results",
         data: str | Path | None = None,
         device: str = "auto",
+        compile_passes: bool = False,
     ) -> None:
-        self.arguments = (profile, out, data, device)  # a worker opens the same study
+        self.arguments = (profile, out, data, device, compile_passes)  # a worker opens the same study
         self.deadline = Deadline()
         self.profile = profile if isinstance(profile, Profile) else get_profile(profile)
         self.store = Store(out, self.profile.name)
-        self.bench = Bench(self.store, self.profile.dataset, data, pick_device(device))
+        self.bench = Bench(self.store, self.profile.dataset, data, pick_device(device), compile_passes)
         self.settings = Settings(self.store, self.profile, self.bench)
         self.precision = self.settings.precision
         self.grid = grid(self.profile, self.precision)
@@ -233,7 +235,7 @@ class Study:
                 if not is_out_of_memory(error):
                     raise
                 raise StudyError(f"{describe(run)}: memory ran out; take fewer --workers or free some ({error})") from error
-            machine = describe_machine(self.bench.device)
+            machine = describe_machine(self.bench.device) | ({"compile_passes": True} if self.bench.compile_passes else {})
         return {
             "schema": SCHEMA, "id": run.identity, "kind": run.kind,
             "config": run.model_dump(mode="json"), "result": result, "provenance": machine,

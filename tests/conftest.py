@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("FCS_QUIET", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side: two processes of two threads each would slow each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 from torch import nn
 
@@ -63,8 +66,13 @@ def study_command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProc
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The out folder of a whole smoke study: runs, notebooks, pages."""
-    out = tmp_path_factory.mktemp("study")
-    done = study_command("study", "--profile", "smoke", "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    """The out folder of a whole smoke study: runs, notebooks, pages. Tests side by side share it and leave it as it is."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    out, made = base / "study", base / "study-is-made"
+    with FileLock(base / "study.lock"):
+        if not made.exists():
+            done = study_command("study", "--profile", "smoke", "--out", str(out))
+            assert done.returncode == 0, done.stderr
+            made.touch()
     return out
