@@ -5,6 +5,7 @@ Hooks live in a context manager and reduce on the device, so no feature map outl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -177,12 +178,20 @@ def collect_statistics(
 
 @torch.no_grad()
 def feature_maps(model: nn.Module, images: Tensor, layer: str, *, tap: TapName = "consumer") -> Tensor:
-    """One layer's maps (N, C, ...) for a few images (N, C, H, W), to look at. Raises StudyError for an unknown layer."""
+    """One layer's maps (N, C, H, W) for a few images, to look at. Raises StudyError for an unknown layer.
+
+    Before a linear consumer they come flattened: they are laid out again as squares, or as a line where they are none.
+    """
     caught: list[Tensor] = []
     chosen = pick_layers(model, images, [layer])
     with evaluating(model), tapped(model, chosen, lambda _name, maps: caught.append(maps.cpu()), tap):
         model(images)
-    return caught[0]
+    maps = caught[0]
+    if maps.dim() == 4:
+        return maps
+    positions = maps.flatten(2).shape[2] if maps.dim() > 2 else 1
+    side = math.isqrt(positions)
+    return maps.reshape(*maps.shape[:2], side if side**2 == positions else 1, -1)
 
 
 def shuffle_pixels(maps: Tensor, generator: torch.Generator | None = None) -> Tensor:

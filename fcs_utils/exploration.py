@@ -27,7 +27,9 @@ from fcs_utils.pruning import prune, recalibrate, save_compact
 from fcs_utils.study import Study
 from fcs_utils.sums import EXTRAS, READINGS, Reading
 
-JUDGES = 256  # validation images behind the accuracies: enough to see a trend, few enough to answer at once
+# Enough to see a trend, few enough to answer at once.
+JUDGES = 128  # validation images behind the accuracies
+RECALIBRATION = 128  # calibration images behind BatchNorm's statistics, of what is saved too
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class Exploration:
         self.dense_accuracy = self._accuracy(self.dense)
         self._scores = lru_cache(maxsize=64)(self._score)
         self._whole = lru_cache(maxsize=64)(self._cut)
+        for criterion in CRITERIA:  # Taylor's gradients take longer than an answer may
+            self._importance(Choice(self.layers[0], criterion))
 
     def options(self, choice: Choice) -> dict[str, Any]:
         """The part of a choice that its criterion takes. Raises StudyError for a value that no control offers."""
@@ -152,7 +156,7 @@ class Exploration:
             merged = prune(self.dense, plan, compensate="merge", statistics=self.statistics)
         for name, network in (("plain", plain), ("merged", merged)):
             found[name] = self._accuracy(network)
-            recalibrate(network, self.images)
+            recalibrate(network, self.images[:RECALIBRATION])
             found[f"{name}_recalibrated"] = self._accuracy(network)
         return Whole(plan, count_macs(plain, self.images[:1]), sum(p.numel() for p in plain.parameters()), **found)
 
@@ -169,7 +173,7 @@ class Exploration:
         """Prune, recalibrate BatchNorm and write the compact network; returns its file, for ``load_compact``."""
         whole = self.whole(choice)
         compact = prune(self.dense, whole.plan, compensate="merge" if merge else "none", statistics=self.statistics)
-        recalibrate(compact, self.images)
+        recalibrate(compact, self.images[:RECALIBRATION])
         reference, options = self.reference, map(str, self.options(choice).values())
         network = f"{reference.network}-x{reference.width:g}-seed{reference.seed}"
         words = [network, choice.criterion, *options, f"{choice.ratio:g}", *(["merge"] if merge else [])]

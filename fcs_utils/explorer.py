@@ -58,6 +58,7 @@ class Explorer:
         self.network.observe(self._guarded(self._network_changed), "value")
         self.save.on_click(self._guarded(self._save))
         self._quiet = False
+        self._drawn: tuple[Any, ...] = ()
         self._choice_changed()
 
     @property
@@ -81,7 +82,10 @@ class Explorer:
         view = here.layer(choice)
         taken = here.options(choice)
         self.reading.disabled, self.bins.disabled = "reading" not in taken, "bins" not in taken
-        self.similarity.value = png(pictures.similarity_by_bin(view.similarity, view.labels, view.norms, choice.layer))
+        drawn = (here, choice.layer, choice.reading, choice.bins)
+        if drawn != self._drawn:  # neither criterion nor ratio moves it
+            self.similarity.value = png(pictures.similarity_by_bin(view.similarity, view.labels, view.norms, choice.layer))
+            self._drawn = drawn
         self.norms.value = png(pictures.bins_over_norms(view.norms, view.labels, f"{choice.layer}: pale bars go", view.kept))
         self.why.value = view.why().to_html(index=False, border=0, max_rows=12)
         self.numbers.value = numbers(here, choice)

@@ -71,6 +71,15 @@ def test_every_layer_of_a_network_in_one_pass(name: str) -> None:
         torch.testing.assert_close(got.l1, l1, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("size", "shape"), [((8, 8), (2, 2)), ((8, 12), (2, 3)), ((4, 4), (1, 1))])
+def test_maps_before_a_linear_layer_are_laid_out_to_be_looked_at(size: tuple[int, int], shape: tuple[int, int]) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 5, 3, padding=1), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(5 * shape[0] * shape[1], 3))
+    images = torch.randn(2, 1, *size)
+    maps = feature_maps(model, images, "0")
+    assert maps.shape == (2, 5, *shape)
+    assert maps.flatten(1).equal(model[2](model[1](model[0](images))))
+
+
 @pytest.fixture(scope="module", params=["wide maps", "many channels"])
 def maps_and_sums(request: pytest.FixtureRequest) -> tuple[torch.Tensor, ChannelStatistics]:
     """Rectified maps (N, C, H, W), with a dead channel and zero maps, and what one pass in two batches makes of them."""

@@ -105,6 +105,16 @@ def test_controls_redraw_what_depends_on_them_and_nothing_else(here: Exploration
     assert "load_compact" in explorer.said.value
 
 
+@pytest.mark.parametrize("network", ["vgg16", "resnet20"])
+def test_every_layer_can_be_looked_at(here: Exploration, network: str) -> None:
+    explorer = Explorer(here.study, here, CHOICE)
+    explorer.network.value = network
+    for layer in explorer.here.layers:  # the last one, too, whose maps come flattened
+        explorer.layer.value = layer
+        assert explorer.choice.layer == layer and len(explorer.here.layer(explorer.choice).norms) > 1
+        assert explorer.gone.value is None or bytes(explorer.pair.value).startswith(b"\x89PNG")
+
+
 def test_a_small_layer_where_nothing_goes_says_so_instead_of_failing(here: Exploration) -> None:
     explorer = Explorer(here.study, here, CHOICE)
     explorer.ratio.value = 0.05  # of 8 channels: rounds to none
