@@ -26,12 +26,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}. See {self.prog} --help\n")
 
 
+DATASET = re.compile(r"\w[\w:.@\[\]-]*")
+
+
 def _profile(text: str) -> str:
     base, colon, dataset = text.partition(":")
-    if base not in PROFILES or bool(colon) != bool(re.fullmatch(r"\w[\w:.@\[\]-]*", dataset)):
+    if base not in PROFILES or bool(colon) != bool(DATASET.fullmatch(dataset)):
         allowed = f"{', '.join(PROFILES)}, or NAME:DATASET such as paper:cifar100"
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed: {allowed}")
     return text
+
+
+def _datasets(text: str) -> list[str]:
+    if not all(DATASET.fullmatch(name) for name in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed: names joined by commas, such as cifar10,cifar100")
+    return text.split(",")
 
 
 def _count(text: str) -> int:
@@ -67,6 +76,8 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
 
     def add_running(command: argparse.ArgumentParser) -> None:
         command.add_argument("--data", metavar="DIR", help="data folder (default: FCS_DATA, else ./data)")
+        command.add_argument("--datasets", type=_datasets, default=[], metavar="A,B",
+                             help="study these data sets instead of the profile's own, one after the other")  # fmt: skip
         command.add_argument("--fresh", action="store_true", help="set existing results of the profile aside and do all again")
         command.add_argument("--parse-only", action="store_true", help=argparse.SUPPRESS)
         command.add_argument("--workers", type=_count, metavar="N", help="runs at once (default: one a core, or one on a GPU)")
@@ -160,24 +171,39 @@ def _dispatch(options: argparse.Namespace) -> int:
         print(f"{len(report.tables())} tables in {study.store.table('claims').parent}, {len(report.missing)} runs missing")
         return 0
     _check_before_install(options)
+    from fcs_utils.profiles import studies
+    from fcs_utils.store import Store
+
+    names = studies(options.profile, options.datasets)
     if options.fresh:
-        from fcs_utils.store import Store
+        for name in names:
+            if kept := Store(options.out, name).set_aside():
+                print(f"existing results are kept in {kept}", file=sys.stderr)
+    if len(names) > 1:  # what the last one lacks is said before the first one takes its hours
+        from fcs_utils.study import Study
 
-        if kept := Store(options.out, options.profile).set_aside():
-            print(f"existing results are kept in {kept}", file=sys.stderr)
-    if options.command == "study":
-        from fcs_utils.publish import publish
+        for study in (Study(name, options.out, options.data) for name in names):
+            if study.missing():
+                _ = study.bench.dataset
+    for name in names:
+        _run(name, options, started) if options.command == "run" else _publish(name, options)
+    return 0
 
-        index = publish(options.profile, options.out, options.data, options.notebooks, options.workers)
-        print(f"open {index.resolve()} in a browser")
-        return 0
+
+def _publish(name: str, options: argparse.Namespace) -> None:
+    from fcs_utils.publish import publish
+
+    index = publish(name, options.out, options.data, options.notebooks, options.workers)
+    print(f"open {index.resolve()} in a browser")
+
+
+def _run(name: str, options: argparse.Namespace, started: float) -> None:
     from fcs_utils.deadline import Deadline
     from fcs_utils.study import Study
     from fcs_utils.workers import pick_workers
 
-    study = Study(options.profile, options.out, options.data, options.device, options.compile)
+    study = Study(name, options.out, options.data, options.device, options.compile)
     if options.time_budget:
         study.deadline = Deadline(started + options.time_budget)
     records = study.run(options.stages, workers=pick_workers(options.workers, study.bench.device), only=options.only)
-    print(f"{len(records)} runs of profile {options.profile} have records in {study.store.root}")
-    return 0
+    print(f"{len(records)} runs of profile {name} have records in {study.store.root}")

@@ -23,10 +23,10 @@ import pandas as pd
 import torch
 
 from fcs_utils.config import Config, Count, Positive
+from fcs_utils.design import Scoring
 from fcs_utils.errors import StudyError
 from fcs_utils.models import build_seeded
 from fcs_utils.procedures import METHODS, Method, forward
-from fcs_utils.profiles import Scoring
 from fcs_utils.provenance import describe_machine, describe_moment
 from fcs_utils.sealed import read_or_set_aside, write_sealed
 from fcs_utils.store import Store

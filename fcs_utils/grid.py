@@ -8,8 +8,8 @@ from typing import Any, Literal
 from fcs_utils.bench import Bench
 from fcs_utils.config import Method, Pruning, Reference, Run, Similarity, Tuning
 from fcs_utils.criteria import check_options
+from fcs_utils.design import Network, Profile
 from fcs_utils.measure import count_macs
-from fcs_utils.profiles import Network, Profile
 
 # In the order of the study; each notebook needs some of them.
 Stage = Literal["reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms"]
@@ -96,6 +96,7 @@ def expected_macs(bench: Bench, runs: Sequence[Run]) -> list[int]:
             expected.append(round(3 * run.tuning.training.epochs * images * share * macs))
         elif run.kind == "reference":
             expected.append(3 * run.reference.training.epochs * images * macs)
-        else:  # a few passes over calibration and test images
-            expected.append(2 * images * macs)
+        else:  # half the network, once over the validation and twice over the test images, and some calibration
+            judged = len(bench.dataset.validation) + 2 * len(bench.dataset.test)
+            expected.append(judged * macs)
     return expected

@@ -7,114 +7,11 @@ results stands in docs/method.md.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
 
-from fcs_utils.config import Config, Training
-from fcs_utils.criteria import CRITERIA
+from fcs_utils.config import Training
+from fcs_utils.design import Ablations, Arms, Network, Profile, Scoring, Speed
 from fcs_utils.errors import refuse
-
-
-class Network(Config):
-    """An architecture of the grid with the schedule of its reference."""
-
-    network: str
-    width: float = 1.0
-    training: Training
-
-
-class Arms(Config):
-    """TFT, MLFT and their controls from the same compact weights (C3).
-
-    Each arm's learning rate is the one of ``learning_rates`` with the best validation results after
-    ``pilot_epochs`` on ``pilot_seeds``, which take no part in anything else. Then every arm runs every
-    schedule of ``epochs`` with every seed, and training from scratch runs with the reference's epochs
-    and with its training MACs, on the first ``scratch_seeds`` seeds (None is all).
-    """
-
-    networks: tuple[str, ...]
-    criterion: str = "fcs"
-    ratio: float = 0.5
-    epochs: tuple[int, ...]
-    learning_rates: tuple[float, ...]
-    pilot_seeds: tuple[int, ...] = (100,)
-    pilot_epochs: int
-    methods: tuple[Literal["tft", "mlft", "twin", "kd"], ...] = ("tft", "mlft", "twin", "kd")
-    scratch: tuple[Literal["epochs", "macs"], ...] = ("epochs", "macs")
-    scratch_seeds: int | None = None
-
-
-class Ablations(Config):
-    """FCS varied one thing at a time, before fine-tuning, and merge against plain surgery.
-
-    calibrations: further numbers of calibration images. draws: further draws of calibration images at every
-    number. binning_seeds: starts of scikit-learn's K-Means. merged: criteria whose plans are also merged, at
-    every ratio of the profile. headstart: epochs of fine-tuning from plain and from merged weights. seeds: how
-    many of the profile's seeds the ablations run on; None is all.
-    """
-
-    ratio: float = 0.5
-    bins: tuple[int, ...] = (1, 2, 8, 16)
-    calibrations: tuple[int, ...]
-    draws: int = 4
-    binning_seeds: int = 3
-    merged: tuple[str, ...] = ("kernel_l1", "fcs", "fcs_linear")
-    headstart: int
-    seeds: int | None = None
-
-    def variants(self) -> list[dict[str, Any]]:
-        """Options of FCS, each differing from the literal reading in one."""
-        return [
-            {"reading": "per_image"}, {"reading": "mean_map"}, {"redundancy": "max"}, {"redundancy": "greedy"}, {"quota": "layer"},
-            *({"bins": bins} for bins in self.bins),
-            *({"binning": "sklearn", "seed": seed} for seed in range(self.binning_seeds)),
-        ]  # fmt: skip
-
-
-class Scoring(Config):
-    """What notebook 08 measures the cost of scoring on.
-
-    images: numbers of them, the last for the comparison with the forward pass. heavy: images for procedures
-    that keep every map. literal: images for criteria as published, one decomposition at a time.
-    """
-
-    networks: tuple[str, ...] = ("vgg16", "resnet56")
-    images: tuple[int, ...] = (256, 512, 2048)
-    widths: tuple[float, ...] = (0.25, 0.5)
-    heavy: int = 512
-    literal: int = 8
-
-
-class Speed(Config):
-    """What notebook 08 measures the speed of training and evaluation on: networks with widths, images, batches.
-
-    compiled: torch.compile too; it takes a minute a network.
-    """
-
-    networks: tuple[tuple[str, float], ...] = (("vgg16", 0.25), ("resnet20", 1.0))
-    images: int = 1024
-    batches: tuple[int, ...] = (32, 64, 256)
-    rounds: int = 2
-    compiled: bool = True
-
-
-class Profile(Config):
-    """One study: the data set, the networks, and how much of everything."""
-
-    name: str
-    summary: str
-    dataset: str
-    networks: tuple[Network, ...]
-    seeds: tuple[int, ...]
-    ratios: tuple[float, ...]
-    criteria: tuple[str, ...] = tuple(CRITERIA)
-    calibration: int = 512
-    tuning: Training  # the one schedule after which criteria are compared (C2)
-    ablations: Ablations
-    arms: Arms
-    scoring: Scoring = Scoring()
-    speed: Speed = Speed()
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: what the first machine is fastest in
-
 
 # Where a run costs minutes: the paper's criteria, FCS's variants, and chance.
 MAIN = ("random", "kernel_l1", "feature_norm", "fcs", "fcs_greedy", "fcs_linear")
@@ -213,8 +110,9 @@ PROFILES = {
         ),
         Profile(
             name="paper",
-            summary="CIFAR-10, full-width VGG-16 and ResNet-56, five seeds; meant for a GPU",
+            summary="CIFAR-10 and CIFAR-100, full-width VGG-16 and ResNet-56, five seeds; meant for a GPU",
             dataset="cifar10",
+            others=("cifar100",),
             networks=(
                 Network(network="vgg16", training=Training(epochs=160, learning_rate=0.1)),
                 Network(network="resnet56", training=Training(epochs=160, learning_rate=0.2)),
@@ -260,3 +158,17 @@ def get_profile(name: str) -> Profile:
         raise refuse("profile", name, ", ".join(PROFILES) + ", or NAME:DATASET such as paper:cifar100")
     profile = PROFILES[base]
     return profile.model_copy(update={"name": name, "dataset": dataset}) if dataset else profile
+
+
+def studies(name: str, datasets: Sequence[str] = ()) -> list[str]:
+    """The studies that a profile's name stands for, one a data set; ``datasets`` replaces its own.
+
+    Raises StudyError for an unknown profile, and for data sets beside a NAME:DATASET, which has one already.
+    """
+    profile = get_profile(name)
+    if ":" in name:
+        if datasets:
+            raise refuse("datasets", ",".join(datasets), f"none beside profile {name}, which names its data set")
+        return [name]
+    wanted = dict.fromkeys(datasets or (profile.dataset, *profile.others))
+    return [name if dataset == profile.dataset else f"{name}:{dataset}" for dataset in wanted]

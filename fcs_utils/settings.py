@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fcs_utils.bench import Bench
+from fcs_utils.design import Profile
 from fcs_utils.errors import refuse
-from fcs_utils.profiles import Profile
 from fcs_utils.provenance import pick_precision
 from fcs_utils.sealed import read_or_set_aside, write_sealed
 from fcs_utils.store import Store

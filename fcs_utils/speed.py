@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader
 
 from fcs_utils.config import Config, Count, Positive, Training
 from fcs_utils.data import Dataset, Split
+from fcs_utils.design import Speed
 from fcs_utils.errors import StudyError
 from fcs_utils.finetune import accuracy, fit
 from fcs_utils.measure import count_macs
 from fcs_utils.models import build_seeded
-from fcs_utils.profiles import Speed
 from fcs_utils.provenance import describe_machine, describe_moment, pick_precision
 from fcs_utils.sealed import read_or_set_aside, write_sealed
 from fcs_utils.store import Store

@@ -14,10 +14,11 @@ from fcs_utils.bench import Bench, OnMacs, describe
 from fcs_utils.claims import margin
 from fcs_utils.config import SCHEMA, Run
 from fcs_utils.deadline import Deadline
+from fcs_utils.design import Profile
 from fcs_utils.errors import OutOfTime, StudyError, is_out_of_memory, refuse
 from fcs_utils.grid import STAGES, Rates, Stage, expected_macs, grid
 from fcs_utils.locks import alone
-from fcs_utils.profiles import Profile, get_profile
+from fcs_utils.profiles import get_profile
 from fcs_utils.progress import bar
 from fcs_utils.provenance import describe_machine, describe_moment, pick_device
 from fcs_utils.report import Report, choose_learning_rates

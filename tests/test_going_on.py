@@ -20,6 +20,7 @@ from fcs_utils.deadline import Deadline
 from fcs_utils.errors import OutOfTime, StudyError
 from fcs_utils.finetune import Epoch, fit, mutual
 from fcs_utils.locks import alone
+from fcs_utils.profiles import studies
 from fcs_utils.study import Study
 from fcs_utils.workers import pick_workers
 from tests.conftest import ROOT, study_command
@@ -152,6 +153,19 @@ def test_a_part_of_the_runs_by_words(tmp_path: Path) -> None:
     assert done.returncode == 0 and "1 runs of profile smoke" in done.stdout, done.stderr
     done = study_command("run", *out, "--stages", "reference", "--only", "resnet56")
     assert done.returncode == 1 and "only='resnet56' is not allowed" in done.stderr
+
+
+def test_a_profile_of_several_data_sets_is_a_study_of_each(tmp_path: Path) -> None:
+    assert studies("paper") == ["paper", "paper:cifar100"] and studies("paper", ["cifar10"]) == ["paper"]
+    assert studies("paper", ["imagefolder:x", "cifar10"]) == ["paper:imagefolder:x", "paper"] and studies("quick") == ["quick"]
+    command = ["run", "--out", str(tmp_path), "--profile", "smoke", "--stages", "reference", "--only", "resnet20"]
+    refused = study_command(*command, "--datasets", "digits,imagefolder:nothing")
+    assert refused.returncode == 1 and "'imagefolder:nothing' not found" in refused.stderr
+    assert not list(tmp_path.rglob("*.json"))  # known before the first one took its hours
+    done = study_command(*command, "--datasets", "digits,digits[:500]")
+    assert done.returncode == 0 and done.stdout.count("1 runs of profile smoke") == 2, done.stderr
+    folders = [Study(name, tmp_path).store.root for name in ("smoke", "smoke:digits[:500]")]
+    assert [len(list((folder / "records").glob("*.json"))) for folder in folders] == [1, 1] and folders[0] != folders[1]
 
 
 @pytest.mark.parametrize("budget", ["0m", "-1h", "soon", "5", "nanh", "infh"])
