@@ -71,13 +71,23 @@ def test_every_layer_of_a_network_in_one_pass(name: str) -> None:
         torch.testing.assert_close(got.l1, l1, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("size", "shape"), [((8, 8), (2, 2)), ((8, 12), (2, 3)), ((4, 4), (1, 1))])
+class Flattening(nn.Module):
+    """Its linear layer reads what no module's output shows."""
+
+    def __init__(self, positions: int) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 5, 3, padding=1), nn.Linear(5 * positions, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(nn.functional.max_pool2d(self.conv(x), 4).flatten(1))
+
+
+@pytest.mark.parametrize(("size", "shape"), [((8, 8), (2, 2)), ((8, 12), (1, 6)), ((4, 4), (1, 1))])
 def test_maps_before_a_linear_layer_are_laid_out_to_be_looked_at(size: tuple[int, int], shape: tuple[int, int]) -> None:
-    model = nn.Sequential(nn.Conv2d(1, 5, 3, padding=1), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(5 * shape[0] * shape[1], 3))
-    images = torch.randn(2, 1, *size)
-    maps = feature_maps(model, images, "0")
+    model, images = Flattening(shape[0] * shape[1]), torch.randn(2, 1, *size)
+    maps = feature_maps(model, images, "conv")
     assert maps.shape == (2, 5, *shape)
-    assert maps.flatten(1).equal(model[2](model[1](model[0](images))))
+    assert maps.flatten().equal(nn.functional.max_pool2d(model.conv(images), 4).flatten())
 
 
 @pytest.fixture(scope="module", params=["wide maps", "many channels"])
