@@ -70,7 +70,7 @@ PROFILES = {
             summary="CIFAR-10 (JPEG), quarter-width VGG-16 and full-width ResNet-20, three seeds",
             dataset="imagefolder:cifar10_jpeg",
             networks=(
-                Network(network="vgg16", width=0.25, training=Training(epochs=14, learning_rate=0.1)),
+                Network(network="vgg16", width=0.25, training=Training(epochs=24, learning_rate=0.1)),
                 Network(network="resnet20", training=Training(epochs=12, learning_rate=0.2)),
             ),
             seeds=(0, 1, 2),
