@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fcs_utils.allocator import keep_freed_memory
 from fcs_utils.checkpoint import Checkpoint
 from fcs_utils.compiling import Pass, compiled
 from fcs_utils.config import Training
@@ -130,6 +131,7 @@ def fit(
 
     Raises StudyError, naming run, epoch and learning rate, when a loss is NaN or infinite.
     """
+    keep_freed_memory()
     device = dataset.train.images.device
     generator = torch.Generator().manual_seed(seed)
     trained = len(networks) if trained is None else trained

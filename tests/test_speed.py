@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from fcs_utils.speed import growth_table, speed_table
 from fcs_utils.store import read_json
 from fcs_utils.study import Study
 from fcs_utils.tables import grid_cost_table
-from tests.conftest import study_command
+from tests.conftest import ROOT, study_command
 
 
 @pytest.mark.parametrize("network", ["vgg16", "resnet20"])
@@ -41,6 +44,24 @@ def test_the_fast_path_and_a_loop_written_out_agree_step_by_step(digits: Dataset
     assert first.loss == pytest.approx(sum(losses[:10]) / 10, rel=1e-4)
     for (name, one), other in zip(fast.named_parameters(), plain.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has another allocator")
+def test_memory_that_a_step_frees_serves_the_next_step() -> None:
+    code = """
+import resource, sys, torch
+from fcs_utils.allocator import keep_freed_memory
+if sys.argv[1] == "keep": keep_freed_memory()
+def step(): torch.ones(16, 2**20).sum()  # 64 MB
+for _ in range(10): step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10): step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
+    faults = {}
+    for how in ("keep", "leave"):
+        done = subprocess.run([sys.executable, "-c", code, how], cwd=ROOT, capture_output=True, text=True, check=True)
+        faults[how] = int(done.stdout)
+    assert faults["keep"] * 10 < faults["leave"]
 
 
 def test_speed_and_growth_come_from_the_measurements(smoke: Path) -> None:
