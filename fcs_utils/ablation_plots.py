@@ -64,8 +64,8 @@ def merge_panels(merge: pd.DataFrame) -> Figure:
             axis.set(title=f"{network}, {criterion}", xlabel="MACs left (%)")
             axis.set_ylim(top=min(axis.get_ylim()[1], 101), bottom=max(axis.get_ylim()[0], -1))
             axis.invert_xaxis()
-        row[0].set_ylabel("test top-1 (%), untrained")
-    axes[0, 0].legend()
+        row[0].set_ylabel("test top-1 (%), before fine-tuning")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
 

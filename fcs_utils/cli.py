@@ -122,6 +122,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(f"error: {error}: use the study's own environment, .venv/bin/python, which ./run_all.sh makes", file=sys.stderr)
+        return 1
     except OSError as error:  # the disk or the system refused something that no module foresaw
         print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
         return 1

@@ -56,7 +56,7 @@ def measure(job: Job) -> dict[str, Any]:
         method(network, images)
         return {**job.model_dump(), "bytes": _peak(device) - start}
     seconds: dict[str, list[float]] = {"forward": [], "method": []}
-    for _ in range(3 if job.method in ("pass", "trace") else 1):
+    for _ in range(3 if job.method in ("pass", "trace", "store") else 1):
         for name, run in (("forward", forward), ("method", method)):
             started = time.perf_counter()
             run(network, images)
@@ -154,6 +154,7 @@ def cost_table(frame: pd.DataFrame) -> pd.DataFrame:
         network = row.network + ("" if row.width == 1 else f" x{row.width:g}")
         rows.append({"network": network, "images": row.images, "procedure": NAMES[row.method],
                      "times the forward pass": f"{row.ratio:.2f}", "seconds": f"{row.seconds:.2f}",
+                     "forward pass in turns with it (s)": f"{row.forward_seconds:.2f}",
                      "peak memory (MB)": "" if np.isnan(row.memory_mb) else f"{row.memory_mb:.0f}"})  # fmt: skip
     return pd.DataFrame(rows)
 

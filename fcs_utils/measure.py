@@ -1,9 +1,7 @@
-"""What a network costs, measured on the network itself: parameters, MACs, bytes, latency."""
+"""What a network costs, measured on the network itself: parameters, MACs, bytes."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import asdict, dataclass
 
 import torch
@@ -11,7 +9,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fcs_utils.errors import refuse
 from fcs_utils.structure import evaluating
 
 
@@ -50,23 +47,3 @@ def measure_cost(model: nn.Module, example: Tensor) -> Cost:
     """Parameters, MACs and bytes of a network for one image of example's shape (N, C, H, W)."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     return Cost(sum(p.numel() for p in model.parameters()), count_macs(model, example), len(save(state)))
-
-
-@torch.no_grad()
-def measure_latency(model: nn.Module, example: Tensor, repeats: int = 10) -> float:
-    """Median milliseconds of one forward pass over the batch ``example`` (N, C, H, W), after warming up.
-
-    A wall-clock figure of this machine at this moment: compare it only within one run.
-    """
-    if repeats < 1:
-        raise refuse("repeats", repeats, "1 or more")
-    times = []
-    with evaluating(model):
-        for turn in range(repeats + 2):
-            start = time.perf_counter()
-            model(example)
-            if example.is_cuda:
-                torch.cuda.synchronize()
-            if turn >= 2:
-                times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)

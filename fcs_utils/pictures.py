@@ -11,6 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from fcs_utils.plots import BIN_COLOURS
@@ -63,16 +64,16 @@ def norm_profile(norms: Mapping[str, Tensor]) -> Figure:
 def bins_over_norms(norms: Tensor, labels: Tensor, layer: str, kept: Sequence[int] | None = None) -> Figure:
     """K-Means bins over the L1 norms of one layer's channels, both (C,); with ``kept``, those that go are pale."""
     figure, axis = plt.subplots(figsize=(9, 3))
-    order = norms.argsort()
+    order, entries = norms.argsort(), []
     for label in labels.unique().tolist():
         at = [rank for rank, channel in enumerate(order.tolist()) if labels[channel] == label]
-        bars = axis.bar(
-            at, norms[order[at]], color=BIN_COLOURS[label % len(BIN_COLOURS)], width=0.85, label=f"bin {label}: {len(at)}"
-        )
+        colour = BIN_COLOURS[label % len(BIN_COLOURS)]
+        bars = axis.bar(at, norms[order[at]], color=colour, width=0.85)
+        entries.append(Patch(color=colour, label=f"bin {label}: {len(at)}"))
         for bar, channel in zip(bars, order[at].tolist(), strict=True):
             bar.set_alpha(0.3 if kept is not None and channel not in kept else 1)
     axis.set(xlabel="channels by L1 norm", ylabel="L1 norm $a_c$", title=layer)
-    axis.legend(title="bin: channels", ncols=4)
+    axis.legend(handles=entries, title="bin: channels", ncols=4)
     return figure
 
 
@@ -100,7 +101,7 @@ def similarity_against_null(pairs: Mapping[str, np.ndarray], threshold: float) -
     colours = {"trained": "#0072B2", "untrained": "#E69F00", "shuffled-pixel null": "#6b6b6b"}
     for name, values in pairs.items():
         sns.kdeplot(x=values, ax=axis, label=name, color=colours[name], fill=True, alpha=0.25, clip=(-1, 1), cut=0)
-    axis.axvline(threshold, color="#6b6b6b", ls="--", lw=1, label=f"null's 99th percentile: {threshold:.2f}")
+    axis.axvline(threshold, color="#6b6b6b", ls="--", lw=1, label=f"99th percentile of shuffled pairs: {threshold:.2f}")
     axis.set(xlabel="cosine similarity of a pair of channels", ylabel="density")
     axis.legend()
     return figure

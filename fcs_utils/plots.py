@@ -89,7 +89,7 @@ def _accuracy_panels(frame: pd.DataFrame, ylabel: str) -> Figure:
             if criterion not in STYLE:  # a thin grey line: they are compared by name in the ranking
                 groups = part[part.criterion == criterion].groupby("ratio", sort=False)
                 axis.plot(*zip(*((100 * (g.macs / g.dense_macs).iloc[0], g.test.mean()) for _, g in groups), strict=True),
-                          color="#c4c4c4", lw=0.8, zorder=1)  # fmt: skip
+                          color="#c4c4c4", lw=0.8, zorder=1, label="others")  # fmt: skip
         for number, criterion in enumerate(name for name in part.criterion.unique() if name in STYLE):
             colour, marker = STYLE[criterion]
             groups = part[part.criterion == criterion].groupby("ratio", sort=False)
@@ -100,7 +100,9 @@ def _accuracy_panels(frame: pd.DataFrame, ylabel: str) -> Figure:
         axis.set(xlabel="MACs left (%)", ylabel=ylabel, title=network)
         axis.set_ylim(top=min(axis.get_ylim()[1], 101))  # an interval may pass 100 %, accuracy cannot
         axis.invert_xaxis()
-    axes.flat[0].legend()
+    handles, names = axes.flat[0].get_legend_handles_labels()
+    entries = dict(zip(names, handles, strict=True))  # one for all the others
+    axes.flat[0].legend(entries.values(), entries.keys())
     return figure
 
 

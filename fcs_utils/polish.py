@@ -47,6 +47,8 @@ def _sortable(soup: BeautifulSoup, table: Tag) -> None:
         table["class"] = "sortable"
         for cell in table.select("tbody td"):
             # '98.65 +- 0.40' and '+1.2 points' sort by their number.
+            if " ± " in cell.get_text():
+                cell["class"] = "whole"
             if (number := NUMBER.match(cell.get_text(strip=True))) and number[0] != cell.get_text(strip=True):
                 cell["data-sort"] = number[0].replace(",", "").replace("\N{MINUS SIGN}", "-")
     _scrolling(soup, table, "table")

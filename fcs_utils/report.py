@@ -43,8 +43,7 @@ def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
             }  # fmt: skip
         if record["kind"] == "pruned":
             row |= {"plain": result["before_recalibration"]["test"], "test": result["before_tuning"]["test"],
-                    "validation": result["before_tuning"]["validation"], "kept": result["plan"]["kept"],
-                    **{name: record["volatile"][name] for name in ("latency_ms", "dense_latency_ms")}}  # fmt: skip
+                    "validation": result["before_tuning"]["validation"], "kept": result["plan"]["kept"]}  # fmt: skip
         else:
             row |= {"test": result["test"], "validation": result["validation"], "history": result["history"],
                     "training_macs": result["history"][-1]["training_macs"], "epochs": len(result["history"]),

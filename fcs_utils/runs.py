@@ -10,7 +10,7 @@ from torch import nn
 from fcs_utils.bench import Bench, OnMacs, Result, describe
 from fcs_utils.config import Run
 from fcs_utils.finetune import Epoch, Losses, accuracy, cross_entropy, fit, mutual, standing
-from fcs_utils.measure import count_macs, measure_cost, measure_latency
+from fcs_utils.measure import count_macs, measure_cost
 from fcs_utils.models import initialise
 from fcs_utils.plans import PruningPlan
 from fcs_utils.similarity import twin_shares
@@ -70,7 +70,7 @@ def _pruned(bench: Bench, run: Run) -> tuple[Result, Result]:
         "before_recalibration": {"test": accuracy(bench.cut(run, plan), data, data.test, run.reference.precision)},
         "before_tuning": _accuracies(bench, compact, run),
     }
-    return result, {"latency_ms": _latency(bench, compact), "dense_latency_ms": _latency(bench, dense)}
+    return result, {}
 
 
 def _tuned(bench: Bench, run: Run, plan: PruningPlan, on_macs: OnMacs) -> tuple[Result, Result]:
@@ -130,7 +130,3 @@ def _outcome(bench: Bench, network: nn.Module, history: list[Epoch], run: Run) -
 
 def _timing(history: list[Epoch]) -> Result:
     return {"epoch_seconds": [epoch.seconds for epoch in history]}
-
-
-def _latency(bench: Bench, network: nn.Module) -> float:
-    return measure_latency(network, bench.dataset.normalise(bench.dataset.test.images[:64]), repeats=5)
