@@ -52,7 +52,7 @@ PROFILES = {
             seeds=(0, 1, 2, 3, 4),
             ratios=(0.3, 0.5, 0.7),
             tuning=Training(epochs=1, learning_rate=0.01, batch_size=32),
-            ablations=Ablations(calibrations=(50, 200, 800), draws=2, headstart=4, seeds=2),
+            ablations=Ablations(calibrations=(50, 200, 800), draws=2, headstart=4, seeds=3),
             arms=Arms(
                 networks=("vgg16",),
                 epochs=(2, 4, 8),
