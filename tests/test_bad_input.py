@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from fcs_utils.profiles import get_profile
 from fcs_utils.pruning import load_compact, prune
 from fcs_utils.publish import pick_notebooks
 from fcs_utils.study import Study
-from tests.conftest import study_command, warm
+from tests.conftest import ROOT, study_command, warm
 
 COMMANDS: list[tuple[list[str], str]] = [
     ([], "COMMAND"),
@@ -85,6 +87,14 @@ def test_commands(
 def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["run", "--profile", "smoke", "--device", "cuda", "--out", str(tmp_path)]) == 1
     assert "device='cuda' is not allowed" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_python_without_the_packages_is_told_where_they_are(tmp_path: Path) -> None:
+    for command in (["wheels", "--to", str(tmp_path / "w")], ["run", "--profile", "smoke", "--out", str(tmp_path)]):
+        bare = [sys.executable, "-S", "-m", "fcs_utils", *command]
+        done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.startswith("error: No ") and ".venv/bin/python" in done.stderr
+        assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 def test_the_process_itself_says_it_in_one_line_too() -> None:

@@ -13,6 +13,7 @@ from fcs_utils.claims import c3, c3_by_compute, claim_verdicts, ledger, margin, 
 from fcs_utils.errors import StudyError
 from fcs_utils.inference import holm, paired, seed_differences, verdict
 from fcs_utils.report import add_targets, choose_learning_rates
+from fcs_utils.tables import claims_table
 
 
 def test_paired_t_by_hand() -> None:
@@ -109,14 +110,24 @@ def test_the_margin_is_the_larger_of_two_tenths_and_one_image() -> None:
     assert margin(5000) == 0.2 and margin(200) == 0.5
 
 
-def study_of(tft: dict[int, float], mlft: dict[int, float], noise: float = 0.05) -> dict[str, str]:
-    """Verdicts on six seeds of arms whose mean final accuracy by schedule is given; MLFT costs three times TFT."""
+def ledger_of(tft: dict[int, float], mlft: dict[int, float], noise: float = 0.05) -> pd.DataFrame:
+    """The ledger of six seeds of arms whose mean final accuracy by schedule is given; MLFT costs three times TFT."""
     draw = np.random.default_rng(1)
     rows = [arm(method, [0.0] * epochs, mean + noise * draw.normal(), seed, macs)
             for method, means, macs in (("tft", tft, 10), ("mlft", mlft, 30)) for epochs, mean in means.items()
             for seed in range(6)]  # fmt: skip
     frame = pd.DataFrame(rows)
-    return claim_verdicts(ledger([*c3(frame, 0.2), *c3_by_compute(frame)]))
+    return ledger([*c3(frame, 0.2), *c3_by_compute(frame)])
+
+
+def test_rows_that_inform_carry_no_verdict() -> None:
+    known = ledger_of({2: 90, 4: 92, 8: 94}, {2: 94, 4: 94, 8: 94})
+    shown = claims_table(known).set_index("comparison").verdict
+    for row in known.itertuples():
+        assert shown[row.comparison] == row.verdict if row.decisive else shown[row.comparison].startswith("(")
+    # That short TFT falls behind speaks for C3, not against it.
+    (short,) = (word for question, word in shown.items() if "TFT of 2 epochs minus TFT of 8" in question and "MLFT" not in question)
+    assert short == "(below zero)" and not shown[~known.decisive.to_numpy()].str.contains("supported|contradicted").any()
 
 
 @pytest.mark.parametrize(
@@ -135,7 +146,7 @@ def study_of(tft: dict[int, float], mlft: dict[int, float], noise: float = 0.05)
     ],
 )
 def test_c3_by_planted_differences(tft: dict, mlft: dict, c3_verdict: str, compute: str) -> None:
-    assert study_of(tft, mlft) == {"C3": c3_verdict, "C3 by compute": compute}
+    assert claim_verdicts(ledger_of(tft, mlft)) == {"C3": c3_verdict, "C3 by compute": compute}
 
 
 def test_nothing_planted_is_rarely_found() -> None:
