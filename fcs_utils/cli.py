@@ -178,18 +178,19 @@ def _dispatch(options: argparse.Namespace) -> int:
     from fcs_utils.store import Store
 
     names = studies(options.profile, options.datasets)
-    if options.fresh:
-        for name in names:
-            if kept := Store(options.out, name).set_aside():
-                print(f"existing results are kept in {kept}", file=sys.stderr)
-    if len(names) > 1:  # what the last one lacks is said before the first one takes its hours
+    if len(names) > 1 or options.fresh:  # missing data is said before results are set aside, or the first study takes its hours
         from fcs_utils.study import Study
 
         for study in (Study(name, options.out, options.data) for name in names):
-            if study.missing():
+            if options.fresh or study.missing():
                 _ = study.bench.dataset
     for name in names:
-        _run(name, options, started) if options.command == "run" else _publish(name, options)
+        if options.fresh and (kept := Store(options.out, name).set_aside()):
+            print(f"existing results are kept in {kept}", file=sys.stderr)
+        if options.command == "run":
+            _run(name, options, started)
+        else:
+            _publish(name, options)
     return 0
 
 

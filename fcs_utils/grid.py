@@ -96,7 +96,7 @@ def expected_macs(bench: Bench, runs: Sequence[Run]) -> list[int]:
             expected.append(round(3 * run.tuning.training.epochs * images * share * macs))
         elif run.kind == "reference":
             expected.append(3 * run.reference.training.epochs * images * macs)
-        else:  # half the network, once over the validation and twice over the test images, and some calibration
+        else:  # no training: judged on the validation images, and before and after recalibration on the test images
             judged = len(bench.dataset.validation) + 2 * len(bench.dataset.test)
             expected.append(judged * macs)
     return expected

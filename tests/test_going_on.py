@@ -162,6 +162,9 @@ def test_a_profile_of_several_data_sets_is_a_study_of_each(tmp_path: Path) -> No
     refused = study_command(*command, "--datasets", "digits,imagefolder:nothing")
     assert refused.returncode == 1 and "'imagefolder:nothing' not found" in refused.stderr
     assert not list(tmp_path.rglob("*.json"))  # known before the first one took its hours
+    (tmp_path / "smoke-imagefolder-nothing").mkdir()
+    refused = study_command("run", "--out", str(tmp_path), "--profile", "smoke:imagefolder:nothing", "--fresh")
+    assert refused.returncode == 1 and [path.name for path in tmp_path.iterdir()] == ["smoke-imagefolder-nothing"]  # not set aside
     done = study_command(*command, "--datasets", "digits,digits[:500]")
     assert done.returncode == 0 and done.stdout.count("1 runs of profile smoke") == 2, done.stderr
     folders = [Study(name, tmp_path).store.root for name in ("smoke", "smoke:digits[:500]")]
