@@ -2,7 +2,7 @@
 
 The usual way: PIL images, torchvision's transforms, a DataLoader with workers, fp32, NCHW memory. Both do the same
 steps on the same network with the same batch; only the way differs. ``python -m fcs_utils.speed JSON`` is one
-measurement in a process of its own, for two at once.
+measurement; each has a process of its own.
 """
 
 from __future__ import annotations
@@ -124,18 +124,19 @@ def _timed(do: Any, device: torch.device) -> list[float]:
     return seconds
 
 
-def measure_two(job: Job) -> float:
-    """Images a second of two processes at once, one thread each, together: how a study does its runs.
+def measure_apart(job: Job) -> float:
+    """Images a second in a process of its own, so that no way inherits another one's allocator or threads.
 
-    Raises StudyError when one fails.
+    Two at once have one thread each, as in a study, and count together. Raises StudyError when one fails.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    count = 2 if job.way == "study, two at once" else 1
+    environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if count > 1 else {})}
     command = [sys.executable, "-m", "fcs_utils.speed", job.model_dump_json()]
     folder = Path(__file__).parents[1]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment) for _ in range(2)]  # noqa: S603
-    texts = [process.communicate()[0] for process in both]
-    if any(process.returncode for process in both):
-        raise StudyError(f"measuring {job.what} of {job.network}, two at once, failed")
+    at_once = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment) for _ in range(count)]  # noqa: S603
+    texts = [process.communicate()[0] for process in at_once]
+    if any(process.returncode for process in at_once):
+        raise StudyError(f"measuring {job.what} of {job.network}, way {job.way!r}, failed")
     return sum(json.loads(text) for text in texts)
 
 
@@ -161,7 +162,7 @@ def speeds(store: Store, speed: Speed, device: str) -> dict[str, Any]:
     taken: list[list[float]] = [[] for _ in jobs]
     for _ in range(speed.rounds):  # in turns, so that a busy minute meets every way
         for job, rates in zip(jobs, taken, strict=True):
-            rates.append(measure_two(job) if job.way == "study, two at once" else measure(job))
+            rates.append(measure_apart(job))
     rows = [{**one, "images_per_second": statistics.median(rates)} for one, rates in zip(listed, taken, strict=True)]
     found = {"machine": describe_machine(torch.device(device)), "precision": pick_precision(torch.device(device)),
              "date": describe_moment()["date"], "jobs": listed, "rows": rows}  # fmt: skip
