@@ -20,3 +20,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 class OutOfTime(StudyError):
     """The time budget is used up; what is done is kept."""
+
+
+class Elsewhere(StudyError):
+    """Another process has the run in hand."""

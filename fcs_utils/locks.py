@@ -10,12 +10,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fcs_utils.deadline import Deadline
-from fcs_utils.errors import OutOfTime, StudyError
+from fcs_utils.errors import Elsewhere, OutOfTime, StudyError
 
 
 @contextmanager
-def alone(path: Path, what: str, deadline: Deadline | None = None) -> Iterator[None]:
-    """Hold the lock file at ``path``, waiting for another process that does.
+def alone(path: Path, what: str, deadline: Deadline | None = None, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock file at ``path``, waiting for another process that does, or not: then Elsewhere is raised.
 
     The lock is the operating system's: it ends with its holder, however that ends. Raises OutOfTime when the
     deadline comes first, StudyError when the file cannot be made.
@@ -26,7 +26,9 @@ def alone(path: Path, what: str, deadline: Deadline | None = None) -> Iterator[N
         lock = FileLock(path)
         try:
             lock.acquire(timeout=0)
-        except Timeout:
+        except Timeout as error:
+            if not wait:
+                raise Elsewhere(f"{what} is being done by another process") from error
             print(f"{what} is being done by another process: waiting", file=sys.stderr)
             lock.acquire(timeout=-1 if deadline.at is None else max(0.0, deadline.left))
     except Timeout as error:

@@ -70,8 +70,8 @@ PROFILES = {
             summary="CIFAR-10 (JPEG), quarter-width VGG-16 and full-width ResNet-20, three seeds",
             dataset="imagefolder:cifar10_jpeg",
             networks=(
-                Network(network="vgg16", width=0.25, training=Training(epochs=24, learning_rate=0.1)),
-                Network(network="resnet20", training=Training(epochs=12, learning_rate=0.2)),
+                Network(network="vgg16", width=0.25, training=Training(epochs=30, learning_rate=0.1)),
+                Network(network="resnet20", training=Training(epochs=20, learning_rate=0.2)),
             ),
             seeds=(0, 1, 2),
             ratios=(0.3, 0.5, 0.7),
@@ -84,6 +84,7 @@ PROFILES = {
                 learning_rates=(0.005, 0.02, 0.05),
                 pilot_epochs=2,
                 methods=("tft", "mlft", "kd"),
+                scratch=("epochs",),
                 scratch_seeds=1,
             ),
         ),

@@ -213,13 +213,16 @@ class Study:
         parent = run.parent()
         return run.identity in self._failed or (parent is not None and self._barred(parent))
 
-    def ensure(self, run: Run, on_macs: OnMacs = lambda macs: None) -> Record:
-        """The record of a run, doing it and what it builds on where there is none."""
+    def ensure(self, run: Run, on_macs: OnMacs = lambda macs: None, *, wait: bool = True) -> Record:
+        """The record of a run, doing it and what it builds on where there is none.
+
+        Raises Elsewhere where another process has it in hand and that is not to be waited for.
+        """
         if (record := self.record(run)) is not None:
             return record
         parent = run.parent()
-        parent_record = self.ensure(parent) if parent else None
-        with alone(self.store.lock(run.identity), describe(run), self.deadline):
+        parent_record = self.ensure(parent, wait=wait) if parent else None
+        with alone(self.store.lock(run.identity), describe(run), self.deadline, wait=wait):
             if (record := self.record(run)) is not None:  # another process was faster
                 return record
             record = self._done(run, parent_record, on_macs)

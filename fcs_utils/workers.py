@@ -11,7 +11,8 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent import futures
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for
@@ -21,7 +22,7 @@ import torch
 
 from fcs_utils.config import Run
 from fcs_utils.deadline import Deadline
-from fcs_utils.errors import StudyError, refuse
+from fcs_utils.errors import Elsewhere, StudyError, refuse
 
 if TYPE_CHECKING:
     from fcs_utils.study import Study
@@ -74,19 +75,29 @@ class Workers:
     def do(self, groups: Sequence[Sequence[Run]], on_macs: Callable[[int], None]) -> Iterator[Outcome]:
         """Do groups of runs; yields each run when its group is done, with its error. ``on_macs`` hears of every epoch.
 
-        Groups are independent of each other. Raises StudyError when a process dies.
+        Groups are independent of each other. What another start on the same results has in hand comes last, so that
+        the two share the work. Raises StudyError when a process dies.
         """
+        elsewhere: list[Sequence[Run]] = []
+        for run, error in self._once(groups, on_macs, wait=False):
+            if isinstance(error, Elsewhere):
+                elsewhere.append([run])
+            else:
+                yield run, error
+        yield from self._once(elsewhere, on_macs, wait=True)
+
+    def _once(self, groups: Sequence[Sequence[Run]], on_macs: Callable[[int], None], wait: bool) -> Iterator[Outcome]:
         if self._count == 1:
             for group in groups:
-                yield from _settle(self._study, group, on_macs)
+                yield from _settle(self._study, group, on_macs, wait)
             return
         if self._pool is None and groups:
             self._macs = self._context.SimpleQueue()
             start = (self._study.arguments, self._study.deadline, self._macs)
             self._pool = ProcessPoolExecutor(self._count, self._context, initializer=_start, initargs=start)
-        waiting = {self._pool.submit(_do, group) for group in groups} if self._pool else set()
+        waiting = {self._pool.submit(_do, group, wait) for group in groups} if self._pool else set()
         while waiting:
-            finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            finished, waiting = futures.wait(waiting, timeout=0.2, return_when=futures.FIRST_COMPLETED)
             while not self._macs.empty():
                 on_macs(self._macs.get())
             for future in finished:
@@ -99,10 +110,10 @@ class Workers:
                     ) from error
 
 
-def _settle(study: Study, group: Sequence[Run], on_macs: Callable[[int], None]) -> Iterator[Outcome]:
+def _settle(study: Study, group: Sequence[Run], on_macs: Callable[[int], None], wait: bool) -> Iterator[Outcome]:
     for run in group:
         try:
-            study.ensure(run, on_macs)
+            study.ensure(run, on_macs, wait=wait)
         except StudyError as error:
             yield run, error
         else:
@@ -130,5 +141,5 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _do(group: Sequence[Run]) -> list[Outcome]:
-    return list(_settle(_here["study"], group, _here["macs"].put))
+def _do(group: Sequence[Run], wait: bool) -> list[Outcome]:
+    return list(_settle(_here["study"], group, _here["macs"].put, wait))

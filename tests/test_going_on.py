@@ -22,7 +22,7 @@ from fcs_utils.finetune import Epoch, fit, mutual
 from fcs_utils.locks import alone
 from fcs_utils.profiles import studies
 from fcs_utils.study import Study
-from fcs_utils.workers import pick_workers
+from fcs_utils.workers import Workers, pick_workers
 from tests.conftest import ROOT, study_command
 from tests.test_finetune import tiny
 
@@ -220,14 +220,31 @@ def test_two_starts_share_the_work(smoke: Path, tmp_path: Path) -> None:
         assert shared.record(run)["result"] == alone.record(run)["result"]
 
 
+def hold(path: Path) -> subprocess.Popen[bytes]:
+    """Another process that has a lock until it is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    code = f"import filelock, time; lock = filelock.FileLock({str(path)!r}); lock.acquire(); print(1, flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"1\n"
+    return holder
+
+
+def test_what_another_process_has_in_hand_comes_last(tmp_path: Path) -> None:
+    study = Study("smoke", tmp_path)
+    first, second = study.runs(["reference"])
+    with hold(study.store.lock(first.identity)) as holder:
+        done = []
+        for run, error in Workers(1, study).do([[first], [second]], lambda macs: None):
+            done.append((run, error))
+            holder.kill()
+    assert done == [(second, None), (first, None)]
+
+
 def test_a_lock_is_waited_for_and_ends_with_its_holder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = Study("smoke", tmp_path)
     run = study.runs(["reference"])[0]
     path = study.store.lock(run.identity)
-    path.parent.mkdir(parents=True)
-    code = f"import filelock, time; lock = filelock.FileLock({str(path)!r}); lock.acquire(); print(1, flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
-        holder.stdout.readline()
+    with hold(path) as holder:
         study.deadline = Deadline(time.monotonic() + 0.2)
         with pytest.raises(OutOfTime):
             study.ensure(run)
