@@ -42,8 +42,8 @@ class Ablations(Config):
 
     calibrations: further numbers of calibration images. draws: further draws of calibration images at every
     number. binning_seeds: starts of scikit-learn's K-Means. merged: criteria whose plans are also merged, at
-    every ratio of the profile. headstart: epochs of fine-tuning from plain and from merged weights. seeds: how
-    many of the profile's seeds the ablations run on; None is all.
+    every ratio of the profile. headstart: epochs of fine-tuning from plain and from merged weights. networks and
+    seeds: which networks, and how many of the profile's seeds, the ablations run on; None is all.
     """
 
     ratio: float = 0.5
@@ -53,6 +53,7 @@ class Ablations(Config):
     binning_seeds: int = 3
     merged: tuple[str, ...] = ("kernel_l1", "fcs", "fcs_linear")
     headstart: int
+    networks: tuple[str, ...] | None = None
     seeds: int | None = None
 
     def variants(self) -> list[dict[str, Any]]:

@@ -48,8 +48,10 @@ def grid(profile: Profile, precision: Literal["fp32", "bf16"], rates: Rates | No
     ablations, arms = profile.ablations, profile.arms
     counts = dict.fromkeys((profile.calibration, *ablations.calibrations))
     draws = [(count, seed) for count in counts for seed in (None, *range(1000, 1000 + ablations.draws))]
+    varying = [run for run in references if run.reference.seed in profile.seeds[: ablations.seeds]
+               and run.reference.network in (ablations.networks or [run.reference.network])]  # fmt: skip
     stages["ablation"] = [
-        varied for run in references if run.reference.seed in profile.seeds[: ablations.seeds] for varied in (
+        varied for run in varying for varied in (
             pruned(run, "fcs", ablations.ratio),
             *(pruned(run, "fcs", ablations.ratio, options=options) for options in ablations.variants()),
             *(pruned(run, "fcs", ablations.ratio, calibration=count, calibration_seed=seed) for count, seed in draws),

@@ -71,13 +71,13 @@ PROFILES = {
             dataset="imagefolder:cifar10_jpeg",
             networks=(
                 Network(network="vgg16", width=0.25, training=Training(epochs=30, learning_rate=0.1)),
-                Network(network="resnet20", training=Training(epochs=20, learning_rate=0.2)),
+                Network(network="resnet20", training=Training(epochs=28, learning_rate=0.2)),
             ),
             seeds=(0, 1, 2),
             ratios=(0.3, 0.5, 0.7),
             criteria=MAIN,
             tuning=Training(epochs=1, learning_rate=0.02),
-            ablations=Ablations(calibrations=(50, 2000), draws=1, binning_seeds=1, headstart=2),
+            ablations=Ablations(calibrations=(50, 2000), draws=1, binning_seeds=1, headstart=2, networks=("vgg16",)),
             arms=Arms(
                 networks=("vgg16",),
                 epochs=(2, 4, 8, 16),
