@@ -10,6 +10,9 @@ from pathlib import Path
 import papermill
 import pytest
 
+from fcs_utils.design import Ablations
+from fcs_utils.grid import grid
+from fcs_utils.profiles import get_profile
 from fcs_utils.publish import NOTEBOOKS
 from fcs_utils.study import Study
 from tests.conftest import study_command
@@ -101,6 +104,19 @@ def test_incomplete_grids_are_refused_or_list_what_is_missing(smoke: Path, tmp_p
     listed = (tmp_path / "smoke" / "tables" / "missing.csv").read_text()
     assert all(run.identity in listed for run in gone) and "stage arms" in listed
     assert json.loads((tmp_path / "smoke" / "claims.json").read_text())["verdicts"].keys() == {"C1", "C2"}
+
+
+def test_ablations_run_on_the_networks_and_seeds_they_name() -> None:
+    quick = get_profile("quick")
+    some = Ablations(calibrations=(50,), headstart=1, networks=("resnet20",), seeds=2)
+    every = some.model_copy(update={"networks": None, "seeds": None})
+
+    def on(ablations: Ablations) -> set[tuple[str, int]]:
+        runs = grid(quick.model_copy(update={"ablations": ablations}), "fp32")["ablation"]
+        return {(run.reference.network, run.reference.seed) for run in runs}
+
+    assert on(some) == {("resnet20", 0), ("resnet20", 1)}
+    assert on(every) == {(network.network, seed) for network in quick.networks for seed in quick.seeds}
 
 
 def test_missing_records_are_refused_by_name(tmp_path: Path) -> None:
