@@ -94,6 +94,11 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
     run.add_argument("--time-budget", type=_seconds, metavar="TIME", help="stop cleanly within this time, such as 9m or 2h")
     run.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)")
     run.add_argument("--compile", action="store_true", help="train through torch.compile: pays where epochs take minutes")
+    text = "what the runs that a profile still lacks will take on this machine, from some seconds of measured training"
+    estimate = add("estimate", text, "python -m fcs_utils estimate --profile paper", "paper")
+    estimate.add_argument("--data", metavar="DIR", help="data folder (default: FCS_DATA, else ./data)")
+    estimate.add_argument("--datasets", type=_datasets, default=[], metavar="A,B", help="data sets in place of the profile's own")
+    estimate.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to measure (default: auto)")
     tables = add("tables", "write tables and verdicts from records, running nothing", "python -m fcs_utils tables --profile cifar")
     tables.add_argument("--data", metavar="DIR", help="data folder (default: FCS_DATA, else ./data)")
     tables.add_argument("--allow-missing", action="store_true", help="list runs without a record in a table instead of refusing")
@@ -178,6 +183,9 @@ def _dispatch(options: argparse.Namespace) -> int:
     from fcs_utils.store import Store
 
     names = studies(options.profile, options.datasets)
+    if options.command == "estimate":
+        _estimate(names, options)
+        return 0
     if len(names) > 1 or options.fresh:  # missing data is said before results are set aside, or the first study takes its hours
         from fcs_utils.study import Study
 
@@ -192,6 +200,15 @@ def _dispatch(options: argparse.Namespace) -> int:
         else:
             _publish(name, options)
     return 0
+
+
+def _estimate(names: Sequence[str], options: argparse.Namespace) -> None:
+    from fcs_utils.estimate import estimate, training_throughput
+    from fcs_utils.study import Study
+
+    for study in [Study(name, options.out, options.data, options.device) for name in names]:
+        print(f"{study.profile.name} on {study.bench.device.type}:")
+        print(estimate(study, training_throughput(study.bench.device)).to_string(index=False, float_format="{:,.2f}".format))
 
 
 def _publish(name: str, options: argparse.Namespace) -> None:

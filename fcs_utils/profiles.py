@@ -84,8 +84,7 @@ PROFILES = {
                 learning_rates=(0.005, 0.02, 0.05),
                 pilot_epochs=2,
                 methods=("tft", "mlft", "kd"),
-                scratch=("epochs",),
-                scratch_seeds=1,
+                scratch=(),
             ),
         ),
         Profile(

@@ -1,0 +1,72 @@
+"""What the runs that a profile still lacks will take on this machine: an estimate, from some seconds of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+
+from fcs_utils.config import Run
+from fcs_utils.design import Network
+from fcs_utils.grid import Stage, expected_macs, grid
+from fcs_utils.measure import count_macs
+from fcs_utils.models import build_seeded
+from fcs_utils.speed import Job, measure_apart
+from fcs_utils.study import Study
+from fcs_utils.workers import pick_workers
+
+Throughput = Callable[[Network], float]  # multiply-adds a second
+
+
+def lacking(study: Study) -> dict[Stage, list[Run]]:
+    """Runs without a record by stage, each once and with what it builds on.
+
+    While the arms' learning rates are open, the first of the list stands for the chosen one: the cost is the same.
+    """
+    arms = study.profile.arms
+    rates = study.rates() or {(name, method): arms.learning_rates[0] for name in arms.networks for method in arms.methods}
+    found: dict[Stage, list[Run]] = {}
+    seen: set[str] = set()
+    for stage, runs in grid(study.profile, study.precision, rates).items():
+        todo = {one.identity: one for run in runs for one in _line(run) if one.identity not in seen and study.record(one) is None}
+        seen |= todo.keys()
+        found[stage] = list(todo.values())
+    return found
+
+
+def _line(run: Run) -> list[Run]:
+    parent = run.parent()
+    return [*(_line(parent) if parent else ()), run]
+
+
+def training_throughput(device: torch.device) -> Throughput:
+    """Measures a network's training as a study does it here: two runs at once on a CPU with two cores or more."""
+
+    def measured(network: Network) -> float:
+        job = Job(network=network.network, width=network.width, batch_size=network.training.batch_size, what="training",
+                  images=16_384 if device.type == "cuda" else 1024, device=device.type,
+                  way="study, two at once" if pick_workers(None, device) > 1 else "study")  # fmt: skip
+        model = build_seeded(0, network.network, num_classes=10, width=network.width)
+        return measure_apart(job) * 3 * count_macs(model, torch.zeros(1, 3, 32, 32))
+
+    return measured
+
+
+def estimate(study: Study, throughput: Throughput) -> pd.DataFrame:
+    """Runs, multiply-adds and hours by stage, and in all.
+
+    Hours take every network for as fast as its dense original at equal multiply-adds; pruned ones are slower.
+    Raises StudyError where the data set is missing.
+    """
+    stages = lacking(study)
+    needed = {run.reference.network for runs in stages.values() for run in runs}
+    rates = {network.network: throughput(network) for network in study.profile.networks if network.network in needed}
+    rows: list[dict[str, Any]] = []
+    for stage, runs in stages.items():
+        macs = expected_macs(study.bench, runs) if runs else []
+        seconds = sum(count / rates[run.reference.network] for count, run in zip(macs, runs, strict=True))
+        rows.append({"stage": stage, "runs": len(runs), "10^12 MACs": sum(macs) / 1e12, "hours (ESTIMATE)": seconds / 3600})
+    totals = {name: sum(row[name] for row in rows) for name in list(rows[0])[1:]}
+    return pd.DataFrame([*rows, {"stage": "all", **totals}])
