@@ -74,10 +74,19 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
         command.add_argument("--out", default="results", metavar="DIR", help="results folder (default: results)")
         return command
 
-    def add_running(command: argparse.ArgumentParser) -> None:
+    def add_data(command: argparse.ArgumentParser) -> None:
         command.add_argument("--data", metavar="DIR", help="data folder (default: FCS_DATA, else ./data)")
+
+    def add_datasets(command: argparse.ArgumentParser) -> None:
+        add_data(command)
         command.add_argument("--datasets", type=_datasets, default=[], metavar="A,B",
                              help="study these data sets instead of the profile's own, one after the other")  # fmt: skip
+
+    def add_device(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)")
+
+    def add_running(command: argparse.ArgumentParser) -> None:
+        add_datasets(command)
         command.add_argument("--fresh", action="store_true", help="set existing results of the profile aside and do all again")
         command.add_argument("--parse-only", action="store_true", help=argparse.SUPPRESS)
         command.add_argument("--workers", type=_count, metavar="N", help="runs at once (default: one a core, or one on a GPU)")
@@ -92,15 +101,14 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
     run.add_argument("--stages", nargs="+", choices=STAGES, metavar="STAGE", help="some of: " + ", ".join(STAGES))
     run.add_argument("--only", default="", metavar="WORDS", help="only runs whose description has these words, such as 'vgg16 fcs'")
     run.add_argument("--time-budget", type=_seconds, metavar="TIME", help="stop cleanly within this time, such as 9m or 2h")
-    run.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)")
+    add_device(run)
     run.add_argument("--compile", action="store_true", help="train through torch.compile: pays where epochs take minutes")
     text = "what the runs that a profile still lacks will take on this machine, from some seconds of measured training"
     estimate = add("estimate", text, "python -m fcs_utils estimate --profile paper", "paper")
-    estimate.add_argument("--data", metavar="DIR", help="data folder (default: FCS_DATA, else ./data)")
-    estimate.add_argument("--datasets", type=_datasets, default=[], metavar="A,B", help="data sets in place of the profile's own")
-    estimate.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to measure (default: auto)")
+    add_datasets(estimate)
+    add_device(estimate)
     tables = add("tables", "write tables and verdicts from records, running nothing", "python -m fcs_utils tables --profile cifar")
-    tables.add_argument("--data", metavar="DIR", help="data folder (default: FCS_DATA, else ./data)")
+    add_data(tables)
     tables.add_argument("--allow-missing", action="store_true", help="list runs without a record in a table instead of refusing")
     readme = add("readme", "render the README's table and figure from records", "python -m fcs_utils readme", HEADLINE)
     readme.add_argument("--check", action="store_true", help="change nothing; fail when they are stale")

@@ -30,26 +30,26 @@ def lacking(study: Study) -> dict[Stage, list[Run]]:
     found: dict[Stage, list[Run]] = {}
     seen: set[str] = set()
     for stage, runs in grid(study.profile, study.precision, rates).items():
-        todo = {one.identity: one for run in runs for one in _line(run) if one.identity not in seen and study.record(one) is None}
+        missing = study.with_ancestors(run for run in runs if study.record(run) is None)
+        todo = {run.identity: run for run in missing if run.identity not in seen}
         seen |= todo.keys()
         found[stage] = list(todo.values())
     return found
 
 
-def _line(run: Run) -> list[Run]:
-    parent = run.parent()
-    return [*(_line(parent) if parent else ()), run]
-
-
 def training_throughput(device: torch.device) -> Throughput:
-    """Measures a network's training as a study does it here: two runs at once on a CPU with two cores or more."""
+    """Measures a network's training as a study does it here: one run on a GPU, one a core on a CPU.
+
+    Two at once are measured, and further cores taken to do as much each.
+    """
+    at_once = pick_workers(None, device)
 
     def measured(network: Network) -> float:
         job = Job(network=network.network, width=network.width, batch_size=network.training.batch_size, what="training",
                   images=16_384 if device.type == "cuda" else 1024, device=device.type,
-                  way="study, two at once" if pick_workers(None, device) > 1 else "study")  # fmt: skip
+                  way="study, two at once" if at_once > 1 else "study")  # fmt: skip
         model = build_seeded(0, network.network, num_classes=10, width=network.width)
-        return measure_apart(job) * 3 * count_macs(model, torch.zeros(1, 3, 32, 32))
+        return max(1, at_once / 2) * measure_apart(job) * 3 * count_macs(model, torch.zeros(1, 3, 32, 32))
 
     return measured
 

@@ -30,7 +30,7 @@ def records_block(study: Study) -> str:
     lines = [
         f"Profile `{study.profile.name}` on {study.settings.title}, n = {len(study.profile.seeds)} seeds:", "", *verdicts, "",
         f"![Effect and 95 % interval of every comparison behind the verdicts]({where})", "",
-        claims_table(report.ledger[report.ledger.decisive]).to_markdown(index=False),
+        claims_table(report.ledger[report.ledger.decisive]).to_markdown(index=False, disable_numparse=True),
     ]  # fmt: skip
     return "\n".join([BEGIN, *lines, END])
 

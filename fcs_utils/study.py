@@ -162,7 +162,7 @@ class Study:
     def _do_stage(self, stage: Stage, pool: Workers, only: str) -> list[str]:
         """Do a stage's runs that have no record; returns what failed."""
         runs = _picked(self.runs([stage]), only)
-        todo = self._with_ancestors(run for run in runs if self.record(run) is None)
+        todo = self.with_ancestors(run for run in runs if self.record(run) is None)
         if not todo:
             return []
         _ = self.bench.dataset  # missing data is an error before any work starts
@@ -184,7 +184,8 @@ class Study:
             raise late
         return failures
 
-    def _with_ancestors(self, runs: Iterable[Run]) -> list[Run]:
+    def with_ancestors(self, runs: Iterable[Run]) -> list[Run]:
+        """Runs, each behind what it builds on and has no record yet."""
         todo: dict[str, Run] = {}
         for run in runs:
             line, parent = [run], run.parent()

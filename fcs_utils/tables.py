@@ -142,12 +142,15 @@ SIGNS = {"supported": "above zero", "contradicted": "below zero", "undecided": "
 def claims_table(ledger: pd.DataFrame) -> pd.DataFrame:
     """The ledger as people read it."""
 
+    def p_value(p: float) -> str:
+        return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
     def interval(row: Any) -> str:
         return "undefined at n = 1" if math.isnan(row.low) else f"{row.low:+.2f} to {row.high:+.2f}"
 
     return pd.DataFrame([
         {"claim": row.claim, "comparison": row.comparison, "effect": f"{row.effect:+.2f} {row.unit}",
-         "95 % interval, uncorrected": interval(row), "p (Holm)": "" if math.isnan(row.p_holm) else f"{row.p_holm:.3f}",
+         "95 % interval, uncorrected": interval(row), "p (Holm)": p_value(row.p_holm),
          "smallest effect to be found": "" if math.isnan(row.detectable) else f"{row.detectable:.2f}", "n": row.n,
          "verdict": row.verdict if row.decisive else f"({SIGNS[row.verdict]})"}
         for row in ledger.itertuples()
