@@ -120,6 +120,11 @@ def ledger_of(tft: dict[int, float], mlft: dict[int, float], noise: float = 0.05
     return ledger([*c3(frame, 0.2), *c3_by_compute(frame)])
 
 
+def test_no_p_value_is_shown_as_zero() -> None:
+    known = ledger_of({2: 90, 4: 92, 8: 94}, {2: 94, 4: 94, 8: 94}).iloc[:3].assign(p_holm=[0.0004, 0.001, float("nan")])
+    assert claims_table(known)["p (Holm)"].tolist() == ["< 0.001", "0.001", ""]
+
+
 def test_rows_that_inform_carry_no_verdict() -> None:
     known = ledger_of({2: 90, 4: 92, 8: 94}, {2: 94, 4: 94, 8: 94})
     shown = claims_table(known).set_index("comparison").verdict
