@@ -186,7 +186,7 @@ def test_a_failed_reference_fails_its_runs_and_no_others(tmp_path: Path, monkeyp
     study = Study("smoke", tmp_path)
     tried = []
 
-    def broken(run, on_macs=None):
+    def broken(run, on_macs=None, *, wait=True):
         tried.append(run.kind)
         raise StudyError(f"{run.reference.network} broke")
 
