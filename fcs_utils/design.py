@@ -22,7 +22,8 @@ class Arms(Config):
     Each arm's learning rate is the one of ``learning_rates`` with the best validation results after
     ``pilot_epochs`` on ``pilot_seeds``, which take no part in anything else. Then every arm runs every
     schedule of ``epochs`` with every seed, and training from scratch runs with the reference's epochs
-    and with its training MACs, on the first ``scratch_seeds`` seeds (None is all).
+    and with its training MACs, on the first ``scratch_seeds`` seeds (None is all). further_seeds: on which
+    references and arms alone run, where arms need more seeds than the comparison of criteria can have.
     """
 
     networks: tuple[str, ...]
@@ -30,6 +31,7 @@ class Arms(Config):
     ratio: float = 0.5
     epochs: tuple[int, ...]
     learning_rates: tuple[float, ...]
+    further_seeds: tuple[int, ...] = ()
     pilot_seeds: tuple[int, ...] = (100,)
     pilot_epochs: int
     methods: tuple[Literal["tft", "mlft", "twin", "kd"], ...] = ("tft", "mlft", "twin", "kd")

@@ -39,13 +39,15 @@ def grid(profile: Profile, precision: Literal["fp32", "bf16"], rates: Rates | No
 
     references = [reference(network, seed) for network in profile.networks for seed in profile.seeds]
     cut = [pruned(run, c, ratio) for run in references for ratio in profile.ratios for c in profile.criteria]
+    ablations, arms = profile.ablations, profile.arms
+    further = [reference(network, seed) for network in profile.networks if network.network in arms.networks
+               for seed in arms.further_seeds]  # fmt: skip
     stages: dict[Stage, list[Run]] = {
-        "reference": references,
+        "reference": [*references, *further],
         "similarity": [r.model_copy(update={"similarity": Similarity(calibration=profile.calibration)}) for r in references],
         "pruned": cut,
         "tuned": [tuned(run, "tft") for run in cut],
     }  # fmt: skip
-    ablations, arms = profile.ablations, profile.arms
     counts = dict.fromkeys((profile.calibration, *ablations.calibrations))
     draws = [(count, seed) for count in counts for seed in (None, *range(1000, 1000 + ablations.draws))]
     varying = [run for run in references if run.reference.seed in profile.seeds[: ablations.seeds]
@@ -72,7 +74,8 @@ def grid(profile: Profile, precision: Literal["fp32", "bf16"], rates: Rates | No
     if rates is not None:
         stages["arms"] = [
             *(tuned(run, method, epochs=epochs, learning_rate=rates[run.reference.network, method])
-              for run in compact for method in arms.methods for epochs in arms.epochs),
+              for run in (*compact, *(pruned(run, arms.criterion, arms.ratio) for run in further))
+              for method in arms.methods for epochs in arms.epochs),
             *(run.model_copy(update={"tuning": Tuning(method="scratch", training=run.reference.training, budget=budget)})
               for run in compact if run.reference.seed in profile.seeds[: arms.scratch_seeds] for budget in arms.scratch),
         ]  # fmt: skip

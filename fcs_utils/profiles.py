@@ -81,6 +81,7 @@ PROFILES = {
             arms=Arms(
                 networks=("vgg16",),
                 epochs=(2, 4, 8, 16),
+                further_seeds=(3, 4),
                 learning_rates=(0.005, 0.02, 0.05),
                 pilot_epochs=2,
                 methods=("tft", "mlft", "kd"),
