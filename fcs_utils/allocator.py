@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import cache
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-GIBIBYTE = 1 << 30
+MEBIBYTE, GIBIBYTE = 1 << 20, 1 << 30
 
 
 @cache
@@ -19,5 +19,6 @@ def keep_freed_memory() -> None:
     """
     with suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, GIBIBYTE)
+        if not libc.mallopt(M_MMAP_THRESHOLD, GIBIBYTE):  # glibc before 2.35 takes no more than half an arena
+            libc.mallopt(M_MMAP_THRESHOLD, 32 * MEBIBYTE)
         libc.mallopt(M_TRIM_THRESHOLD, 2 * GIBIBYTE - 1)

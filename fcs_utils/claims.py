@@ -214,3 +214,14 @@ def claim_verdicts(table: pd.DataFrame) -> dict[str, Verdict]:
             lost = [s for s in schedules if "contradicted" in (s.get("no worse"), s.get("better"))]
             verdicts["C3"] = "supported" if won else "contradicted" if schedules and lost == schedules else "undecided"
     return verdicts
+
+
+def c3_in_words(table: pd.DataFrame) -> str:
+    """What stands behind C3's verdict in a ledger, in one clause: at which schedules each of its conditions is shown, or its reverse."""
+
+    def at(role: str, word: Verdict) -> str:
+        epochs = [str(epochs) for epochs in table[(table.role == role) & (table.verdict == word)].epochs]
+        return f"at {', '.join(epochs)} epochs" if epochs else "at no schedule"
+
+    return (f"MLFT is shown better than TFT of the same length {at('better', 'supported')} and worse {at('better', 'contradicted')}; no worse "
+            f"than TFT's longest {at('no worse', 'supported')} and worse {at('no worse', 'contradicted')}")  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -125,6 +126,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
     options = build_parser(prog).parse_args(arguments)
     try:
         signal.signal(signal.SIGTERM, _interrupt)  # what a scheduler sends is handled like Ctrl-C
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell's & switched it off
+            signal.signal(signal.SIGINT, _interrupt)
         if getattr(options, "parse_only", False):
             _check_before_install(options)
             return 0
@@ -147,6 +150,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
 
 
 def _interrupt(number: int, _frame: object) -> NoReturn:
+    for again in (signal.SIGINT, signal.SIGTERM):  # whoever asks twice need not wait: what is on disk is whole at every moment
+        signal.signal(again, lambda *_: os._exit(128 + number))
     raise KeyboardInterrupt(number)
 
 

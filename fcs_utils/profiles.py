@@ -67,7 +67,7 @@ PROFILES = {
         ),
         Profile(
             name="cifar",
-            summary="CIFAR-10 (JPEG), quarter-width VGG-16 and full-width ResNet-20, three seeds",
+            summary="CIFAR-10 (JPEG), quarter-width VGG-16 and full-width ResNet-20, three seeds, five for TFT and MLFT",
             dataset="imagefolder:cifar10_jpeg",
             networks=(
                 Network(network="vgg16", width=0.25, training=Training(epochs=30, learning_rate=0.1)),

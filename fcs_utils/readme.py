@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fcs_utils.claims import STATEMENTS, claim_verdicts
+from fcs_utils.claims import STATEMENTS, c3_in_words, claim_verdicts
 from fcs_utils.drawing import method_picture
 from fcs_utils.errors import StudyError
 from fcs_utils.plots import forest, use_house_style
@@ -25,10 +25,13 @@ BEGIN, END = "<!-- from records: begin -->", "<!-- from records: end -->"
 def records_block(study: Study) -> str:
     """What stands between the README's marks: verdicts, the figure behind them, the table. Reads records only."""
     report = study.report()
-    verdicts = [f"- **{claim}** {STATEMENTS[claim]}: **{word}**" for claim, word in claim_verdicts(report.ledger).items()]
+    verdicts = [f"- **{claim}** {STATEMENTS[claim]}: **{word}**" + (f" ({c3_in_words(report.ledger)})" if claim == "C3" else "")
+                for claim, word in claim_verdicts(report.ledger).items()]  # fmt: skip
     where = f"results/{study.profile.name}/figures/readme.png"
+    seeds, further = len(study.profile.seeds), len(study.profile.arms.further_seeds)
+    counted = f"n = {seeds} seeds" + (f", {seeds + further} for C3" if further else "")
     lines = [
-        f"Profile `{study.profile.name}` on {study.settings.title}, n = {len(study.profile.seeds)} seeds:", "", *verdicts, "",
+        f"Profile `{study.profile.name}` on {study.settings.title}, {counted}:", "", *verdicts, "",
         f"![Effect and 95 % interval of every comparison behind the verdicts]({where})", "",
         claims_table(report.ledger[report.ledger.decisive]).to_markdown(index=False, disable_numparse=True),
     ]  # fmt: skip

@@ -23,18 +23,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from fcs_utils.allocator import keep_freed_memory
 from fcs_utils.config import Config, Count, Positive, Training
 from fcs_utils.data import Dataset, Split
 from fcs_utils.design import Speed
 from fcs_utils.errors import StudyError
-from fcs_utils.finetune import accuracy, fit
+from fcs_utils.finetune import accuracy, autocast, fit
 from fcs_utils.measure import count_macs
 from fcs_utils.models import build_seeded
 from fcs_utils.provenance import describe_machine, describe_moment, pick_precision
 from fcs_utils.sealed import read_or_set_aside, write_sealed
 from fcs_utils.store import Store
 
-Way = Literal["usual", "study", "study, compiled", "study, two at once"]
+Way = Literal["usual", "study", "study, compiled", "study, two at once", "convolutions alone"]
 EPOCHS = 3  # the first one warms up
 
 
@@ -55,7 +56,8 @@ def measure(job: Job) -> float:
     pixels = torch.randint(0, 256, (job.images, 32, 32, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     labels = torch.arange(job.images) % 10
     network = build_seeded(0, job.network, num_classes=10, width=job.width).to(job.device)
-    seconds = (_usual if job.way == "usual" else _study)(job, network, pixels, labels)
+    how = {"usual": _usual, "convolutions alone": _convolutions}.get(job.way, _study)
+    seconds = how(job, network, pixels, labels)
     return job.images / statistics.median(seconds[1:])
 
 
@@ -71,6 +73,30 @@ def _study(job: Job, network: nn.Module, pixels: Tensor, labels: Tensor) -> list
         return [end - start for start, end in zip([0.0, *ends], ends, strict=False)]
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return _timed(lambda: accuracy(network, data, data.train, precision, job.batch_size), device)
+
+
+def _convolutions(job: Job, network: nn.Module, pixels: Tensor, labels: Tensor) -> list[float]:
+    """The study's convolutions, forward and backward, and nothing else: what no better loop can go below."""
+    device = torch.device(job.device)
+    keep_freed_memory()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    met: list[tuple[Any, Tensor]] = []
+    hooks = [layer.register_forward_pre_hook(lambda layer, taken: met.append((layer, taken[0].detach())))
+             for layer in network.modules() if isinstance(layer, nn.Conv2d)]  # fmt: skip
+    with autocast(device, pick_precision(device)):
+        network(pixels[: job.batch_size].to(device).permute(0, 3, 1, 2).float())
+    for hook in hooks:
+        hook.remove()
+    inputs = [(layer, maps.requires_grad_(number > 0)) for number, (layer, maps) in enumerate(met)]  # images need no gradient
+
+    def epoch() -> None:
+        for _ in range(job.images // job.batch_size):
+            for layer, maps in inputs:
+                with autocast(device, pick_precision(device)):
+                    out = layer(maps)
+                torch.autograd.grad(out, [layer.weight, *([maps] if maps.requires_grad else [])], out.detach())
+
+    return _timed(epoch, device)
 
 
 class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -127,9 +153,10 @@ def _timed(do: Any, device: torch.device) -> list[float]:
 def measure_apart(job: Job) -> float:
     """Images a second in a process of its own, so that no way inherits another one's allocator or threads.
 
-    Two at once have one thread each, as in a study, and count together. Raises StudyError when one fails.
+    Two at once have one thread each, as in a study, and count together; on a CPU, convolutions alone too. Raises
+    StudyError when one fails.
     """
-    count = 2 if job.way == "study, two at once" else 1
+    count = 2 if job.way == "study, two at once" or (job.way == "convolutions alone" and job.device == "cpu") else 1
     environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if count > 1 else {})}
     command = [sys.executable, "-m", "fcs_utils.speed", job.model_dump_json()]
     folder = Path(__file__).parents[1]
@@ -144,6 +171,7 @@ def speed_jobs(speed: Speed, device: str) -> list[Job]:
     """Every measurement: all ways on every network, then growth with the batch on the first."""
     training_only: tuple[Way, ...] = ("study, compiled",) if speed.compiled else ()
     training_only += ("study, two at once",) if device == "cpu" else ()
+    training_only += ("convolutions alone",)
     jobs = [
         Job(network=network, width=width, batch_size=128, images=speed.images, what=what, way=way, device=device)
         for network, width in speed.networks for what in ("training", "evaluation")

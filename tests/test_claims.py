@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fcs_utils.claims import c3, c3_by_compute, claim_verdicts, ledger, margin, overall
+from fcs_utils.claims import c3, c3_by_compute, c3_in_words, claim_verdicts, ledger, margin, overall
 from fcs_utils.errors import StudyError
 from fcs_utils.inference import holm, paired, seed_differences, verdict
 from fcs_utils.report import add_targets, choose_learning_rates
@@ -152,6 +152,12 @@ def test_rows_that_inform_carry_no_verdict() -> None:
 )
 def test_c3_by_planted_differences(tft: dict, mlft: dict, c3_verdict: str, compute: str) -> None:
     assert claim_verdicts(ledger_of(tft, mlft)) == {"C3": c3_verdict, "C3 by compute": compute}
+
+
+def test_c3_in_words_names_the_schedules() -> None:
+    words = c3_in_words(ledger_of({2: 90, 4: 91, 8: 96}, {2: 91, 4: 92, 8: 96}))
+    assert words == ("MLFT is shown better than TFT of the same length at 2, 4 epochs and worse at no schedule; no worse than TFT's longest "
+                     "at no schedule and worse at 2, 4 epochs")  # fmt: skip
 
 
 def test_nothing_planted_is_rarely_found() -> None:

@@ -122,6 +122,23 @@ def test_a_polite_end_keeps_the_epoch_and_says_so(smoke: Path, tmp_path: Path, s
     assert_same_records(smoke, tmp_path, all_of_them=False)
 
 
+def test_who_interrupts_twice_sees_no_traceback(smoke: Path, tmp_path: Path) -> None:
+    store, command = Store(tmp_path, "smoke"), ["run", "--profile", "smoke", "--out", str(tmp_path)]
+    process = start(*command, "--workers", "2", eager=True)
+    while not list(store.all_records()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)  # signals that arrive together count as one
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said
+    assert family and not psutil.wait_procs(family, timeout=30)[1]
+    assert study_command(*command, "--stages", "reference").returncode == 0
+    assert_same_records(smoke, tmp_path, all_of_them=False)
+
+
 # -- the disk ------------------------------------------------------------------------------------------------------
 
 

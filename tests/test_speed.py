@@ -67,7 +67,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
 def test_speed_and_growth_come_from_the_measurements(smoke: Path) -> None:
     found = read_json(Study("smoke", smoke).store.speed())
     table = speed_table(found)
-    assert set(table.way) == {"usual", "study", "study, two at once"} and set(table.what) == {"training", "evaluation"}
+    assert set(table.way) == {"usual", "study", "study, two at once", "convolutions alone"} and set(table.what) == {
+        "training",
+        "evaluation",
+    }
     assert table[table.way == "usual"]["times the usual loop"].tolist() == ["1.00", "1.00"]
     doubled = {**found, "rows": [{**r, "images_per_second": r["images_per_second"] * (2 if r["way"] == "usual" else 1)}
                                  for r in found["rows"]]}  # fmt: skip

@@ -119,6 +119,19 @@ def test_ablations_run_on_the_networks_and_seeds_they_name() -> None:
     assert on(every) == {(network.network, seed) for network in quick.networks for seed in quick.seeds}
 
 
+def test_further_seeds_train_references_and_arms_and_nothing_else() -> None:
+    smoke = get_profile("smoke")
+    more = smoke.model_copy(update={"arms": smoke.arms.model_copy(update={"further_seeds": (7,)})})
+    rates = {(network, method): 0.02 for network in smoke.arms.networks for method in smoke.arms.methods}
+    before, after = (grid(profile, "fp32", rates) for profile in (smoke, more))
+    added = {stage: [run for run in runs if run not in before[stage]] for stage, runs in after.items()}
+    assert {stage for stage, runs in added.items() if runs} == {"reference", "arms"}
+    assert [(run.reference.network, run.reference.seed) for run in added["reference"]] == [("vgg16", 7)]
+    assert {run.reference.seed for run in added["arms"]} == {7}
+    assert {(run.tuning.method, run.tuning.training.epochs) for run in added["arms"] if run.tuning} == {
+        (method, epochs) for method in smoke.arms.methods for epochs in smoke.arms.epochs}  # fmt: skip
+
+
 def test_missing_records_are_refused_by_name(tmp_path: Path) -> None:
     done = study_command("readme", "--profile", "smoke", "--out", str(tmp_path), "--check")
     assert done.returncode == 1 and "have no record" in done.stderr
