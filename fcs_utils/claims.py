@@ -217,11 +217,12 @@ def claim_verdicts(table: pd.DataFrame) -> dict[str, Verdict]:
 
 
 def c3_in_words(table: pd.DataFrame) -> str:
-    """What stands behind C3's verdict in a ledger, in one clause: at which schedules each of its conditions is shown, or its reverse."""
+    """A clause on what is behind C3's verdict: the schedules at which a condition is shown, or its reverse."""
 
     def at(role: str, word: Verdict) -> str:
         epochs = [str(epochs) for epochs in table[(table.role == role) & (table.verdict == word)].epochs]
         return f"at {', '.join(epochs)} epochs" if epochs else "at no schedule"
 
-    return (f"MLFT is shown better than TFT of the same length {at('better', 'supported')} and worse {at('better', 'contradicted')}; no worse "
-            f"than TFT's longest {at('no worse', 'supported')} and worse {at('no worse', 'contradicted')}")  # fmt: skip
+    same = f"better than TFT of the same length {at('better', 'supported')} and worse {at('better', 'contradicted')}"
+    longest = f"no worse than TFT's longest {at('no worse', 'supported')} and worse {at('no worse', 'contradicted')}"
+    return f"MLFT is shown {same}; {longest}"

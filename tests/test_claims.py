@@ -156,8 +156,8 @@ def test_c3_by_planted_differences(tft: dict, mlft: dict, c3_verdict: str, compu
 
 def test_c3_in_words_names_the_schedules() -> None:
     words = c3_in_words(ledger_of({2: 90, 4: 91, 8: 96}, {2: 91, 4: 92, 8: 96}))
-    assert words == ("MLFT is shown better than TFT of the same length at 2, 4 epochs and worse at no schedule; no worse than TFT's longest "
-                     "at no schedule and worse at 2, 4 epochs")  # fmt: skip
+    same = "MLFT is shown better than TFT of the same length at 2, 4 epochs and worse at no schedule"
+    assert words == same + "; no worse than TFT's longest at no schedule and worse at 2, 4 epochs"
 
 
 def test_nothing_planted_is_rarely_found() -> None:
