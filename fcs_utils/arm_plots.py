@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from fcs_utils.claims import METHODS
+from fcs_utils.claims import METHODS, counted
 from fcs_utils.inference import half_width
 from fcs_utils.plots import STYLE
 
@@ -22,15 +22,18 @@ def _curve(axis: Axes, x: np.ndarray, curves: np.ndarray, method: str) -> None:
 
 
 def fine_tuning_curves(arms: pd.DataFrame) -> Figure:
-    """Validation top-1 by epoch, from the start on, one panel a schedule: mean over seeds, band over their range."""
+    """Validation top-1 by epoch, one panel a schedule: mean over seeds, band over their range.
+
+    What the arms start from is left out: so far below that it would press them into one line.
+    """
     schedules = sorted(arms.epochs.unique())
     figure, axes = plt.subplots(1, len(schedules), figsize=(4.2 * len(schedules), 3.5), squeeze=False, sharey=True)
     for axis, epochs in zip(axes.flat, schedules, strict=True):
         for method, group in arms[arms.epochs == epochs].groupby("method", sort=False):
-            curves = [[start["validation"], *(epoch["validation"] for epoch in history)]
-                      for start, history in zip(group.start, group.history, strict=True)]  # fmt: skip
-            _curve(axis, np.arange(epochs + 1), np.array(curves), str(method))
-        axis.set(xlabel="epoch", title=f"schedule of {epochs} epochs", xticks=range(0, epochs + 1, max(1, epochs // 4)))
+            curves = [[epoch["validation"] for epoch in history] for history in group.history]
+            _curve(axis, np.arange(1, epochs + 1), np.array(curves), str(method))
+        step = max(1, epochs // 4)
+        axis.set(xlabel="epoch", title=f"schedule of {counted(epochs)}", xticks=[1, *range(max(2, step), epochs + 1, step)])
     axes[0, 0].set_ylabel("validation top-1 (%)")
     axes[0, -1].legend()
     return figure
