@@ -88,7 +88,7 @@ class Speed(Config):
     """
 
     networks: tuple[tuple[str, float], ...] = (("vgg16", 0.25), ("resnet20", 1.0))
-    images: int = 4096
+    images: int = 2048
     batches: tuple[int, ...] = (32, 64, 256)
     rounds: int = 2
     compiled: bool = True

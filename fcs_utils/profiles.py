@@ -71,7 +71,7 @@ PROFILES = {
             dataset="imagefolder:cifar10_jpeg",
             networks=(
                 Network(network="vgg16", width=0.25, training=Training(epochs=30, learning_rate=0.1)),
-                Network(network="resnet20", training=Training(epochs=24, learning_rate=0.2)),
+                Network(network="resnet20", training=Training(epochs=30, learning_rate=0.2)),
             ),
             seeds=(0, 1, 2),
             ratios=(0.3, 0.5, 0.7),
