@@ -224,7 +224,7 @@ def growth_table(found: dict[str, Any]) -> pd.DataFrame:
         best = max(best, rate)
         lines.append({"network": f"{row.network} x{row.width:g}", "data": "32x32 images", "batch": str(row.batch_size),
                       "images/s": f"{row.images_per_second:,.0f}", "10^9 MACs/s": f"{rate / 1e9:,.0f}",
-                      "hours for one epoch": f"{45_000 / row.images_per_second / 3600:.2f} (45,000 images)"})  # fmt: skip
+                      "hours for one epoch": f"{45_000 / row.images_per_second / 3600:.2g} (45,000 images)"})  # fmt: skip
     large = 3 * count_macs(torchvision.models.resnet50(), torch.zeros(1, 3, 224, 224))
     lines.append({"network": "resnet50", "data": "ImageNet, 224x224", "batch": "", "images/s": f"{best / large:,.1f}",
                   "10^9 MACs/s": f"{best / 1e9:,.0f}",
