@@ -111,6 +111,7 @@ def html_table(table: pd.DataFrame) -> str:
 
 
 def _shared(study: Study, up: str) -> dict[str, Any]:
+    study.rates()  # the arms are part of the grid once their learning rates are known
     runs = list({run.identity: run for stage in study.grid.values() for run in stage}.values())
     records = [record for run in runs if (record := study.record(run)) is not None]
     places = sorted({(r["provenance"]["device"], r["provenance"]["torch"], r["provenance"]["threads"]) for r in records})

@@ -12,6 +12,7 @@ import pytest
 
 from fcs_utils.design import Ablations
 from fcs_utils.grid import grid
+from fcs_utils.pages import _shared
 from fcs_utils.profiles import get_profile
 from fcs_utils.publish import NOTEBOOKS
 from fcs_utils.study import Study
@@ -130,6 +131,11 @@ def test_further_seeds_train_references_and_arms_and_nothing_else() -> None:
     assert {run.reference.seed for run in added["arms"]} == {7}
     assert {(run.tuning.method, run.tuning.training.epochs) for run in added["arms"] if run.tuning} == {
         (method, epochs) for method in smoke.arms.methods for epochs in smoke.arms.epochs}  # fmt: skip
+
+
+def test_footers_count_the_arms_whichever_chapter_is_rendered(smoke: Path) -> None:
+    study = Study("smoke", smoke)
+    assert _shared(study, "")["runs"] == "{0} of {0}".format(len(Study("smoke", smoke).runs()))
 
 
 def test_missing_records_are_refused_by_name(tmp_path: Path) -> None:
