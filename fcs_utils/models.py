@@ -67,8 +67,10 @@ class BasicBlock(nn.Module):
         if self.project is not None:
             x = self.project(x)
         elif self.stride != 1 or self.extra:
-            # Option A: every second pixel, zeros for the new channels, no parameters.
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+            # Option A: every second pixel, zeros for the new channels, no parameters. As a pool of single pixels: the
+            # gradient of a slice would leave channels_last, and all that meets it before would run many times slower.
+            x = F.avg_pool2d(x, 1, self.stride)
+            x = F.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
         return F.relu(x + y)
 
 
