@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fcs_utils.allocator import keep_freed_memory
+from fcs_utils.allocator import huge_pages, keep_freed_memory
 from fcs_utils.config import Config, Count, Positive, Training
 from fcs_utils.data import Dataset, Split
 from fcs_utils.design import Speed
@@ -157,10 +158,11 @@ def measure_apart(job: Job) -> float:
     StudyError when one fails.
     """
     count = 2 if job.way == "study, two at once" or (job.way == "convolutions alone" and job.device == "cpu") else 1
-    environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if count > 1 else {})}
     command = [sys.executable, "-m", "fcs_utils.speed", job.model_dump_json()]
     folder = Path(__file__).parents[1]
-    at_once = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment) for _ in range(count)]  # noqa: S603
+    with huge_pages() if count > 1 else nullcontext():  # as workers have them, and a lone process does not
+        environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if count > 1 else {})}
+        at_once = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment) for _ in range(count)]  # noqa: S603
     texts = [process.communicate()[0] for process in at_once]
     if any(process.returncode for process in at_once):
         raise StudyError(f"measuring {job.what} of {job.network}, way {job.way!r}, failed")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fcs_utils.allocator import huge_pages
 from fcs_utils.config import Run
 from fcs_utils.deadline import Deadline
 from fcs_utils.errors import Elsewhere, StudyError, refuse
@@ -95,7 +96,8 @@ class Workers:
             self._macs = self._context.SimpleQueue()
             start = (self._study.arguments, self._study.deadline, self._macs)
             self._pool = ProcessPoolExecutor(self._count, self._context, initializer=_start, initargs=start)
-        waiting = {self._pool.submit(_do, group, wait) for group in groups} if self._pool else set()
+        with huge_pages():
+            waiting = {self._pool.submit(_do, group, wait) for group in groups} if self._pool else set()
         while waiting:
             finished, waiting = futures.wait(waiting, timeout=0.2, return_when=futures.FIRST_COMPLETED)
             while not self._macs.empty():

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from fcs_utils import wheels
+from fcs_utils.allocator import huge_pages
 from fcs_utils.config import Training
 from fcs_utils.data import Dataset
 from fcs_utils.errors import StudyError
@@ -62,6 +63,22 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
         done = subprocess.run([sys.executable, "-c", code, how], cwd=ROOT, capture_output=True, text=True, check=True)
         faults[how] = int(done.stdout)
     assert faults["keep"] * 10 < faults["leave"]
+
+
+def test_processes_started_for_it_take_huge_pages_and_later_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = [sys.executable, "-c", "import os; print(os.environ.get('GLIBC_TUNABLES'))"]
+
+    def seen() -> str:
+        return subprocess.run(read, capture_output=True, text=True, check=True).stdout.strip()
+
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    with huge_pages():
+        assert seen() == "glibc.malloc.hugetlb=1"
+    assert seen() == "None"
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+    with huge_pages():
+        assert seen() == "glibc.malloc.check=1"  # the user's own setting
+    assert seen() == "glibc.malloc.check=1"
 
 
 def test_speed_and_growth_come_from_the_measurements(smoke: Path) -> None:
