@@ -20,6 +20,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.finetune import Epoch, fit
 from fcs_utils.locks import alone
 from fcs_utils.models import build_seeded
+from fcs_utils.passes import Way
 from fcs_utils.plans import PruningPlan, make_plan
 from fcs_utils.pruning import prune, recalibrate
 from fcs_utils.sealed import read_record, read_tensors, set_aside, tensors_sum, write_tensors
@@ -35,10 +36,8 @@ OnMacs = Callable[[int], None]
 class Bench:
     """One data set on one device and the networks trained on it; remembers the last network and its statistics."""
 
-    def __init__(
-        self, store: Store, dataset: str, data: str | Path | None, device: torch.device, compile_passes: bool = False
-    ) -> None:
-        self.store, self.device, self.compile_passes = store, device, compile_passes
+    def __init__(self, store: Store, dataset: str, data: str | Path | None, device: torch.device, passes: Way = "plain") -> None:
+        self.store, self.device, self.passes = store, device, passes
         self._source = (dataset, data)
         self._dataset: Dataset | None = None
         self._trained: tuple[str, nn.Module] | None = None
@@ -198,7 +197,7 @@ class Bench:
         carry them in half the bytes.
         """
         history = fit([network], self.dataset, run.reference.training, seed=run.reference.seed,
-                      precision=run.reference.precision, compile_passes=self.compile_passes, label=describe(run),
+                      precision=run.reference.precision, passes=self.passes, label=describe(run),
                       on_epoch=on_macs, checkpoint=self.checkpoint(run))  # fmt: skip
         state = {name: _halved(tensor).cpu().contiguous() for name, tensor in network.state_dict().items()}
         network.load_state_dict(state)  # what is measured is what the file holds

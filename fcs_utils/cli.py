@@ -85,6 +85,8 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
 
     def add_device(command: argparse.ArgumentParser) -> None:
         command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)")
+        text = "how training passes are done: plain (default), compiled (torch.compile), or graphs (CUDA graphs, on a GPU)"
+        command.add_argument("--passes", default="plain", choices=("plain", "compiled", "graphs"), help=text)
 
     def add_running(command: argparse.ArgumentParser) -> None:
         add_datasets(command)
@@ -103,7 +105,6 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
     run.add_argument("--only", default="", metavar="WORDS", help="only runs whose description has these words, such as 'vgg16 fcs'")
     run.add_argument("--time-budget", type=_seconds, metavar="TIME", help="stop cleanly within this time, such as 9m or 2h")
     add_device(run)
-    run.add_argument("--compile", action="store_true", help="train through torch.compile: pays where epochs take minutes")
     text = "what the runs that a profile still lacks will take on this machine, from some seconds of measured training"
     estimate = add("estimate", text, "python -m fcs_utils estimate --profile paper", "paper")
     add_datasets(estimate)
@@ -219,9 +220,13 @@ def _estimate(names: Sequence[str], options: argparse.Namespace) -> None:
     from fcs_utils.estimate import estimate, training_throughput
     from fcs_utils.study import Study
 
-    for study in [Study(name, options.out, options.data, options.device) for name in names]:
-        print(f"{study.profile.name} on {study.bench.device.type}:")
-        print(estimate(study, training_throughput(study.bench.device)).to_string(index=False, float_format="{:,.2f}".format))
+    for study in [Study(name, options.out, options.data, options.device, options.passes) for name in names]:
+        print(f"{study.profile.name} on {study.bench.device.type}, passes {options.passes}:")
+        print(
+            estimate(study, training_throughput(study.bench.device, options.passes)).to_string(
+                index=False, float_format="{:,.2f}".format
+            )
+        )
 
 
 def _publish(name: str, options: argparse.Namespace) -> None:
@@ -236,7 +241,7 @@ def _run(name: str, options: argparse.Namespace, started: float) -> None:
     from fcs_utils.study import Study
     from fcs_utils.workers import pick_workers
 
-    study = Study(name, options.out, options.data, options.device, options.compile)
+    study = Study(name, options.out, options.data, options.device, options.passes)
     if options.time_budget:
         study.deadline = Deadline(started + options.time_budget)
     records = study.run(options.stages, workers=pick_workers(options.workers, study.bench.device), only=options.only)

@@ -13,7 +13,8 @@ from fcs_utils.design import Network
 from fcs_utils.grid import Stage, expected_macs, grid
 from fcs_utils.measure import count_macs
 from fcs_utils.models import build_seeded
-from fcs_utils.speed import Job, measure_apart
+from fcs_utils.passes import Way as Passes
+from fcs_utils.speed import PASSES, Job, measure_apart
 from fcs_utils.study import Study
 from fcs_utils.workers import pick_workers
 
@@ -37,17 +38,18 @@ def lacking(study: Study) -> dict[Stage, list[Run]]:
     return found
 
 
-def training_throughput(device: torch.device) -> Throughput:
+def training_throughput(device: torch.device, passes: Passes = "plain") -> Throughput:
     """Measures a network's training as a study does it here: one run on a GPU, one a core on a CPU.
 
-    Two at once are measured, and further cores taken to do as much each.
+    Two at once are measured, and further cores taken to do as much each; passes other than plain, one at a time.
     """
-    at_once = pick_workers(None, device)
+    at_once = pick_workers(None, device) if passes == "plain" else 1
+    alone = next(way for way, kind in PASSES.items() if kind == passes)
 
     def measured(network: Network) -> float:
         job = Job(network=network.network, width=network.width, batch_size=network.training.batch_size, what="training",
                   images=16_384 if device.type == "cuda" else 1024, device=device.type,
-                  way="study, two at once" if at_once > 1 else "study")  # fmt: skip
+                  way="study, two at once" if at_once > 1 else alone)  # fmt: skip
         model = build_seeded(0, network.network, num_classes=10, width=network.width)
         return max(1, at_once / 2) * measure_apart(job) * 3 * count_macs(model, torch.zeros(1, 3, 32, 32))
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from fcs_utils.allocator import keep_freed_memory
 from fcs_utils.checkpoint import Checkpoint
-from fcs_utils.compiling import Pass, compiled
 from fcs_utils.config import Training
 from fcs_utils.data import Dataset, Split
 from fcs_utils.errors import OutOfTime, StudyError
 from fcs_utils.measure import count_macs
+from fcs_utils.passes import Way, autocast, training_passes
 from fcs_utils.structure import evaluating
 
 # Logits of every network -> one loss per network.
@@ -98,10 +98,6 @@ def standing(networks: Sequence[nn.Module], dataset: Dataset, precision: str) ->
     }
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
 def fit(
     networks: Sequence[nn.Module],
     dataset: Dataset,
@@ -113,7 +109,7 @@ def fit(
     peer_learning_rate: float | None = None,
     sequential: bool = False,
     precision: str = "fp32",
-    compile_passes: bool = False,
+    passes: Way = "plain",
     label: str = "training",
     on_epoch: Callable[[int], None] = lambda macs: None,
     checkpoint: Checkpoint | None = None,
@@ -123,7 +119,7 @@ def fit(
     trained: how many train, from the first on (default all); the others are frozen in eval mode.
     peer_learning_rate: the second network's, default the same. sequential: the first network's update comes
     before the second one's losses are made, from its renewed predictions, as in Zhang et al.; the default is
-    simultaneous, all losses from the same forward passes. compile_passes: training passes through torch.compile.
+    simultaneous, all losses from the same forward passes. passes: plain, through torch.compile, or as CUDA graphs.
 
     Draws depend on the seed alone: shuffling and augmentation are the same for every method. The last epoch
     counts, no best epoch is picked. ``on_epoch`` receives the training MACs of each epoch, for progress bars.
@@ -143,19 +139,19 @@ def fit(
     seen = batches * min(training.batch_size, len(dataset.train))
     rates = [training.learning_rate, peer_learning_rate or training.learning_rate]
     optimisers = [Optimiser(network, training, rate, batches) for network, rate in zip(networks[:trained], rates, strict=False)]
-    passes: list[Pass] = [compiled(network) if compile_passes else network for network in networks]
+    sample = dataset.normalise(dataset.train.images[: training.batch_size])
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         """One batch; returns the losses (trained,), detached."""
         with autocast(device, precision):
-            logits = [forward(images).float() for forward in passes[:trained]]
+            logits = [forward(images).float() for forward in forwards[:trained]]
             with torch.no_grad():
-                logits += [forward(images).float() for forward in passes[trained:]]
+                logits += [forward(images).float() for forward in forwards[trained:]]
         found = losses(logits, labels)[:trained]
         if again:
             optimisers[0].update(found[0])
             with autocast(device, precision), torch.no_grad():
-                logits[0] = passes[0](images).float()
+                logits[0] = forwards[0](images).float()
             found[1] = losses(logits, labels)[1]
             optimisers[1].update(found[1])
         else:  # targets are detached: no gradient crosses over
@@ -167,7 +163,10 @@ def fit(
         if checkpoint:
             checkpoint.save(networks, optimisers, generator, [asdict(entry) for entry in history])
 
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with (
+        training_passes(networks, trained, passes, sample, precision) as forwards,
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
         torch.manual_seed(seed)  # for dropout, where a network has it
         history = [Epoch(**row) for row in checkpoint.restore(networks, optimisers, generator)] if checkpoint else []
         started = time.perf_counter() - (history[-1].seconds if history else 0.0)

@@ -24,19 +24,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from fcs_utils import passes
 from fcs_utils.allocator import huge_pages, keep_freed_memory
 from fcs_utils.config import Config, Count, Positive, Training
 from fcs_utils.data import Dataset, Split
 from fcs_utils.design import Speed
 from fcs_utils.errors import StudyError
-from fcs_utils.finetune import accuracy, autocast, fit
+from fcs_utils.finetune import accuracy, fit
 from fcs_utils.measure import count_macs
 from fcs_utils.models import build_seeded
+from fcs_utils.passes import autocast
 from fcs_utils.provenance import describe_machine, describe_moment, pick_precision
 from fcs_utils.sealed import read_or_set_aside, write_sealed
 from fcs_utils.store import Store
 
-Way = Literal["usual", "study", "study, compiled", "study, two at once", "convolutions alone"]
+Way = Literal["usual", "study", "study, compiled", "study, graphs", "study, two at once", "convolutions alone"]
+PASSES: dict[Way, passes.Way] = {"study": "plain", "study, compiled": "compiled", "study, graphs": "graphs"}
 EPOCHS = 3  # the first one warms up
 
 
@@ -69,7 +72,7 @@ def _study(job: Job, network: nn.Module, pixels: Tensor, labels: Tensor) -> list
     data = Dataset("random", "random", tuple("0123456789"), train, few, few, channels, channels / 2, True, "").to(device)
     precision, training = pick_precision(device), Training(epochs=EPOCHS, learning_rate=0.01, batch_size=job.batch_size)
     if job.what == "training":
-        history = fit([network], data, training, seed=0, precision=precision, compile_passes=job.way == "study, compiled")
+        history = fit([network], data, training, seed=0, precision=precision, passes=PASSES.get(job.way, "plain"))
         ends = [epoch.seconds for epoch in history]
         return [end - start for start, end in zip([0.0, *ends], ends, strict=False)]
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -172,7 +175,7 @@ def measure_apart(job: Job) -> float:
 def speed_jobs(speed: Speed, device: str) -> list[Job]:
     """Every measurement: all ways on every network, then growth with the batch on the first."""
     training_only: tuple[Way, ...] = ("study, compiled",) if speed.compiled else ()
-    training_only += ("study, two at once",) if device == "cpu" else ()
+    training_only += ("study, two at once",) if device == "cpu" else ("study, graphs",)
     training_only += ("convolutions alone",)
     jobs = [
         Job(network=network, width=width, batch_size=128, images=speed.images, what=what, way=way, device=device)

@@ -18,6 +18,7 @@ from fcs_utils.design import Profile
 from fcs_utils.errors import OutOfTime, StudyError, is_out_of_memory, refuse
 from fcs_utils.grid import STAGES, Rates, Stage, expected_macs, grid
 from fcs_utils.locks import alone
+from fcs_utils.passes import Way, check_way
 from fcs_utils.profiles import get_profile
 from fcs_utils.progress import bar
 from fcs_utils.provenance import describe_machine, describe_moment, pick_device
@@ -34,8 +35,8 @@ Record = dict[str, Any]
 class Study:
     """A profile's runs, their records in ``out/profile``, and ``bench``, the networks behind them.
 
-    compile_passes: train through torch.compile, which records say: results differ by rounding, as between machines.
-    Raises StudyError for an unknown profile or device. Nothing is created before ``run``.
+    passes: how training passes are done, which records say: results differ by rounding, as between machines.
+    Raises StudyError for an unknown profile or device, or passes that it lacks. Nothing is created before ``run``.
     """
 
     def __init__(
@@ -44,13 +45,14 @@ class Study:
         out: str | Path = "results",
         data: str | Path | None = None,
         device: str = "auto",
-        compile_passes: bool = False,
+        passes: Way = "plain",
     ) -> None:
-        self.arguments = (profile, out, data, device, compile_passes)  # a worker opens the same study
+        self.arguments = (profile, out, data, device, passes)  # a worker opens the same study
         self.deadline = Deadline()
         self.profile = profile if isinstance(profile, Profile) else get_profile(profile)
         self.store = Store(out, self.profile.name)
-        self.bench = Bench(self.store, self.profile.dataset, data, pick_device(device), compile_passes)
+        self.bench = Bench(self.store, self.profile.dataset, data, pick_device(device), passes)
+        check_way(passes, self.bench.device)
         self.settings = Settings(self.store, self.profile, self.bench)
         self.precision = self.settings.precision
         self.grid = grid(self.profile, self.precision)
@@ -240,7 +242,7 @@ class Study:
                 if not is_out_of_memory(error):
                     raise
                 raise StudyError(f"{describe(run)}: memory ran out; take fewer --workers or free some ({error})") from error
-            machine = describe_machine(self.bench.device) | ({"compile_passes": True} if self.bench.compile_passes else {})
+            machine = describe_machine(self.bench.device) | ({"passes": self.bench.passes} if self.bench.passes != "plain" else {})
         return {
             "schema": SCHEMA, "id": run.identity, "kind": run.kind,
             "config": run.model_dump(mode="json"), "result": result, "provenance": machine,

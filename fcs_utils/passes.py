@@ -1,0 +1,112 @@
+"""How a training pass through a network is done: plainly, through torch.compile, or as a replayed CUDA graph.
+
+Compiling takes as long as some trainings; graphs take the host out of small steps and need a GPU. So both are options.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fcs_utils.errors import is_out_of_memory, refuse
+
+Pass = Callable[[Tensor], Tensor]
+Way = Literal["plain", "compiled", "graphs"]
+
+
+def check_way(way: str, device: torch.device) -> None:
+    """Raises StudyError for a way that there is not, or not on this device."""
+    allowed = [known for known in get_args(Way) if known != "graphs" or device.type == "cuda"]
+    if way not in allowed:
+        raise refuse("passes", way, ", ".join(allowed) + (" (graphs need a CUDA device)" if device.type != "cuda" else ""))
+
+
+def autocast(device: torch.device, precision: str, cache: bool = True) -> torch.autocast:
+    """bf16 where the precision says so. cache: cast weights once a pass, which graphs of single passes cannot share."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=cache)
+
+
+@contextmanager
+def training_passes(networks: Sequence[nn.Module], trained: int, way: Way, images: Tensor, precision: str) -> Iterator[list[Pass]]:
+    """A pass for each network, equal to the plain one up to rounding; the networks are plain again afterwards.
+
+    trained: how many train, from the first on; the others get plain passes from graphs. images: a batch (B, C, H, W),
+    of the size that all batches have. Raises StudyError where the device has no such way.
+    """
+    check_way(way, images.device)
+    if way == "plain":
+        yield list(networks)
+    elif way == "compiled":
+        yield [_compiled(network) for network in networks]
+    else:
+        try:
+            for network in networks[:trained]:
+                _graph(network, images, precision)
+            yield list(networks)
+        finally:
+            for network in networks:
+                network.__dict__.pop("forward", None)
+
+
+def _compiled(network: nn.Module) -> Pass:
+    """Where compiling fails, such as on a machine without a C++ compiler, it warns once and is the plain pass."""
+    # Runs side by side have a thread each already; on a lone GPU run compiling may take all.
+    if torch.get_num_threads() == 1:
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    attempt: Pass = torch.compile(network)
+    tried = False
+
+    def forward(images: Tensor) -> Tensor:
+        nonlocal attempt, tried
+        if tried:
+            return attempt(images)
+        tried = True
+        before = _buffers(network)
+        try:
+            return attempt(images)
+        except RuntimeError as error:  # of which all of the compiler's are
+            _go_on_without("torch.compile", error)
+            _put_back(network, before)
+            attempt = network
+            return attempt(images)
+
+    return forward
+
+
+def _graph(network: nn.Module, images: Tensor, precision: str) -> None:
+    """Let the network's training passes be replays of CUDA graphs; where capturing fails, warn and leave it plain.
+
+    PyTorch puts the replay into the instance's ``forward``; evaluation goes past it.
+    """
+    network.train()
+    before = _buffers(network)
+    try:
+        with autocast(images.device, precision, cache=False):
+            torch.cuda.make_graphed_callables(network, (images.clone(),))
+    except (RuntimeError, AssertionError) as error:  # it asserts what a network must be like
+        network.__dict__.pop("forward", None)
+        _go_on_without("capturing a CUDA graph", error)
+    _put_back(network, before)  # capturing warms up with real passes, which BatchNorm takes for training
+
+
+def _buffers(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.named_buffers()}
+
+
+def _put_back(network: nn.Module, buffers: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in network.named_buffers():
+            value.copy_(buffers[name])
+
+
+def _go_on_without(what: str, error: Exception) -> None:
+    if is_out_of_memory(error):
+        raise error
+    first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    warnings.warn(f"{what} failed, training goes on without it: {first}", stacklevel=3)
