@@ -90,7 +90,7 @@ class Speed(Config):
     networks: tuple[tuple[str, float], ...] = (("vgg16", 0.25), ("resnet20", 1.0))
     images: int = 2048
     batches: tuple[int, ...] = (32, 64, 256)
-    rounds: int = 2
+    rounds: int = 3
     compiled: bool = True
 
 

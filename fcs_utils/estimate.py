@@ -14,11 +14,13 @@ from fcs_utils.grid import Stage, expected_macs, grid
 from fcs_utils.measure import count_macs
 from fcs_utils.models import build_seeded
 from fcs_utils.passes import Way as Passes
-from fcs_utils.speed import PASSES, Job, measure_apart
+from fcs_utils.speed import PASSES, Job, Way, measure_apart
 from fcs_utils.study import Study
 from fcs_utils.workers import pick_workers
 
 Throughput = Callable[[Network], float]  # multiply-adds a second
+LARGER = ("paper-core", "paper")
+ASSUMED = {"vgg16": 50_000.0, "resnet56": 50_000 / 1.5}  # training images a second: what the study aims at on one H100
 
 
 def lacking(study: Study) -> dict[Stage, list[Run]]:
@@ -44,7 +46,7 @@ def training_throughput(device: torch.device, passes: Passes = "plain") -> Throu
     Two at once are measured, and further cores taken to do as much each; passes other than plain, one at a time.
     """
     at_once = pick_workers(None, device) if passes == "plain" else 1
-    alone = next(way for way, kind in PASSES.items() if kind == passes)
+    alone: Way = next((way for way, kind in PASSES.items() if kind == passes), "study")
 
     def measured(network: Network) -> float:
         job = Job(network=network.network, width=network.width, batch_size=network.training.batch_size, what="training",
@@ -72,3 +74,35 @@ def estimate(study: Study, throughput: Throughput) -> pd.DataFrame:
         rows.append({"stage": stage, "runs": len(runs), "10^12 MACs": sum(macs) / 1e12, "hours (ESTIMATE)": seconds / 3600})
     totals = {name: sum(row[name] for row in rows) for name in list(rows[0])[1:]}
     return pd.DataFrame([*rows, {"stage": "all", **totals}])
+
+
+def larger_studies(study: Study, throughput: float) -> pd.DataFrame:
+    """What the profiles for a GPU would take on this study's data set, from nothing: counted runs and multiply-adds.
+
+    throughput: multiply-adds a second of this machine. Hours are estimates, here and on a GPU as ``assumption`` says.
+    """
+    rows = []
+    for name in LARGER:
+        other = Study(f"{name}:{study.profile.dataset}", study.store.root / "larger")  # a folder without records
+        runs = [run for stage in lacking(other).values() for run in stage]
+        macs = {network.network: 0 for network in other.profile.networks}
+        for run, count in zip(runs, expected_macs(study.bench, runs), strict=True):
+            macs[run.reference.network] += count
+        dense = {n.network: count_macs(build_seeded(0, n.network, num_classes=10, width=n.width), torch.zeros(1, 3, 32, 32))
+                 for n in other.profile.networks}  # fmt: skip
+        there = {network: count / (3 * dense[network] * ASSUMED[network]) / 3600 for network, count in macs.items()}
+        rows.append({
+            "profile": name, "runs": f"{len(runs):,}", "10^15 MACs": f"{sum(macs.values()) / 1e15:,.1f}",
+            "hours on the machine measured (ESTIMATE)": f"{sum(macs.values()) / throughput / 3600:,.0f}",
+            "GPU-hours (ESTIMATE)": f"{sum(there.values()):,.1f}",
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def assumption() -> str:
+    """What the GPU-hours of ``larger_studies`` rest on, in words."""
+    rates = " and ".join(f"{rate:,.0f} images/s of {name}" for name, rate in ASSUMED.items())
+    return (
+        f"GPU-hours take a GPU for granted that trains {rates}: what this study aims at on one H100, and nobody has measured. "
+        "Pruned networks do fewer multiply-adds a second, so these are lower bounds."
+    )

@@ -1,4 +1,4 @@
-"""The README's table and figure, rendered from records; nothing in them is typed by hand."""
+"""The README's tables and figure, rendered from records; nothing in them is typed by hand."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image
 from fcs_utils.claims import STATEMENTS, c3_in_words, claim_verdicts
 from fcs_utils.drawing import method_picture
 from fcs_utils.errors import StudyError
+from fcs_utils.estimate import assumption
 from fcs_utils.plots import forest, use_house_style
 from fcs_utils.store import write_atomic
 from fcs_utils.study import Study
@@ -19,11 +20,10 @@ from fcs_utils.tables import claims_table
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 METHOD = README.parent / "docs" / "method.png"
-BEGIN, END = "<!-- from records: begin -->", "<!-- from records: end -->"
 
 
 def records_block(study: Study) -> str:
-    """What stands between the README's marks: verdicts, the figure behind them, the table. Reads records only."""
+    """Verdicts, the figure behind them, the table. Reads records only."""
     report = study.report()
     verdicts = [f"- **{claim}** {STATEMENTS[claim]}: **{word}**" + (f" ({c3_in_words(report.ledger)})" if claim == "C3" else "")
                 for claim, word in claim_verdicts(report.ledger).items()]  # fmt: skip
@@ -35,7 +35,18 @@ def records_block(study: Study) -> str:
         f"![Effect and 95 % interval of every comparison behind the verdicts]({where})", "",
         claims_table(report.ledger[report.ledger.decisive]).to_markdown(index=False, disable_numparse=True),
     ]  # fmt: skip
-    return "\n".join([BEGIN, *lines, END])
+    return "\n".join(lines)
+
+
+def larger_block(study: Study) -> str:
+    """What the profiles for a GPU will cost, as notebook 08 wrote it. Raises StudyError where it has not."""
+    path = study.store.table("larger", "md")
+    if not path.exists():
+        raise StudyError(f"{path} is not there yet: ./run_all.sh --profile {study.profile.name} --notebooks 08 makes it")
+    return path.read_text() + f"\nOn {study.settings.title}, counted by notebook 08. {assumption()}"
+
+
+BLOCKS = {"from records": records_block, "larger": larger_block}  # by the name in their marks
 
 
 def ledger_digest(study: Study) -> str:
@@ -65,15 +76,17 @@ def draw_figure(study: Study) -> None:
 
 
 def update_readme(profile: str, out: str | Path, *, check: bool = False) -> int:
-    """Put the block into the README, or with ``check`` return 1 when the one there is stale."""
-    text = README.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise StudyError(f"{README} must have one '{BEGIN}' and one '{END}'")
-    before, rest = text.split(BEGIN)
+    """Put the blocks into the README, or with ``check`` return 1 when one there is stale."""
+    old = new = README.read_text()
     study = Study(profile, out)
-    new = before + records_block(study) + rest.split(END)[1]
+    for name, block in BLOCKS.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        if new.count(begin) != 1 or new.count(end) != 1:
+            raise StudyError(f"{README} must have one '{begin}' and one '{end}'")
+        before, rest = new.split(begin)
+        new = f"{before}{begin}\n{block(study)}\n{end}{rest.split(end)[1]}"
     if check:
-        stale = new != text or not figure_is_fresh(study)
+        stale = new != old or not figure_is_fresh(study)
         if stale:
             print("README.md or its figure is stale; renew both with: python -m fcs_utils readme", file=sys.stderr)
         return int(stale)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,15 +30,19 @@ from fcs_utils.data import Dataset, Split
 from fcs_utils.design import Speed
 from fcs_utils.errors import StudyError
 from fcs_utils.finetune import accuracy, fit
-from fcs_utils.measure import count_macs
 from fcs_utils.models import build_seeded
 from fcs_utils.passes import autocast
 from fcs_utils.provenance import describe_machine, describe_moment, pick_precision
 from fcs_utils.sealed import read_or_set_aside, write_sealed
 from fcs_utils.store import Store
 
-Way = Literal["usual", "study", "study, compiled", "study, graphs", "study, two at once", "convolutions alone"]
-PASSES: dict[Way, passes.Way] = {"study": "plain", "study, compiled": "compiled", "study, graphs": "graphs"}
+Way = Literal[
+    "usual", "study", "study, compiled", "study, graphs", "study, two at once", "study, compiled, two at once",
+    "convolutions alone",
+]  # fmt: skip
+PASSES: dict[Way, passes.Way] = {  # plain otherwise
+    "study, compiled": "compiled", "study, compiled, two at once": "compiled", "study, graphs": "graphs",
+}  # fmt: skip
 EPOCHS = 3  # the first one warms up
 
 
@@ -160,22 +163,30 @@ def measure_apart(job: Job) -> float:
     Two at once have one thread each, as in a study, and count together; on a CPU, convolutions alone too. Raises
     StudyError when one fails.
     """
-    count = 2 if job.way == "study, two at once" or (job.way == "convolutions alone" and job.device == "cpu") else 1
+    count = 2 if "two at once" in job.way or (job.way == "convolutions alone" and job.device == "cpu") else 1
     command = [sys.executable, "-m", "fcs_utils.speed", job.model_dump_json()]
     folder = Path(__file__).parents[1]
     with huge_pages() if count > 1 else nullcontext():  # as workers have them, and a lone process does not
         environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if count > 1 else {})}
-        at_once = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment) for _ in range(count)]  # noqa: S603
-    texts = [process.communicate()[0] for process in at_once]
-    if any(process.returncode for process in at_once):
-        raise StudyError(f"measuring {job.what} of {job.network}, way {job.way!r}, failed")
-    return sum(json.loads(text) for text in texts)
+        at_once = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment)  # noqa: S603
+            for _ in range(count)
+        ]
+    answers = [process.communicate() for process in at_once]
+    if failed := [errors for process, (_, errors) in zip(at_once, answers, strict=True) if process.returncode]:
+        last = (failed[0].strip().splitlines() or ["no message"])[-1]
+        raise StudyError(f"measuring {job.what} of {job.network}, way {job.way!r}, failed: {last}")
+    return sum(json.loads(text) for text, _ in answers)
 
 
 def speed_jobs(speed: Speed, device: str) -> list[Job]:
     """Every measurement: all ways on every network, then growth with the batch on the first."""
-    training_only: tuple[Way, ...] = ("study, compiled",) if speed.compiled else ()
-    training_only += ("study, two at once",) if device == "cpu" else ("study, graphs",)
+    if device == "cpu":  # where a study does its runs side by side
+        training_only: tuple[Way, ...] = ("study, two at once",)
+        training_only += ("study, compiled, two at once",) if speed.compiled else ()
+    else:
+        training_only = ("study, graphs",)
+        training_only += ("study, compiled",) if speed.compiled else ()
     training_only += ("convolutions alone",)
     jobs = [
         Job(network=network, width=width, batch_size=128, images=speed.images, what=what, way=way, device=device)
@@ -201,40 +212,6 @@ def speeds(store: Store, speed: Speed, device: str) -> dict[str, Any]:
              "date": describe_moment()["date"], "jobs": listed, "rows": rows}  # fmt: skip
     write_sealed(store.speed(), found)
     return found
-
-
-def speed_table(found: dict[str, Any]) -> pd.DataFrame:
-    """Images a second by way, and how many times the usual loop's."""
-    rows = pd.DataFrame(found["rows"])
-    rows["network"] = rows.network + rows.width.map(lambda width: "" if width == 1 else f" x{width:g}")
-    usual = rows[rows.way == "usual"].set_index(["network", "what", "batch_size"]).images_per_second
-    rows = rows[[key in usual.index for key in zip(rows.network, rows.what, rows.batch_size, strict=True)]]
-    ratios = [row.images_per_second / usual[row.network, row.what, row.batch_size] for row in rows.itertuples()]
-    return pd.DataFrame({
-        "network": rows.network, "batch": rows.batch_size, "what": rows.what, "way": rows.way,
-        "images/s": rows.images_per_second.map("{:,.0f}".format), "times the usual loop": [f"{ratio:.2f}" for ratio in ratios],
-    })  # fmt: skip
-
-
-def growth_table(found: dict[str, Any]) -> pd.DataFrame:
-    """Training throughput against the batch, in images and in multiply-adds; then an estimate for ResNet-50."""
-    import torchvision
-
-    rows = pd.DataFrame(found["rows"])
-    rows = rows[(rows.what == "training") & (rows.way == "study")].sort_values(["network", "batch_size"], ascending=[False, True])
-    lines, best = [], 0.0
-    for row in rows.itertuples():
-        network = build_seeded(0, row.network, num_classes=10, width=row.width)
-        rate = row.images_per_second * 3 * count_macs(network, torch.zeros(1, 3, 32, 32))
-        best = max(best, rate)
-        lines.append({"network": f"{row.network} x{row.width:g}", "data": "32x32 images", "batch": str(row.batch_size),
-                      "images/s": f"{row.images_per_second:,.0f}", "10^9 MACs/s": f"{rate / 1e9:,.0f}",
-                      "hours for one epoch": f"{45_000 / row.images_per_second / 3600:.2g} (45,000 images)"})  # fmt: skip
-    large = 3 * count_macs(torchvision.models.resnet50(), torch.zeros(1, 3, 224, 224))
-    lines.append({"network": "resnet50", "data": "ImageNet, 224x224", "batch": "", "images/s": f"{best / large:,.1f}",
-                  "10^9 MACs/s": f"{best / 1e9:,.0f}",
-                  "hours for one epoch": f"{1_281_167 * large / best / 3600:,.0f} (ESTIMATE at the best rate above)"})  # fmt: skip
-    return pd.DataFrame(lines)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fcs_utils import estimate as estimates
 from fcs_utils.design import Network
-from fcs_utils.estimate import estimate, lacking
+from fcs_utils.estimate import assumption, estimate, lacking, larger_studies
 from fcs_utils.study import Study
 from tests.conftest import study_command
 
@@ -38,6 +39,22 @@ def test_hours_are_multiply_adds_over_throughput_network_by_network(tmp_path: Pa
     assert slow / 2 < mixed < slow
     assert table.loc["all", "runs"] == table.runs[:-1].sum()
     assert not any(tmp_path.iterdir())  # asking leaves no trace
+
+
+def test_larger_studies_are_counted_and_their_gpu_hours_follow_from_the_assumed_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study("smoke", tmp_path)
+    whole = estimate(Study("paper:digits", tmp_path), lambda network: 1e12).set_index("stage").loc["all"]
+    paper = larger_studies(study, 1e9).set_index("profile").loc["paper"]
+    assert paper.runs == f"{whole.runs:,.0f}" and paper["10^15 MACs"] == f"{whole['10^12 MACs'] / 1e3:,.1f}"
+    assert paper["hours on the machine measured (ESTIMATE)"] == f"{1000 * whole['hours (ESTIMATE)']:,.0f}"
+    # A twentieth of the speed is twenty times the hours, to a rounding of 0.05.
+    monkeypatch.setattr(estimates, "ASSUMED", {name: rate / 20 for name, rate in estimates.ASSUMED.items()})
+    slow = float(larger_studies(study, 1e9).set_index("profile").loc["paper"]["GPU-hours (ESTIMATE)"].replace(",", ""))
+    assert slow == pytest.approx(20 * float(paper["GPU-hours (ESTIMATE)"]), abs=1.1)
+    assert slow > 0.5 and "2,500 images/s of vgg16" in assumption() and "nobody has measured" in assumption()
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_command_measures_and_prints_a_line_a_stage(tmp_path: Path) -> None:

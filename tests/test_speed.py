@@ -18,7 +18,8 @@ from fcs_utils.data import Dataset
 from fcs_utils.errors import StudyError
 from fcs_utils.finetune import fit
 from fcs_utils.models import build_seeded
-from fcs_utils.speed import growth_table, speed_table
+from fcs_utils.speed import Job, measure_apart
+from fcs_utils.speed_tables import growth_table, speed_table
 from fcs_utils.store import read_json
 from fcs_utils.study import Study
 from fcs_utils.tables import grid_cost_table
@@ -79,6 +80,12 @@ def test_processes_started_for_it_take_huge_pages_and_later_ones_do_not(monkeypa
     with huge_pages():
         assert seen() == "glibc.malloc.check=1"  # the user's own setting
     assert seen() == "glibc.malloc.check=1"
+
+
+def test_a_measurement_that_fails_says_why() -> None:
+    job = Job(network="vgg99", width=0.125, batch_size=8, images=16, what="training", way="study")
+    with pytest.raises(StudyError, match="measuring training of vgg99, way 'study', failed: .*network='vgg99' is not allowed"):
+        measure_apart(job)
 
 
 def test_speed_and_growth_come_from_the_measurements(smoke: Path) -> None:
