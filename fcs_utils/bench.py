@@ -16,6 +16,7 @@ from fcs_utils.checkpoint import Checkpoint
 from fcs_utils.config import Pruning, Reference, Run
 from fcs_utils.criteria import importance, needs
 from fcs_utils.data import Dataset, load_dataset
+from fcs_utils.deadline import Deadline
 from fcs_utils.errors import StudyError
 from fcs_utils.finetune import Epoch, fit
 from fcs_utils.locks import alone
@@ -38,6 +39,7 @@ class Bench:
 
     def __init__(self, store: Store, dataset: str, data: str | Path | None, device: torch.device, passes: Way = "plain") -> None:
         self.store, self.device, self.passes = store, device, passes
+        self.deadline = Deadline()  # when trainings here must end
         self._source = (dataset, data)
         self._dataset: Dataset | None = None
         self._trained: tuple[str, nn.Module] | None = None
@@ -198,7 +200,7 @@ class Bench:
         """
         history = fit([network], self.dataset, run.reference.training, seed=run.reference.seed,
                       precision=run.reference.precision, passes=self.passes, label=describe(run),
-                      on_epoch=on_macs, checkpoint=self.checkpoint(run))  # fmt: skip
+                      on_epoch=on_macs, on_batch=self.deadline.check, checkpoint=self.checkpoint(run))  # fmt: skip
         state = {name: _halved(tensor).cpu().contiguous() for name, tensor in network.state_dict().items()}
         network.load_state_dict(state)  # what is measured is what the file holds
         write_tensors(self.store.weights(run.identity), state)

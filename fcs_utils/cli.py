@@ -243,6 +243,6 @@ def _run(name: str, options: argparse.Namespace, started: float) -> None:
 
     study = Study(name, options.out, options.data, options.device, options.passes)
     if options.time_budget:
-        study.deadline = Deadline(started + options.time_budget)
+        study.bench.deadline = Deadline(started + options.time_budget)
     records = study.run(options.stages, workers=pick_workers(options.workers, study.bench.device), only=options.only)
     print(f"{len(records)} runs of profile {name} have records in {study.store.root}")

@@ -1,4 +1,4 @@
-"""A time budget: what would not end within it is not begun."""
+"""A time budget: an epoch that would not end within it is not begun, and one that takes longer than the last is given up."""
 
 from __future__ import annotations
 

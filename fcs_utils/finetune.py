@@ -112,6 +112,7 @@ def fit(
     passes: Way = "plain",
     label: str = "training",
     on_epoch: Callable[[int], None] = lambda macs: None,
+    on_batch: Callable[[], None] = lambda: None,
     checkpoint: Checkpoint | None = None,
 ) -> list[Epoch]:
     """Train the networks in place, the first being the one that is studied; returns one entry per epoch.
@@ -122,7 +123,8 @@ def fit(
     simultaneous, all losses from the same forward passes. passes: plain, through torch.compile, or as CUDA graphs.
 
     Draws depend on the seed alone: shuffling and augmentation are the same for every method. The last epoch
-    counts, no best epoch is picked. ``on_epoch`` receives the training MACs of each epoch, for progress bars.
+    counts, no best epoch is picked. ``on_epoch`` receives the training MACs of each epoch, for progress bars;
+    ``on_batch`` is called before each batch and may raise OutOfTime, which costs the epoch in hand.
     checkpoint: where a training that was cut off goes on, bit for bit.
 
     Raises StudyError, naming run, epoch and learning rate, when a loss is NaN or infinite.
@@ -175,6 +177,7 @@ def fit(
                 network.train(number < trained)
             total = torch.zeros(trained, device=device)  # summed on the device: no wait for it in an epoch
             for images, labels in dataset.epoch(training.batch_size, generator):
+                on_batch()
                 total += step(images, labels)
             if not total.isfinite().all():
                 raise StudyError(f"{label}: the loss is NaN or infinite in epoch {epoch} of {training.epochs} at "

@@ -91,7 +91,8 @@ def _tuned(bench: Bench, run: Run, plan: PruningPlan, on_macs: OnMacs) -> tuple[
     history = fit(networks, bench.dataset, training, seed=run.reference.seed, losses=losses,
                   trained=1 if tuning.method == "kd" else None, peer_learning_rate=tuning.peer_learning_rate,
                   sequential=tuning.updates == "sequential", precision=precision, passes=bench.passes,
-                  label=describe(run), on_epoch=on_macs, checkpoint=bench.checkpoint(run))  # fmt: skip
+                  label=describe(run), on_epoch=on_macs, on_batch=bench.deadline.check,
+                  checkpoint=bench.checkpoint(run))  # fmt: skip
     result = {
         "cost": measure_cost(compact, bench.example).as_dict(),
         "dense_cost": measure_cost(bench.trained(run.reference), bench.example).as_dict(),

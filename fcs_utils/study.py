@@ -13,7 +13,6 @@ from typing import Any
 from fcs_utils.bench import Bench, OnMacs, describe
 from fcs_utils.claims import margin
 from fcs_utils.config import SCHEMA, Run
-from fcs_utils.deadline import Deadline
 from fcs_utils.design import Profile
 from fcs_utils.errors import OutOfTime, StudyError, is_out_of_memory, refuse
 from fcs_utils.grid import STAGES, Rates, Stage, expected_macs, grid
@@ -48,7 +47,6 @@ class Study:
         passes: Way = "plain",
     ) -> None:
         self.arguments = (profile, out, data, device, passes)  # a worker opens the same study
-        self.deadline = Deadline()
         self.profile = profile if isinstance(profile, Profile) else get_profile(profile)
         self.store = Store(out, self.profile.name)
         self.bench = Bench(self.store, self.profile.dataset, data, pick_device(device), passes)
@@ -225,7 +223,7 @@ class Study:
             return record
         parent = run.parent()
         parent_record = self.ensure(parent, wait=wait) if parent else None
-        with alone(self.store.lock(run.identity), describe(run), self.deadline, wait=wait):
+        with alone(self.store.lock(run.identity), describe(run), self.bench.deadline, wait=wait):
             if (record := self.record(run)) is not None:  # another process was faster
                 return record
             record = self._done(run, parent_record, on_macs)
@@ -237,7 +235,7 @@ class Study:
         started = time.perf_counter()
         with one_thread():
             try:
-                result, volatile = do(self.bench, run, parent, self.deadline.watch(on_macs))
+                result, volatile = do(self.bench, run, parent, self.bench.deadline.watch(on_macs))
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -94,7 +94,7 @@ class Workers:
             return
         if self._pool is None and groups:
             self._macs = self._context.SimpleQueue()
-            start = (self._study.arguments, self._study.deadline, self._macs)
+            start = (self._study.arguments, self._study.bench.deadline, self._macs)
             self._pool = ProcessPoolExecutor(self._count, self._context, initializer=_start, initargs=start)
         with huge_pages():
             waiting = {self._pool.submit(_do, group, wait) for group in groups} if self._pool else set()
@@ -132,7 +132,7 @@ def _start(arguments: tuple[Any, ...], deadline: Deadline, macs: Any) -> None:
 
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _here["study"], _here["macs"] = Study(*arguments), macs
-    _here["study"].deadline = deadline
+    _here["study"].bench.deadline = deadline
 
 
 def _die_with_parent() -> None:

@@ -101,15 +101,15 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_over(digits: 
 def test_a_study_stops_in_time_and_goes_on_to_the_same_record(smoke: Path, tmp_path: Path) -> None:
     study = Study("smoke", tmp_path)
     (run, *_) = study.runs(["reference"])
-    study.deadline = Deadline(time.monotonic())
+    study.bench.deadline = Deadline(time.monotonic())
     with pytest.raises(OutOfTime):
         study.run(["reference"])
     assert not study.store.all_records()
 
     def spend(macs: int) -> None:
-        study.deadline.at = time.monotonic()  # the first epoch has used it up
+        study.bench.deadline.at = time.monotonic()  # the first epoch has used it up
 
-    study.deadline = Deadline()
+    study.bench.deadline = Deadline()
     with pytest.raises(OutOfTime):
         study.ensure(run, spend)
     assert study.record(run) is None and study.store.unfinished(run.identity).exists()
@@ -245,7 +245,7 @@ def test_a_lock_is_waited_for_and_ends_with_its_holder(tmp_path: Path, capsys: p
     run = study.runs(["reference"])[0]
     path = study.store.lock(run.identity)
     with hold(path) as holder:
-        study.deadline = Deadline(time.monotonic() + 0.2)
+        study.bench.deadline = Deadline(time.monotonic() + 0.2)
         with pytest.raises(OutOfTime):
             study.ensure(run)
         assert "is being done by another process: waiting" in capsys.readouterr().err

@@ -10,7 +10,9 @@ from pathlib import Path
 import papermill
 import pytest
 
+from fcs_utils.deadline import Deadline
 from fcs_utils.design import Ablations
+from fcs_utils.errors import OutOfTime
 from fcs_utils.grid import grid
 from fcs_utils.pages import _shared
 from fcs_utils.profiles import get_profile
@@ -150,3 +152,22 @@ def test_bad_notebook_parameters_fail_with_their_name(smoke: Path, tmp_path: Pat
         papermill.execute_notebook(
             str(NOTEBOOKS["02"].source), str(tmp_path / "out.ipynb"), parameters, kernel_name="python3", progress_bar=False
         )
+
+
+def test_time_that_is_up_within_an_epoch_ends_the_run_at_the_next_batch(tmp_path: Path) -> None:
+    class Countdown(Deadline):
+        """Time for the check before a run, and for three batches."""
+
+        checks = 0
+
+        def check(self, needed: float = 0.0) -> None:
+            self.checks += 1
+            if self.checks > 4:
+                raise OutOfTime("the time budget is used up")
+
+    study = Study("smoke", tmp_path)
+    study.bench.deadline = Countdown()
+    with pytest.raises(OutOfTime):
+        study.ensure(study.runs(["reference"])[0])
+    assert study.bench.deadline.checks == 5
+    assert not study.store.all_records()
