@@ -10,9 +10,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from fcs_utils.errors import OutOfTime, StudyError
+
+if TYPE_CHECKING:
+    from fcs_utils.passes import Way
 
 # Spelled out so that a typo is refused without importing torch; a test compares them with the real tables.
 PROFILES = ("smoke", "quick", "cifar", "fashion", "paper", "paper-core")
@@ -203,7 +206,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     if len(names) > 1 or options.fresh:  # missing data is said before results are set aside, or the first study takes its hours
         from fcs_utils.study import Study
 
-        for study in (Study(name, options.out, options.data) for name in names):
+        for study in (Study(name, options.out, options.data, *_training(options)) for name in names):
             if options.fresh or study.missing():
                 _ = study.bench.dataset
     for name in names:
@@ -216,11 +219,16 @@ def _dispatch(options: argparse.Namespace) -> int:
     return 0
 
 
+def _training(options: argparse.Namespace) -> tuple[str, Way]:
+    """Device and passes, for commands that leave them open too."""
+    return getattr(options, "device", "auto"), getattr(options, "passes", "plain")
+
+
 def _estimate(names: Sequence[str], options: argparse.Namespace) -> None:
     from fcs_utils.estimate import estimate, training_throughput
     from fcs_utils.study import Study
 
-    for study in [Study(name, options.out, options.data, options.device, options.passes) for name in names]:
+    for study in [Study(name, options.out, options.data, *_training(options)) for name in names]:
         print(f"{study.profile.name} on {study.bench.device.type}, passes {options.passes}:")
         print(
             estimate(study, training_throughput(study.bench.device, options.passes)).to_string(
@@ -241,7 +249,7 @@ def _run(name: str, options: argparse.Namespace, started: float) -> None:
     from fcs_utils.study import Study
     from fcs_utils.workers import pick_workers
 
-    study = Study(name, options.out, options.data, options.device, options.passes)
+    study = Study(name, options.out, options.data, *_training(options))
     if options.time_budget:
         study.bench.deadline = Deadline(started + options.time_budget)
     records = study.run(options.stages, workers=pick_workers(options.workers, study.bench.device), only=options.only)

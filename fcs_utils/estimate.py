@@ -14,12 +14,16 @@ from fcs_utils.grid import Stage, expected_macs, grid
 from fcs_utils.measure import count_macs
 from fcs_utils.models import build_seeded
 from fcs_utils.passes import Way as Passes
-from fcs_utils.speed import PASSES, Job, Way, measure_apart
+from fcs_utils.speed import Job, Way, measure_apart
 from fcs_utils.study import Study
 from fcs_utils.workers import pick_workers
 
 Throughput = Callable[[Network], float]  # multiply-adds a second
 LARGER = ("paper-core", "paper")
+CAVEAT = (
+    "All hours are estimates. The GPU's speed is what this study aims at on one H100; nobody has measured it. Pruned networks do "
+    "fewer multiply-adds a second than dense ones, and evaluation and scoring cost more than their multiply-adds: reckon with more."
+)
 ASSUMED = {"vgg16": 50_000.0, "resnet56": 50_000 / 1.5}  # training images a second: what the study aims at on one H100
 
 
@@ -43,15 +47,18 @@ def lacking(study: Study) -> dict[Stage, list[Run]]:
 def training_throughput(device: torch.device, passes: Passes = "plain") -> Throughput:
     """Measures a network's training as a study does it here: one run on a GPU, one a core on a CPU.
 
-    Two at once are measured, and further cores taken to do as much each; passes other than plain, one at a time.
+    Two at once are measured, and further cores taken to do as much each. What compiling or capturing takes beforehand is
+    not counted.
     """
-    at_once = pick_workers(None, device) if passes == "plain" else 1
-    alone: Way = next((way for way, kind in PASSES.items() if kind == passes), "study")
+    at_once = pick_workers(None, device)
+    ways: dict[Passes, Way] = {"plain": "study", "compiled": "study, compiled", "graphs": "study, graphs"}
+    if at_once > 1 and device.type == "cpu":
+        ways = {"plain": "study, two at once", "compiled": "study, compiled, two at once"}
 
     def measured(network: Network) -> float:
         job = Job(network=network.network, width=network.width, batch_size=network.training.batch_size, what="training",
                   images=16_384 if device.type == "cuda" else 1024, device=device.type,
-                  way="study, two at once" if at_once > 1 else alone)  # fmt: skip
+                  way=ways[passes])  # fmt: skip
         model = build_seeded(0, network.network, num_classes=10, width=network.width)
         return max(1, at_once / 2) * measure_apart(job) * 3 * count_macs(model, torch.zeros(1, 3, 32, 32))
 
@@ -79,9 +86,10 @@ def estimate(study: Study, throughput: Throughput) -> pd.DataFrame:
 def larger_studies(study: Study, throughput: float) -> pd.DataFrame:
     """What the profiles for a GPU would take on this study's data set, from nothing: counted runs and multiply-adds.
 
-    throughput: multiply-adds a second of this machine. Hours are estimates, here and on a GPU as ``assumption`` says.
+    throughput: multiply-adds a second of this machine. Hours are estimates; those on a GPU take ``ASSUMED`` for granted.
     """
     rows = []
+    rates = " and ".join(f"{rate:,.0f} images/s of {name}" for name, rate in ASSUMED.items())
     for name in LARGER:
         other = Study(f"{name}:{study.profile.dataset}", study.store.root / "larger")  # a folder without records
         runs = [run for stage in lacking(other).values() for run in stage]
@@ -93,16 +101,11 @@ def larger_studies(study: Study, throughput: float) -> pd.DataFrame:
         there = {network: count / (3 * dense[network] * ASSUMED[network]) / 3600 for network, count in macs.items()}
         rows.append({
             "profile": name, "runs": f"{len(runs):,}", "10^15 MACs": f"{sum(macs.values()) / 1e15:,.1f}",
-            "hours on the machine measured (ESTIMATE)": f"{sum(macs.values()) / throughput / 3600:,.0f}",
-            "GPU-hours (ESTIMATE)": f"{sum(there.values()):,.1f}",
+            "hours on the machine measured (ESTIMATE)": _two_digits(sum(macs.values()) / throughput / 3600),
+            f"GPU-hours at {rates} (ESTIMATE)": _two_digits(sum(there.values())),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def assumption() -> str:
-    """What the GPU-hours of ``larger_studies`` rest on, in words."""
-    rates = " and ".join(f"{rate:,.0f} images/s of {name}" for name, rate in ASSUMED.items())
-    return (
-        f"GPU-hours take a GPU for granted that trains {rates}: what this study aims at on one H100, and nobody has measured. "
-        "Pruned networks do fewer multiply-adds a second, so these are lower bounds."
-    )
+def _two_digits(hours: float) -> str:
+    return f"{float(f'{hours:.2g}'):,.10g}"

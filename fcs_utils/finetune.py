@@ -124,7 +124,7 @@ def fit(
 
     Draws depend on the seed alone: shuffling and augmentation are the same for every method. The last epoch
     counts, no best epoch is picked. ``on_epoch`` receives the training MACs of each epoch, for progress bars;
-    ``on_batch`` is called before each batch and may raise OutOfTime, which costs the epoch in hand.
+    ``on_batch`` is called before each batch and may raise OutOfTime: what the last checkpoint does not hold starts over.
     checkpoint: where a training that was cut off goes on, bit for bit.
 
     Raises StudyError, naming run, epoch and learning rate, when a loss is NaN or infinite.
@@ -177,7 +177,10 @@ def fit(
                 network.train(number < trained)
             total = torch.zeros(trained, device=device)  # summed on the device: no wait for it in an epoch
             for images, labels in dataset.epoch(training.batch_size, generator):
-                on_batch()
+                try:
+                    on_batch()
+                except OutOfTime as error:
+                    raise OutOfTime(f"{error}, within epoch {epoch} of {label}, which starts over") from error
                 total += step(images, labels)
             if not total.isfinite().all():
                 raise StudyError(f"{label}: the loss is NaN or infinite in epoch {epoch} of {training.epochs} at "

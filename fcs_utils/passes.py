@@ -5,6 +5,7 @@ Compiling takes as long as some trainings; graphs take the host out of small ste
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from fcs_utils.errors import is_out_of_memory, refuse
 
 Pass = Callable[[Tensor], Tensor]
 Way = Literal["plain", "compiled", "graphs"]
+FELL_BACK = ".*training goes on without it"  # of the warning
 
 
 def check_way(way: str, device: torch.device) -> None:
@@ -52,6 +54,7 @@ def training_passes(networks: Sequence[nn.Module], trained: int, way: Way, image
         finally:
             for network in networks:
                 network.__dict__.pop("forward", None)
+            gc.collect()  # graphs and their memory hang in a cycle, and a GPU without memory calls no collector
 
 
 def _compiled(network: nn.Module) -> Pass:

@@ -12,8 +12,9 @@ from PIL import Image
 from fcs_utils.claims import STATEMENTS, c3_in_words, claim_verdicts
 from fcs_utils.drawing import method_picture
 from fcs_utils.errors import StudyError
-from fcs_utils.estimate import assumption
+from fcs_utils.estimate import CAVEAT
 from fcs_utils.plots import forest, use_house_style
+from fcs_utils.sealed import read_or_set_aside
 from fcs_utils.store import write_atomic
 from fcs_utils.study import Study
 from fcs_utils.tables import claims_table
@@ -43,7 +44,9 @@ def larger_block(study: Study) -> str:
     path = study.store.table("larger", "md")
     if not path.exists():
         raise StudyError(f"{path} is not there yet: ./run_all.sh --profile {study.profile.name} --notebooks 08 makes it")
-    return path.read_text() + f"\nOn {study.settings.title}, counted by notebook 08. {assumption()}"
+    found = read_or_set_aside(study.store.speed())
+    machine = f"{found['machine']['device']}, {found['machine']['threads']} threads, {found['precision']}" if found else "unknown"
+    return path.read_text() + f"\nOn {study.settings.title}, counted by notebook 08; the machine measured: {machine}. {CAVEAT}"
 
 
 BLOCKS = {"from records": records_block, "larger": larger_block}  # by the name in their marks

@@ -35,7 +35,7 @@ def growth_table(found: dict[str, Any]) -> pd.DataFrame:
          "hours for one epoch": f"{45_000 / row.images_per_second / 3600:.2g} (45,000 images)"}
         for row in rows.itertuples()
     ]  # fmt: skip
-    large, best = 3 * count_macs(torchvision.models.resnet50(), torch.zeros(1, 3, 224, 224)), best_throughput(found)
+    large, best = 3 * count_macs(torchvision.models.resnet50(), torch.zeros(1, 3, 224, 224)), float(rows.macs_per_second.max())
     lines.append({"network": "resnet50", "data": "ImageNet, 224x224", "batch": "", "images/s": f"{best / large:,.1f}",
                   "10^9 MACs/s": f"{best / 1e9:,.0f}",
                   "hours for one epoch": f"{1_281_167 * large / best / 3600:,.0f} (ESTIMATE at the best rate above)"})  # fmt: skip
@@ -43,13 +43,14 @@ def growth_table(found: dict[str, Any]) -> pd.DataFrame:
 
 
 def best_throughput(found: dict[str, Any]) -> float:
-    """Multiply-adds a second of the fastest training measured in one process."""
-    return float(_own_training(found).macs_per_second.max())
+    """Multiply-adds a second of the study's fastest way of training."""
+    ways = {row["way"] for row in found["rows"] if row["way"].startswith("study")}
+    return max(float(_own_training(found, way).macs_per_second.max()) for way in ways)
 
 
-def _own_training(found: dict[str, Any]) -> pd.DataFrame:
+def _own_training(found: dict[str, Any], way: str = "study") -> pd.DataFrame:
     rows = pd.DataFrame(found["rows"])
-    rows = rows[(rows.what == "training") & (rows.way == "study")].sort_values(["network", "batch_size"], ascending=[False, True])
+    rows = rows[(rows.what == "training") & (rows.way == way)].sort_values(["network", "batch_size"], ascending=[False, True])
     networks = [build_seeded(0, row.network, num_classes=10, width=row.width) for row in rows.itertuples()]
     macs = [3 * count_macs(network, torch.zeros(1, 3, 32, 32)) for network in networks]
     return rows.assign(macs_per_second=rows.images_per_second * macs)

@@ -34,7 +34,7 @@ Record = dict[str, Any]
 class Study:
     """A profile's runs, their records in ``out/profile``, and ``bench``, the networks behind them.
 
-    passes: how training passes are done, which records say: results differ by rounding, as between machines.
+    passes: how training passes are asked to be done, which records say: results differ by rounding, as between machines.
     Raises StudyError for an unknown profile or device, or passes that it lacks. Nothing is created before ``run``.
     """
 
@@ -176,7 +176,7 @@ class Study:
                 whole.update(max(0, settled - whole.n))  # expected and real MACs differ a little
                 whole.set_postfix_str(f", {number} of {len(todo)} runs, last: {describe(run)}", refresh=False)
                 if isinstance(error, OutOfTime):
-                    late = error  # the other workers end their epoch and keep it; what waits ends at once
+                    late = error  # the other workers come to their own end; what waits ends at once
                 elif error is not None:
                     self._failed.add(run.identity)
                     failures.append(str(error))

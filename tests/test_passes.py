@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fcs_utils.checkpoint import Checkpoint
 from fcs_utils.config import Training
 from fcs_utils.data import Dataset
-from fcs_utils.errors import StudyError
+from fcs_utils.errors import OutOfTime, StudyError
 from fcs_utils.finetune import Epoch, fit, mutual
 from fcs_utils.passes import Way, check_way
 from fcs_utils.study import Study
@@ -89,6 +90,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         if torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled():
             raise RuntimeError("make_graphed_callables does not support the autocast caching")
         (buffer,), plain, mode, half = sample, network.forward, network.training, torch.is_autocast_enabled("cpu")
+        places = [parameter.data_ptr() for parameter in network.parameters()]
         for _ in range(3):
             plain(buffer)
 
@@ -96,9 +98,16 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
             if network.training != mode:
                 return plain(images)
             assert images.shape == buffer.shape
+            assert places == [parameter.data_ptr() for parameter in network.parameters()]  # a graph knows places, not names
             shapes.append(tuple(images.shape))
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                return plain(buffer.copy_(images))
+                logits = plain(buffer.copy_(images))
+            if logits.requires_grad:
+                logits.register_hook(backward)
+            return logits
+
+        def backward(gradient: Tensor) -> None:  # a replay overwrites what the gradients are made of, it adds nothing
+            assert all(parameter.grad is None for parameter in network.parameters())
 
         network.forward = forward  # type: ignore[method-assign]
         return network
@@ -121,6 +130,21 @@ def test_graphs_replay_training_and_nothing_else(
     steps = len(digits.train) // ONCE.batch_size
     assert replays == [(ONCE.batch_size, 1, 32, 32)] * steps * (3 if sequential else 2)
     assert all("forward" not in vars(network) for network in fast)  # a copy would go on replaying the original
+
+
+def test_graphs_go_on_from_a_checkpoint(digits: Dataset, replays: list[tuple[int, ...]], tmp_path: Path) -> None:
+    training = ONCE.model_copy(update={"epochs": 2})
+    plain, fast = tiny(), tiny()
+    expected = fit([plain], digits, training, seed=3)
+
+    def stop(macs: int) -> None:
+        raise OutOfTime("enough")
+
+    checkpoint = Checkpoint(tmp_path / "c.safetensors", "run")
+    with pytest.raises(OutOfTime):
+        fit([tiny()], digits, training, seed=3, passes="graphs", on_epoch=stop, checkpoint=checkpoint)
+    found = fit([fast], digits, training, seed=3, passes="graphs", checkpoint=checkpoint)
+    assert [epoch.loss for epoch in found] == [epoch.loss for epoch in expected] and equal(plain, fast) and replays
 
 
 def test_a_frozen_teacher_is_not_captured(digits: Dataset, replays: list[tuple[int, ...]]) -> None:

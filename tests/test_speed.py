@@ -18,7 +18,7 @@ from fcs_utils.data import Dataset
 from fcs_utils.errors import StudyError
 from fcs_utils.finetune import fit
 from fcs_utils.models import build_seeded
-from fcs_utils.speed import Job, measure_apart
+from fcs_utils.speed import Job, measure, measure_apart
 from fcs_utils.speed_tables import growth_table, speed_table
 from fcs_utils.store import read_json
 from fcs_utils.study import Study
@@ -86,6 +86,37 @@ def test_a_measurement_that_fails_says_why() -> None:
     job = Job(network="vgg99", width=0.125, batch_size=8, images=16, what="training", way="study")
     with pytest.raises(StudyError, match="measuring training of vgg99, way 'study', failed: .*network='vgg99' is not allowed"):
         measure_apart(job)
+
+
+def test_a_way_that_falls_back_is_no_measurement_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(network: object) -> None:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", lambda network: broken)
+    job = Job(network="resnet20", width=0.125, batch_size=8, images=16, what="training", way="study, compiled")
+    with pytest.raises(UserWarning, match="goes on without it: No working"):
+        measure(job)
+
+
+@pytest.mark.parametrize(("way", "processes", "huge"), [("study", 1, None), ("study, two at once", 2, "glibc.malloc.hugetlb=1")])
+def test_two_at_once_are_measured_like_workers(monkeypatch: pytest.MonkeyPatch, way: str, processes: int, huge: str | None) -> None:
+    seen: list[dict[str, str]] = []
+
+    class Process:
+        returncode = 0
+
+        def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
+            seen.append(env)
+
+        def communicate(self) -> tuple[str, str]:
+            return "10.0", ""
+
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    job = Job(network="resnet20", width=0.125, batch_size=8, images=16, what="training", way=way)
+    assert measure_apart(job) == 10 * processes
+    assert [env.get("GLIBC_TUNABLES") for env in seen] == [huge] * processes
+    assert processes == 1 or all(env["OMP_NUM_THREADS"] == "1" for env in seen)
 
 
 def test_speed_and_growth_come_from_the_measurements(smoke: Path) -> None:

@@ -166,8 +166,21 @@ def test_time_that_is_up_within_an_epoch_ends_the_run_at_the_next_batch(tmp_path
                 raise OutOfTime("the time budget is used up")
 
     study = Study("smoke", tmp_path)
-    study.bench.deadline = Countdown()
-    with pytest.raises(OutOfTime):
-        study.ensure(study.runs(["reference"])[0])
-    assert study.bench.deadline.checks == 5
-    assert not study.store.all_records()
+    reference, tuned = study.runs(["reference"])[0], study.runs(["tuned"])[0]
+    for run in (reference, tuned):
+        if parent := run.parent():
+            study.bench.deadline = Deadline()
+            study.ensure(parent)
+        study.bench.deadline = Countdown()
+        with pytest.raises(OutOfTime, match="used up, within epoch 1 of vgg16 x0.125 seed 0.*, which starts over"):
+            study.ensure(run)
+        assert study.bench.deadline.checks == 5
+        assert study.record(run) is None
+
+
+def test_passes_that_a_machine_lacks_are_refused_before_results_are_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke" / "mine.txt").write_text("kept")
+    done = study_command("run", "--profile", "smoke", "--out", str(tmp_path), "--fresh", "--passes", "graphs", "--device", "cpu")
+    assert done.returncode == 1 and "passes='graphs' is not allowed" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["smoke"] and (tmp_path / "smoke" / "mine.txt").exists()
