@@ -74,9 +74,13 @@ class Checkpoint:
             prefix = f"network.{n}."
             network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         for n, (optimiser, schedule) in enumerate(zip(optimisers, content["schedules"], strict=True)):
-            names = {i: f"momentum.{n}.{i}" for i in range(len(optimiser.sgd.param_groups[0]["params"]))}
-            states = {i: {"momentum_buffer": tensors[name]} for i, name in names.items() if name in tensors}
-            optimiser.sgd.load_state_dict({"state": states, "param_groups": schedule["groups"]})
+            (own,) = optimiser.sgd.param_groups
+            # A file keeps values without their layout in memory; a fused step takes the parameter's layout for granted.
+            states = {i: {"momentum_buffer": torch.empty_like(parameter).copy_(tensors[f"momentum.{n}.{i}"])}
+                      for i, parameter in enumerate(own["params"]) if f"momentum.{n}.{i}" in tensors}  # fmt: skip
+            # Fused or not is this machine's matter, not that of the one that saved.
+            groups = [{**group, "fused": own["fused"]} for group in schedule["groups"]]
+            optimiser.sgd.load_state_dict({"state": states, "param_groups": groups})
             optimiser.cycle.load_state_dict(schedule["cycle"])
         draws.set_state(tensors["draws"])
         torch.set_rng_state(tensors["dropout"])

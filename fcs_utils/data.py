@@ -89,13 +89,14 @@ class Dataset:
         count, size, device = len(self.train), self.size, self.train.images.device
         batch_size = min(batch_size, count)
         order = torch.randperm(count, generator=generator)
-        down, right = torch.randint(-SHIFT, SHIFT + 1, (2, count, 1), generator=generator)
+        shifts = torch.randint(-SHIFT, SHIFT + 1, (2, count, 1), generator=generator)
+        mirrored = torch.rand(count, 1, generator=generator) < 0.5 if self.flip else torch.zeros(count, 1, dtype=torch.bool)
+        # Draws move once an epoch: a GPU never waits for the host between batches, and works out the positions itself.
+        order, shifts, mirrored = (drawn.to(device) for drawn in (order, shifts, mirrored))
         # One gather does selection, shift and flip. The border is mirrored: position -1 reads position 1.
-        rows, columns = (size - 1 - (size - 1 - (torch.arange(size) + by).abs()).abs() for by in (down, right))  # (N, H), (N, W)
-        if self.flip:
-            columns = torch.where(torch.rand(count, 1, generator=generator) < 0.5, columns.flip(1), columns)
-        # Moved once an epoch: a GPU never waits for the host between batches.
-        order, rows, columns = (at.to(device) for at in (order, rows, columns))
+        at = torch.arange(size, device=device)
+        rows, columns = (size - 1 - (size - 1 - (at + by).abs()).abs() for by in shifts)  # (N, H), (N, W)
+        columns = torch.where(mirrored, columns.flip(1), columns)
         for start in range(0, count - batch_size + 1, batch_size):
             batch = slice(start, start + batch_size)
             images = self.train.images[order[batch, None, None], rows[batch, :, None], columns[batch, None, :]]

@@ -45,7 +45,10 @@ def training_passes(networks: Sequence[nn.Module], trained: int, way: Way, image
     if way == "plain":
         yield list(networks)
     elif way == "compiled":
-        yield [_compiled(network) for network in networks]
+        try:
+            yield [_compiled(network) for network in networks]
+        finally:
+            torch.compiler.reset()  # PyTorch compiles a class for some networks only, then silently runs further ones plainly
     else:
         try:
             for network in networks[:trained]:

@@ -16,6 +16,8 @@ import torchvision
 import fcs_utils
 from fcs_utils.errors import refuse
 
+COMMIT = Path(__file__).with_name("commit.txt")  # inside a wheel, which is no checkout
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """``auto`` is CUDA where there is one, else the CPU. Raises StudyError for a device that is not there."""
@@ -57,7 +59,9 @@ def describe_moment() -> dict[str, Any]:
 
 @cache
 def commit() -> str:
-    """The checkout's commit, marked where the package's files differ from it; 'unknown' outside a checkout."""
+    """The commit that the package is of, marked where its files differ; 'unknown' outside of checkouts and wheels."""
+    if COMMIT.exists():
+        return COMMIT.read_text().strip()
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *words]

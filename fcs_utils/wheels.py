@@ -11,28 +11,28 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from fcs_utils.errors import StudyError, refuse
+from fcs_utils.provenance import COMMIT, commit
 
-PRESENT = ("torch", "torchvision", "numpy", "pandas", "scikit-learn")
+PRESENT = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "scipy")  # scikit-learn brings scipy
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
 def missing_packages() -> dict[str, str]:
-    """What the runs need beside ``PRESENT``, by name, in the versions that are installed here."""
-    needed, there = _closure(("fcs-mlft",)), _closure(PRESENT)
-    return {name: version for name, version in needed.items() if name not in there and name != "fcs-mlft"}
+    """What the runs need beside ``PRESENT``, by name, in the versions that are installed here.
 
-
-def _closure(names: tuple[str, ...]) -> dict[str, str]:
+    Also what ``PRESENT`` may have brought along, such as typing-extensions: perhaps in a version too old for the others.
+    """
     found: dict[str, str] = {}
-    todo = list(names)
+    todo = ["fcs-mlft"]
     while todo:
         name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
-        if name in found:
+        if name in found or name in PRESENT:
             continue
         package = distribution(name)
         found[name] = package.version
         # Extras and other systems' needs carry a marker; those of this system are installed already where they matter.
         todo += [match[0] for need in package.requires or [] if ";" not in need and (match := re.match(r"[\w.-]+", need))]
+    del found["fcs-mlft"]
     return found
 
 
@@ -51,6 +51,7 @@ def gather(folder: Path, python: str) -> list[Path]:
         for part in ("fcs_utils", "pyproject.toml", "README.md", "LICENSE"):
             source = Path(__file__).parents[1] / part
             (shutil.copytree if source.is_dir() else shutil.copy)(source, Path(copy) / part)
+        (Path(copy) / "fcs_utils" / COMMIT.name).write_text(commit())  # records made there name what they were made with
         for command in (
             ["download", "--no-deps", "--only-binary=:all:", "--python-version", python, *platforms, "-d", str(folder), *packages],
             ["wheel", "--no-deps", "-w", str(folder), copy],

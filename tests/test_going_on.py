@@ -1,4 +1,4 @@
-"""A training that was cut off goes on bit for bit; runs side by side are the runs one by one."""
+"""A study that was cut off goes on to the same records; runs side by side are the runs one by one."""
 
 from __future__ import annotations
 
@@ -11,91 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
-from fcs_utils.checkpoint import Checkpoint
 from fcs_utils.config import Run, Training
-from fcs_utils.data import Dataset
 from fcs_utils.deadline import Deadline
 from fcs_utils.errors import OutOfTime, StudyError
-from fcs_utils.finetune import Epoch, fit, mutual
 from fcs_utils.locks import alone
 from fcs_utils.profiles import studies
 from fcs_utils.study import Study
 from fcs_utils.workers import Workers, pick_workers
 from tests.conftest import ROOT, study_command
-from tests.test_finetune import tiny
-
-TRAINING = Training(epochs=4, learning_rate=0.05, batch_size=128)
-
-
-class Dropping(nn.Module):
-    """Draws from the global generator in training."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.drop = tiny(), nn.Dropout(0.3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.drop(self.body(x))
-
-
-def rows(history: list[Epoch]) -> list[dict[str, object]]:
-    return [{k: v for k, v in vars(epoch).items() if k != "seconds"} for epoch in history]
-
-
-@pytest.mark.parametrize("stop", [1, 3, 4])
-@pytest.mark.parametrize("sequential", [False, True])
-def test_a_training_cut_off_goes_on_bit_for_bit(digits: Dataset, tmp_path: Path, stop: int, sequential: bool) -> None:
-    def train(checkpoint: Checkpoint | None, stop: int | None) -> tuple[list[nn.Module], list[Epoch]]:
-        networks: list[nn.Module] = [Dropping(), tiny(1)]
-        networks[0].load_state_dict({f"body.{k}": v for k, v in tiny().state_dict().items()})
-        epochs = 0
-
-        def on_epoch(macs: int) -> None:
-            nonlocal epochs
-            epochs += 1
-            if epochs == stop:
-                raise OutOfTime("enough")
-
-        history = fit(networks, digits, TRAINING, seed=3, losses=mutual(), sequential=sequential, peer_learning_rate=0.02,
-                      on_epoch=on_epoch, checkpoint=checkpoint)  # fmt: skip
-        return networks, history
-
-    whole, expected = train(None, None)
-    with pytest.raises(OutOfTime):
-        train(Checkpoint(tmp_path / "c.safetensors", "run"), stop)
-    parts, history = train(Checkpoint(tmp_path / "c.safetensors", "run"), None)
-    assert rows(history) == rows(expected)
-    assert [epoch.seconds for epoch in history] == sorted(epoch.seconds for epoch in history)
-    for one, other in zip(whole, parts, strict=True):
-        for name, tensor in one.state_dict().items():
-            assert tensor.equal(other.state_dict()[name]), name
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
-def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_over(digits: Dataset, tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "c.safetensors"
-
-    def stop(macs: int) -> None:
-        raise OutOfTime("enough")
-
-    with pytest.raises(OutOfTime):
-        fit([tiny()], digits, TRAINING, seed=3, on_epoch=stop, checkpoint=Checkpoint(path, "run"))
-    content = bytearray(path.read_bytes())
-    if damage == "truncated":
-        content = content[: len(content) // 2]
-    elif damage == "flipped":
-        content[-1000] ^= 1
-    elif damage == "empty":
-        content = bytearray()
-    path.write_bytes(content)
-    network = tiny()
-    with pytest.warns(UserWarning, match="starts over"):
-        history = fit([network], digits, TRAINING, seed=3, checkpoint=Checkpoint(path, "other" if damage == "foreign" else "run"))
-    alone = tiny()
-    assert rows(history) == rows(fit([alone], digits, TRAINING, seed=3))
-    assert network.conv.weight.equal(alone.conv.weight) and path.with_suffix(".corrupt").exists()
 
 
 def test_a_study_stops_in_time_and_goes_on_to_the_same_record(smoke: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from fcs_utils.checkpoint import Checkpoint
 from fcs_utils.config import Training
-from fcs_utils.data import Dataset
+from fcs_utils.data import Dataset, Split
 from fcs_utils.errors import OutOfTime, StudyError
 from fcs_utils.finetune import Epoch, fit, mutual
+from fcs_utils.models import build_seeded
 from fcs_utils.passes import Way, check_way
 from fcs_utils.study import Study
 from tests.test_finetune import Tiny, tiny
@@ -44,6 +46,21 @@ def test_both_networks_of_mlft_train_the_same_up_to_rounding(
         assert one.state_dict().keys() == other.state_dict().keys()
         for name, tensor in one.state_dict().items():
             assert torch.allclose(tensor, other.state_dict()[name], rtol=1e-3, atol=1e-3), name
+
+
+def test_every_training_of_a_process_is_compiled(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    real = torch.compile
+
+    def count(module: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        compiled.append(module)
+        return module
+
+    monkeypatch.setattr(torch, "compile", lambda network: real(network, backend=count))
+    few = replace(digits, train=Split(digits.train.images[:128], digits.train.labels[:128]))
+    for channels in range(4, 14):  # PyTorch's own limit is 8 of a class
+        fit([build_seeded(0, "resnet20", num_classes=10, width=channels / 16, in_channels=1)], few, ONCE, seed=3, passes="compiled")
+    assert len(compiled) == 10
 
 
 def test_a_compiler_that_fails_leaves_no_trace_but_a_warning(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import yaml
 
-from fcs_utils import cli, grid, profiles
+from fcs_utils import grid, options, profiles
 from fcs_utils.publish import NOTEBOOKS
 from tests.conftest import ROOT, study_command
 
@@ -35,7 +35,7 @@ def test_environment_lock_and_project_agree() -> None:
 
 
 def test_the_command_line_names_the_real_tables() -> None:
-    assert tuple(profiles.PROFILES) == cli.PROFILES and grid.STAGES == cli.STAGES
+    assert tuple(profiles.PROFILES) == options.PROFILES and grid.STAGES == options.STAGES
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS.values(), ids=lambda n: n.name)
