@@ -34,7 +34,7 @@ class Comparison:
     unit: str
     result: Paired
     decisive: bool = True  # rows that only inform take no part in the correction or in the verdict
-    role: str = ""  # what a verdict with several conditions needs the row for
+    role: str = ""  # what a verdict with several conditions needs the row for, or "network" for a network's part of an effect
     epochs: int = 0  # of the schedule that the role is about
 
 
@@ -62,7 +62,10 @@ OTHERS = ("random", "kernel_l2", "fpgm", "bn_scale", "apoz", "taylor", "hrank", 
 
 
 def c2(tuned: pd.DataFrame) -> list[Comparison]:
-    """FCS against each baseline at equal MACs after identical fine-tuning, over all networks and ratios."""
+    """FCS against each baseline at equal MACs after identical fine-tuning, over all networks and ratios.
+
+    Where there are several networks, what each one has of the effect informs: they may disagree.
+    """
     rows = []
     ours = tuned[tuned.criterion == "fcs"]
     for baseline in (*BASELINES, *OTHERS):
@@ -72,6 +75,16 @@ def c2(tuned: pd.DataFrame) -> list[Comparison]:
         question = f"test top-1 after fine-tuning, FCS minus {word}, all networks and ratios"
         result = paired(seed_differences(ours, theirs, "test"))
         rows.append(Comparison("C2", f"FCS − {baseline}", question, "points", result, decisive=baseline in BASELINES))
+    networks = list(dict.fromkeys(tuned.network))
+    for baseline in BASELINES if len(networks) > 1 else ():
+        for network in networks:
+            pair = ours[ours.network == network], tuned[(tuned.criterion == baseline) & (tuned.network == network)]
+            if all(map(len, pair)):
+                question = f"{network}: test top-1 after fine-tuning, FCS minus {BASELINES[baseline]} ({baseline}), all ratios"
+                result = paired(seed_differences(*pair, "test"))
+                rows.append(
+                    Comparison("C2", f"{network}: FCS − {baseline}", question, "points", result, decisive=False, role="network")
+                )
     return rows
 
 

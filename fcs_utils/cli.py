@@ -88,6 +88,9 @@ def _dispatch(options: argparse.Namespace) -> int:
         report.write(study.store)
         print(f"{len(report.tables())} tables in {study.store.table('claims').parent}, {len(report.missing)} runs missing")
         return 0
+    if options.command == "speed":
+        _speed(options)
+        return 0
     _check_before_install(options)
     from fcs_utils.profiles import studies
     from fcs_utils.store import Store
@@ -115,6 +118,16 @@ def _dispatch(options: argparse.Namespace) -> int:
 def _training(options: argparse.Namespace) -> tuple[str, Way]:
     """Device and passes, for commands that leave them open too."""
     return getattr(options, "device", "auto"), getattr(options, "passes", "plain")
+
+
+def _speed(options: argparse.Namespace) -> None:
+    from fcs_utils.speed import measure_here
+    from fcs_utils.speed_tables import speed_table
+    from fcs_utils.study import Study
+
+    study = Study(options.profile, options.out, device=options.device)
+    print(speed_table(measure_here(study.store, study.profile.speed, study.bench.device.type)[-1:]).to_string(index=False))
+    print(f"kept in {study.store.speed()}")
 
 
 def _estimate(names: Sequence[str], options: argparse.Namespace) -> None:

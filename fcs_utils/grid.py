@@ -82,10 +82,11 @@ def grid(profile: Profile, precision: Literal["fp32", "bf16"], rates: Rates | No
     return stages
 
 
-def expected_macs(bench: Bench, runs: Sequence[Run]) -> list[int]:
+def expected_macs(bench: Bench, runs: Sequence[Run], shrink: bool = True) -> list[int]:
     """Training MACs of runs before they are done: for the time left and for what to do first.
 
-    Records count the MACs of the real networks.
+    Records count the MACs of the real networks. shrink: whether pruning takes MACs away; without, each image
+    counts as much as in the dense network, as on hardware that small layers do not fill.
     """
     networks = {(r.reference.network, r.reference.width): r.reference for r in runs}
     dense = {key: count_macs(bench.untrained(reference), bench.example) for key, reference in networks.items()}
@@ -94,10 +95,11 @@ def expected_macs(bench: Bench, runs: Sequence[Run]) -> list[int]:
     for run in runs:
         macs = dense[run.reference.network, run.reference.width]
         if run.tuning and run.pruning:
-            left = run.pruning.macs or 1 - (run.pruning.ratio or 0)
+            small = run.pruning.macs or 1 - (run.pruning.ratio or 0)
+            left = small if shrink else 1.0
             share = left + {"tft": 0.0, "scratch": 0.0, "twin": left, "mlft": 1.0, "kd": 1 / 3}[run.tuning.method]
             if run.tuning.budget == "macs":
-                share = 1.0
+                share = left / small  # so many epochs that it is as much as the dense network's training
             expected.append(round(3 * run.tuning.training.epochs * images * share * macs))
         elif run.kind == "reference":
             expected.append(3 * run.reference.training.epochs * images * macs)

@@ -7,7 +7,7 @@ import re
 from typing import NoReturn
 
 # Spelled out so that a typo is refused without importing torch; a test compares them with the real tables.
-PROFILES = ("smoke", "quick", "cifar", "fashion", "paper", "paper-core")
+PROFILES = ("smoke", "quick", "cifar", "fashion", "paper", "paper-core", "paper-resnet110")
 HEADLINE = "cifar"  # whose verdicts stand in the README
 STAGES = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")
 
@@ -77,6 +77,8 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
 
     def add_device(command: argparse.ArgumentParser) -> None:
         command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run (default: auto)")
+
+    def add_passes(command: argparse.ArgumentParser) -> None:
         text = "how training passes are done: plain (default), compiled (torch.compile), or graphs (CUDA graphs, on a GPU)"
         command.add_argument("--passes", default="plain", choices=("plain", "compiled", "graphs"), help=text)
 
@@ -97,10 +99,15 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
     run.add_argument("--only", default="", metavar="WORDS", help="only runs whose description has these words, such as 'vgg16 fcs'")
     run.add_argument("--time-budget", type=_seconds, metavar="TIME", help="stop cleanly within this time, such as 9m or 2h")
     add_device(run)
+    add_passes(run)
     text = "what the runs that a profile still lacks will take on this machine, from some seconds of measured training"
     estimate = add("estimate", text, "python -m fcs_utils estimate --profile paper", "paper")
     add_datasets(estimate)
     add_device(estimate)
+    add_passes(estimate)
+    text = "measure how fast this machine trains and evaluates a profile's networks; notebook 08 shows it beside other machines"
+    speed = add("speed", text, "python -m fcs_utils speed --profile paper-core", "paper-core")
+    add_device(speed)
     tables = add("tables", "write tables and verdicts from records, running nothing", "python -m fcs_utils tables --profile cifar")
     add_data(tables)
     tables.add_argument("--allow-missing", action="store_true", help="list runs without a record in a table instead of refusing")

@@ -17,6 +17,7 @@ from fcs_utils.errors import refuse
 MAIN = ("random", "kernel_l1", "feature_norm", "fcs", "fcs_greedy", "fcs_linear")
 
 BRIEF = Scoring(images=(128, 256, 512), heavy=128, literal=2)
+FULL_SPEED = Speed(networks=(("vgg16", 1.0), ("resnet56", 1.0)), rounds=1)
 BRIEF_SPEED = Speed(images=512, batches=(32,), rounds=1, compiled=False)
 
 PROFILES = {
@@ -124,6 +125,7 @@ PROFILES = {
             tuning=Training(epochs=40, learning_rate=0.05),
             ablations=Ablations(calibrations=(50, 200, 5000), headstart=10),
             arms=Arms(networks=("vgg16", "resnet56"), epochs=(10, 20, 40), learning_rates=(0.01, 0.02, 0.05, 0.1), pilot_epochs=10),
+            speed=FULL_SPEED,
         ),
         Profile(
             name="paper-core",
@@ -147,9 +149,21 @@ PROFILES = {
                 methods=("tft", "mlft", "kd"),
                 scratch=("epochs",),
             ),
+            speed=FULL_SPEED,
         ),
     )
 }
+_PAPER = PROFILES["paper"]
+PROFILES["paper-resnet110"] = _PAPER.model_copy(
+    update={
+        "name": "paper-resnet110",
+        "summary": "paper with ResNet-110 in place of its two networks; meant for a GPU",
+        "networks": (Network(network="resnet110", training=_PAPER.networks[1].training),),
+        "arms": _PAPER.arms.model_copy(update={"networks": ("resnet110",)}),
+        "scoring": _PAPER.scoring.model_copy(update={"networks": ("resnet110",)}),
+        "speed": FULL_SPEED.model_copy(update={"networks": (("resnet110", 1.0),)}),
+    }
+)
 
 
 def get_profile(name: str) -> Profile:

@@ -14,7 +14,8 @@ from fcs_utils.drawing import method_picture
 from fcs_utils.errors import StudyError
 from fcs_utils.estimate import CAVEAT
 from fcs_utils.plots import forest, use_house_style
-from fcs_utils.sealed import read_or_set_aside
+from fcs_utils.speed import measurements
+from fcs_utils.speed_tables import machine_name
 from fcs_utils.store import write_atomic
 from fcs_utils.study import Study
 from fcs_utils.tables import claims_table
@@ -31,10 +32,11 @@ def records_block(study: Study) -> str:
     where = f"results/{study.profile.name}/figures/readme.png"
     seeds, further = len(study.profile.seeds), len(study.profile.arms.further_seeds)
     counted = f"n = {seeds} seeds" + (f", {seeds + further} for C3" if further else "")
+    shown = report.ledger[report.ledger.decisive | (report.ledger.role == "network")]
     lines = [
         f"Profile `{study.profile.name}` on {study.settings.title}, {counted}:", "", *verdicts, "",
         f"![Effect and 95 % interval of every comparison behind the verdicts]({where})", "",
-        claims_table(report.ledger[report.ledger.decisive]).to_markdown(index=False, disable_numparse=True),
+        claims_table(shown).to_markdown(index=False, disable_numparse=True),
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -44,8 +46,8 @@ def larger_block(study: Study) -> str:
     path = study.store.table("larger", "md")
     if not path.exists():
         raise StudyError(f"{path} is not there yet: ./run_all.sh --profile {study.profile.name} --notebooks 08 makes it")
-    found = read_or_set_aside(study.store.speed())
-    machine = f"{found['machine']['device']}, {found['machine']['threads']} threads, {found['precision']}" if found else "unknown"
+    measured = measurements(study.store, study.profile.speed)
+    machine = machine_name(measured[-1]) if measured else "unknown"
     return path.read_text() + f"\nOn {study.settings.title}, counted by notebook 08; the machine measured: {machine}. {CAVEAT}"
 
 

@@ -184,15 +184,15 @@ def measure_apart(job: Job) -> float:
 
 def speed_jobs(speed: Speed, device: str) -> list[Job]:
     """Every measurement: all ways on every network, then growth with the batch on the first."""
-    if device == "cpu":  # where a study does its runs side by side
-        training_only: tuple[Way, ...] = ("study, two at once",)
-        training_only += ("study, compiled, two at once",) if speed.compiled else ()
-    else:
-        training_only = ("study, graphs",)
-        training_only += ("study, compiled",) if speed.compiled else ()
-    training_only += ("convolutions alone",)
+    on_gpu = device == "cuda"
+    compiled: Way = "study, compiled" if on_gpu else "study, compiled, two at once"  # a study on a CPU does its runs side by side
+    training_only: list[Way] = ["study, two at once"]
+    training_only += ["study, graphs"] if on_gpu else []
+    training_only += [compiled] if speed.compiled else []
+    training_only += ["convolutions alone"]
+    images = speed.images * (8 if on_gpu else 1)  # which takes them in less time
     jobs = [
-        Job(network=network, width=width, batch_size=128, images=speed.images, what=what, way=way, device=device)
+        Job(network=network, width=width, batch_size=128, images=images, what=what, way=way, device=device)
         for network, width in speed.networks for what in ("training", "evaluation")
         for way in ("usual", "study", *(training_only if what == "training" else ()))
     ]  # fmt: skip
@@ -200,12 +200,20 @@ def speed_jobs(speed: Speed, device: str) -> list[Job]:
     return list(dict.fromkeys([*jobs, *(first.model_copy(update={"batch_size": batch}) for batch in speed.batches)]))
 
 
-def speeds(store: Store, speed: Speed, device: str) -> dict[str, Any]:
-    """The measurements of a results folder, made at the first call and kept; remove ``speed.json`` to measure again."""
+def measurements(store: Store, speed: Speed) -> list[dict[str, Any]]:
+    """What was measured of these jobs, by machine, the latest last."""
+    found = read_or_set_aside(store.speed()) or {}
+    return [one for one in found.get("measured", []) if one["jobs"] == _listed(speed_jobs(speed, one["machine"]["device_type"]))]
+
+
+def speeds(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
+    """``measurements``, taken on this machine where there are none."""
+    return measurements(store, speed) or measure_here(store, speed, device)
+
+
+def measure_here(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
+    """Add this machine's measurement, or renew it; returns ``measurements``. Raises StudyError when one fails."""
     jobs = speed_jobs(speed, device)
-    listed = [job.model_dump(mode="json") for job in jobs]
-    if (found := read_or_set_aside(store.speed())) and found.get("jobs") == listed:
-        return found
     taken: list[list[float]] = [[] for _ in jobs]
     for _ in range(speed.rounds):  # in turns, so that a busy minute meets every way
         for job, rates in zip(jobs, taken, strict=True):
@@ -215,11 +223,22 @@ def speeds(store: Store, speed: Speed, device: str) -> dict[str, Any]:
                 if job.way not in PASSES:
                     raise
                 print(error, file=sys.stderr)
-    rows = [{**one, "images_per_second": statistics.median(rates)} for one, rates in zip(listed, taken, strict=True) if rates]
-    found = {"machine": describe_machine(torch.device(device)), "precision": pick_precision(torch.device(device)),
-             "date": describe_moment()["date"], "jobs": listed, "rows": rows}  # fmt: skip
-    write_sealed(store.speed(), found)
-    return found
+    rows = [
+        {**one, "images_per_second": statistics.median(rates)} for one, rates in zip(_listed(jobs), taken, strict=True) if rates
+    ]
+    mine = {"machine": describe_machine(torch.device(device)), "precision": pick_precision(torch.device(device)),
+            "date": describe_moment()["date"], "jobs": _listed(jobs), "rows": rows}  # fmt: skip
+    others = [one for one in measurements(store, speed) if _identity(one) != _identity(mine)]
+    write_sealed(store.speed(), {"measured": [*others, mine]})
+    return [*others, mine]
+
+
+def _listed(jobs: list[Job]) -> list[dict[str, Any]]:
+    return [job.model_dump(mode="json") for job in jobs]
+
+
+def _identity(measured: dict[str, Any]) -> tuple[str, ...]:
+    return measured["machine"]["device"], str(measured["machine"]["threads"]), measured["precision"]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fcs_utils.claims import c3, c3_by_compute, c3_in_words, claim_verdicts, ledger, margin, overall
+from fcs_utils.claims import c2, c3, c3_by_compute, c3_in_words, claim_verdicts, ledger, margin, overall
 from fcs_utils.errors import StudyError
 from fcs_utils.inference import holm, paired, seed_differences, verdict
 from fcs_utils.report import add_targets, choose_learning_rates
@@ -118,6 +118,21 @@ def ledger_of(tft: dict[int, float], mlft: dict[int, float], noise: float = 0.05
             for seed in range(6)]  # fmt: skip
     frame = pd.DataFrame(rows)
     return ledger([*c3(frame, 0.2), *c3_by_compute(frame)])
+
+
+def test_networks_that_disagree_about_c2_are_shown_apart_and_decide_nothing() -> None:
+    ahead = {"a": 2.0, "b": -1.0}
+    rows = [{"network": network, "seed": seed, "criterion": criterion, "ratio": 0.5, "reference_sha256": f"{network}{seed}",
+             "device_type": "cpu", "test": 90 + (criterion == "fcs") * (lead + 0.1 * seed)}
+            for network, lead in ahead.items() for seed in range(3) for criterion in ("fcs", "kernel_l1", "feature_norm")]  # fmt: skip
+    found = c2(pd.DataFrame(rows))
+    apart = {row.label: row for row in found if row.role == "network"}
+    assert apart["a: FCS − kernel_l1"].result.effect == pytest.approx(2.1)
+    assert apart["b: FCS − feature_norm"].result.effect == pytest.approx(-0.9)
+    assert len(apart) == 4 and not any(row.decisive for row in apart.values())
+    assert [row.result.effect for row in found if row.decisive] == pytest.approx([0.6, 0.6])
+    one = c2(pd.DataFrame([row for row in rows if row["network"] == "a"]))
+    assert len(one) == 2 and all(row.decisive for row in one)
 
 
 def test_no_p_value_is_shown_as_zero() -> None:

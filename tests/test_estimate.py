@@ -11,6 +11,7 @@ import torch
 from fcs_utils import estimate as estimates
 from fcs_utils.design import Network
 from fcs_utils.estimate import estimate, lacking, larger_studies, training_throughput
+from fcs_utils.grid import expected_macs
 from fcs_utils.measure import count_macs
 from fcs_utils.models import build_seeded
 from fcs_utils.profiles import get_profile
@@ -60,8 +61,19 @@ def test_larger_studies_are_counted_and_their_gpu_hours_follow_from_the_assumed_
     monkeypatch.setattr(estimates, "ASSUMED", {name: 1e9 / (3 * macs) for name, macs in dense.items()})
     same = larger_studies(study, 1e9).set_index("profile").loc["paper"]
     (there,) = (value for name, value in same.items() if re.match("GPU-hours at 1 images/s of vgg16", name))
-    assert float(there.replace(",", "")) == pytest.approx(hours, rel=0.1)
+    least, most = (float(value.replace(",", "")) for value in there.split(" to "))
+    assert least == pytest.approx(hours, rel=0.1) and 1.2 * least < most < 5 * least  # the second if pruning saves no time
     assert not any(tmp_path.iterdir())
+
+
+def test_without_shrinking_an_image_costs_what_it_costs_the_dense_network(tmp_path: Path) -> None:
+    bench = (study := Study("smoke", tmp_path)).bench
+    assert study.profile.ratios == (0.3, 0.5)
+    images = len(bench.dataset.train)
+    for run in study.runs(["tuned", "headstart"]):
+        dense = 3 * run.tuning.training.epochs * images * count_macs(bench.untrained(run.reference), bench.example)
+        (small,), (large,) = expected_macs(bench, [run]), expected_macs(bench, [run], shrink=False)
+        assert large == dense and small == pytest.approx(dense * (1 - run.pruning.ratio), rel=1e-6)
 
 
 def test_the_command_measures_and_prints_a_line_a_stage(tmp_path: Path) -> None:

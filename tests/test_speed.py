@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 
 from fcs_utils.allocator import huge_pages
+from fcs_utils.cli import main
 from fcs_utils.config import Training
 from fcs_utils.data import Dataset
 from fcs_utils.errors import StudyError
 from fcs_utils.finetune import fit
 from fcs_utils.models import build_seeded
-from fcs_utils.speed import Job, measure, measure_apart
-from fcs_utils.speed_tables import growth_table, speed_table
-from fcs_utils.store import read_json
+from fcs_utils.sealed import write_sealed
+from fcs_utils.speed import Job, measure, measure_apart, measurements, speeds
+from fcs_utils.speed_tables import growth_table, machine_name, speed_table
 from fcs_utils.study import Study
 from fcs_utils.tables import grid_cost_table
 from tests.conftest import ROOT
@@ -129,8 +130,10 @@ def test_two_at_once_are_measured_like_workers(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_speed_and_growth_come_from_the_measurements(smoke: Path) -> None:
-    found = read_json(Study("smoke", smoke).store.speed())
-    table = speed_table(found)
+    study = Study("smoke", smoke)
+    (found,) = measurements(study.store, study.profile.speed)
+    table = speed_table([found])
+    assert set(table.machine) == {machine_name(found)} and found["machine"]["device"] in machine_name(found)
     assert set(table.way) == {"usual", "study", "study, two at once", "convolutions alone"} and set(table.what) == {
         "training",
         "evaluation",
@@ -138,10 +141,29 @@ def test_speed_and_growth_come_from_the_measurements(smoke: Path) -> None:
     assert table[table.way == "usual"]["times the usual loop"].tolist() == ["1.00", "1.00"]
     doubled = {**found, "rows": [{**r, "images_per_second": r["images_per_second"] * (2 if r["way"] == "usual" else 1)}
                                  for r in found["rows"]]}  # fmt: skip
-    ratios = [t[t.way == "study"]["times the usual loop"].astype(float).to_numpy() for t in (table, speed_table(doubled))]
+    ratios = [t[t.way == "study"]["times the usual loop"].astype(float).to_numpy() for t in (table, speed_table([doubled]))]
     assert ratios[1] == pytest.approx(ratios[0] / 2, abs=0.01)
     grows = growth_table(found)
     assert grows.network.tolist()[-1] == "resnet50" and "ESTIMATE" in grows.iloc[-1]["hours for one epoch"]
+
+
+def test_each_machine_has_its_measurement_and_renews_only_its_own(
+    smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = Study("smoke", tmp_path)
+    (found,) = measurements(Study("smoke", smoke).store, study.profile.speed)
+    other = {**found, "machine": {**found["machine"], "device": "another"}}
+    stale = {**other, "jobs": other["jobs"][:-1]}
+    write_sealed(study.store.speed(), {"measured": [stale, other]})
+    monkeypatch.setattr("fcs_utils.speed.measure_apart", lambda job: 10.0)
+    assert speeds(study.store, study.profile.speed, "cpu") == [other]  # what others measured is not measured again unasked
+    for rate in (10.0, 20.0):
+        monkeypatch.setattr("fcs_utils.speed.measure_apart", lambda job, rate=rate: rate)
+        assert main(["speed", "--profile", "smoke", "--out", str(tmp_path)]) == 0
+        first, mine = measurements(study.store, study.profile.speed)
+        assert first == other and {row["images_per_second"] for row in mine["rows"]} == {rate}
+        assert f"{50_000 / rate:,.2f}" in capsys.readouterr().out
+    assert [len(rows) for _, rows in speed_table([first, mine]).groupby("machine")] == [len(speed_table([found]))] * 2
 
 
 def test_the_grid_counts_shared_runs_once(smoke: Path) -> None:
