@@ -122,9 +122,11 @@ def ledger_of(tft: dict[int, float], mlft: dict[int, float], noise: float = 0.05
 
 def test_networks_that_disagree_about_c2_are_shown_apart_and_decide_nothing() -> None:
     ahead = {"a": 2.0, "b": -1.0}
-    rows = [{"network": network, "seed": seed, "criterion": criterion, "ratio": 0.5, "reference_sha256": f"{network}{seed}",
-             "device_type": "cpu", "test": 90 + (criterion == "fcs") * (lead + 0.1 * seed)}
-            for network, lead in ahead.items() for seed in range(3) for criterion in ("fcs", "kernel_l1", "feature_norm")]  # fmt: skip
+    rows = [
+        {"network": network, "seed": seed, "criterion": criterion, "ratio": 0.5, "reference_sha256": f"{network}{seed}",
+         "device_type": "cpu", "test": 90 + (criterion == "fcs") * (lead + 0.1 * seed)}
+        for network, lead in ahead.items() for seed in range(3) for criterion in ("fcs", "kernel_l1", "feature_norm")
+    ]  # fmt: skip
     found = c2(pd.DataFrame(rows))
     apart = {row.label: row for row in found if row.role == "network"}
     assert apart["a: FCS − kernel_l1"].result.effect == pytest.approx(2.1)
