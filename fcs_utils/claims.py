@@ -79,7 +79,7 @@ def c2(tuned: pd.DataFrame) -> list[Comparison]:
     for baseline in BASELINES if len(networks) > 1 else ():
         for network in networks:
             pair = ours[ours.network == network], tuned[(tuned.criterion == baseline) & (tuned.network == network)]
-            if all(map(len, pair)):
+            if set.intersection(*(set(zip(part.seed, part.ratio, strict=True)) for part in pair)):
                 question = f"{network}: test top-1 after fine-tuning, FCS minus {BASELINES[baseline]} ({baseline}), all ratios"
                 result = paired(seed_differences(*pair, "test"))
                 rows.append(

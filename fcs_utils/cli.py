@@ -125,6 +125,7 @@ def _speed(options: argparse.Namespace) -> None:
     from fcs_utils.speed_tables import speed_table
     from fcs_utils.study import Study
 
+    _check_folder("out", options.out)
     study = Study(options.profile, options.out, device=options.device)
     print(speed_table(measure_here(study.store, study.profile.speed, study.bench.device.type)[-1:]).to_string(index=False))
     print(f"kept in {study.store.speed()}")

@@ -84,10 +84,10 @@ def estimate(study: Study, throughput: Throughput) -> pd.DataFrame:
     return pd.DataFrame([*rows, {"stage": "all", **totals}])
 
 
-def larger_studies(study: Study, throughput: float) -> pd.DataFrame:
+def larger_studies(study: Study, throughput: float, machine: str) -> pd.DataFrame:
     """What the profiles for a GPU would take on this study's data set, from nothing: counted runs and multiply-adds.
 
-    throughput: multiply-adds a second of this machine. Hours are estimates; those on a GPU take ``ASSUMED`` for granted.
+    throughput: multiply-adds a second of a machine. Hours are estimates; those on a GPU take ``ASSUMED`` for granted.
     """
     rows = []
     rates = " and ".join(f"{rate:,.0f} images/s of {name}" for name, rate in ASSUMED.items())
@@ -102,7 +102,7 @@ def larger_studies(study: Study, throughput: float) -> pd.DataFrame:
                  for counts in (macs, expected_macs(study.bench, runs, shrink=False))]  # fmt: skip
         rows.append({
             "profile": name, "runs": f"{len(runs):,}", "10^15 MACs": f"{sum(macs) / 1e15:,.1f}",
-            "hours on the machine measured (ESTIMATE)": _two_digits(sum(macs) / throughput / 3600),
+            f"hours on {machine} (ESTIMATE)": _two_digits(sum(macs) / throughput / 3600),
             f"GPU-hours at {rates} (ESTIMATE)": " to ".join(map(_two_digits, there)),
         })  # fmt: skip
     return pd.DataFrame(rows)

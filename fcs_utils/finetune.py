@@ -143,6 +143,8 @@ def fit(
     optimisers = [Optimiser(network, training, rate, batches) for network, rate in zip(networks[:trained], rates, strict=False)]
     sample = dataset.normalise(dataset.train.images[: training.batch_size])
 
+    saved = 0
+
     def step(images: Tensor, labels: Tensor) -> Tensor:
         """One batch; returns the losses (trained,), detached."""
         with autocast(device, precision):
@@ -162,7 +164,9 @@ def fit(
         return torch.stack(found).detach()
 
     def keep() -> None:
+        nonlocal saved
         if checkpoint:
+            saved = len(history)
             checkpoint.save(networks, optimisers, generator, [asdict(entry) for entry in history])
 
     with (
@@ -171,6 +175,7 @@ def fit(
     ):
         torch.manual_seed(seed)  # for dropout, where a network has it
         history = [Epoch(**row) for row in checkpoint.restore(networks, optimisers, generator)] if checkpoint else []
+        saved = len(history)
         started = time.perf_counter() - (history[-1].seconds if history else 0.0)
         for epoch in range(len(history) + 1, training.epochs + 1):
             for number, network in enumerate(networks):
@@ -180,7 +185,7 @@ def fit(
                 try:
                     on_batch()
                 except OutOfTime as error:
-                    raise OutOfTime(f"{error}, within epoch {epoch} of {label}, which starts over") from error
+                    raise OutOfTime(f"{error}, within epoch {epoch} of {label}; {saved} of its epochs are saved") from error
                 total += step(images, labels)
             if not total.isfinite().all():
                 raise StudyError(f"{label}: the loss is NaN or infinite in epoch {epoch} of {training.epochs} at "

@@ -60,17 +60,16 @@ def describe_moment() -> dict[str, Any]:
 @cache
 def commit() -> str:
     """The commit that the package is of, marked where its files differ; 'unknown' outside of checkouts and wheels."""
-    if COMMIT.exists():
-        return COMMIT.read_text().strip()
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
 
     try:
+        git("ls-files", "--error-unmatch", __file__)  # an environment may lie within another project's checkout
         return git("rev-parse", "--short=10", "HEAD") + ("-modified" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return COMMIT.read_text().strip() if COMMIT.exists() else "unknown"
 
 
 @cache

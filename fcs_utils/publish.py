@@ -194,10 +194,11 @@ def _stale(store: Store, wanted: dict[str, Notebook]) -> dict[str, Notebook]:
 
 
 def _inputs(store: Store, notebook: Notebook) -> str:
-    """Hash of all that a notebook's outcome depends on: its source, the package, the lock, the records."""
+    """Hash of all that a notebook's outcome depends on: its source, the package, the lock, the records, for 08 measured speeds."""
     lock = PACKAGE.parent / "requirements.lock"
     files = [notebook.source, lock, *sorted(PACKAGE.rglob("*.py")), *sorted(PACKAGE.glob("templates/**/*.*"))]
     digest = hashlib.sha256()
+    files += [store.speed()] if notebook.alone else []
     for path in [*(file for file in files if file.exists()), *store.all_records()]:
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -14,8 +14,6 @@ from fcs_utils.drawing import method_picture
 from fcs_utils.errors import StudyError
 from fcs_utils.estimate import CAVEAT
 from fcs_utils.plots import forest, use_house_style
-from fcs_utils.speed import measurements
-from fcs_utils.speed_tables import machine_name
 from fcs_utils.store import write_atomic
 from fcs_utils.study import Study
 from fcs_utils.tables import claims_table
@@ -46,9 +44,7 @@ def larger_block(study: Study) -> str:
     path = study.store.table("larger", "md")
     if not path.exists():
         raise StudyError(f"{path} is not there yet: ./run_all.sh --profile {study.profile.name} --notebooks 08 makes it")
-    measured = measurements(study.store, study.profile.speed)
-    machine = machine_name(measured[-1]) if measured else "unknown"
-    return path.read_text() + f"\nOn {study.settings.title}, counted by notebook 08; the machine measured: {machine}. {CAVEAT}"
+    return path.read_text() + f"\nOn {study.settings.title}, counted by notebook 08. {CAVEAT}"
 
 
 BLOCKS = {"from records": records_block, "larger": larger_block}  # by the name in their marks

@@ -33,8 +33,10 @@ from fcs_utils.errors import StudyError
 from fcs_utils.finetune import accuracy, fit
 from fcs_utils.models import build_seeded
 from fcs_utils.passes import FELL_BACK, autocast
-from fcs_utils.provenance import describe_machine, describe_moment, pick_precision
+from fcs_utils.progress import progress
+from fcs_utils.provenance import describe_machine, describe_moment, pick_device, pick_precision
 from fcs_utils.sealed import read_or_set_aside, write_sealed
+from fcs_utils.speed_tables import machine_name
 from fcs_utils.store import Store
 
 Way = Literal[
@@ -70,7 +72,7 @@ def measure(job: Job) -> float:
 
 
 def _study(job: Job, network: nn.Module, pixels: Tensor, labels: Tensor) -> list[float]:
-    device = torch.device(job.device)
+    device = pick_device(job.device)  # which settles what a study settles
     train, few = Split(pixels, labels), Split(pixels[:1], labels[:1])
     channels = torch.full((3,), 127.0)
     data = Dataset("random", "random", tuple("0123456789"), train, few, few, channels, channels / 2, True, "").to(device)
@@ -87,7 +89,7 @@ def _study(job: Job, network: nn.Module, pixels: Tensor, labels: Tensor) -> list
 
 def _convolutions(job: Job, network: nn.Module, pixels: Tensor, labels: Tensor) -> list[float]:
     """The study's convolutions, forward and backward, and nothing else: what no loop that calls them one by one can go below."""
-    device = torch.device(job.device)
+    device = pick_device(job.device)
     keep_freed_memory()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     met: list[tuple[Any, Tensor]] = []
@@ -175,7 +177,11 @@ def measure_apart(job: Job) -> float:
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment)  # noqa: S603
             for _ in range(count)
         ]
-    answers = [process.communicate() for process in at_once]
+    try:
+        answers = [process.communicate() for process in at_once]
+    finally:  # whoever interrupts does not want them to go on
+        for process in at_once:
+            process.kill()
     if failed := [errors for process, (_, errors) in zip(at_once, answers, strict=True) if process.returncode]:
         last = (failed[0].strip().splitlines() or ["no message"])[-1]
         raise StudyError(f"measuring {job.what} of {job.network}, way {job.way!r}, failed: {last}")
@@ -212,33 +218,30 @@ def speeds(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
 
 
 def measure_here(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
-    """Add this machine's measurement, or renew it; returns ``measurements``. Raises StudyError when one fails."""
+    """Add this machine's measurement, or renew it; returns ``measurements``.
+
+    A way that this machine has not, such as compiling, is left out and said. Raises StudyError when another fails.
+    """
     jobs = speed_jobs(speed, device)
-    taken: list[list[float]] = [[] for _ in jobs]
-    for _ in range(speed.rounds):  # in turns, so that a busy minute meets every way
-        for job, rates in zip(jobs, taken, strict=True):
-            try:
-                rates.append(measure_apart(job))
-            except StudyError as error:  # not every machine can compile
-                if job.way not in PASSES:
-                    raise
-                print(error, file=sys.stderr)
-    rows = [
-        {**one, "images_per_second": statistics.median(rates)} for one, rates in zip(_listed(jobs), taken, strict=True) if rates
-    ]
+    taken: dict[Job, list[float]] = {job: [] for job in jobs}
+    # In turns, so that a busy minute meets every way.
+    for job in progress(jobs * speed.rounds, "measuring", unit="measurement"):
+        try:
+            taken[job].append(measure_apart(job))
+        except StudyError as error:
+            if job.way in ("usual", "study", "convolutions alone"):  # which tables are made of
+                raise
+            print(error, file=sys.stderr)
+    rows = [{**_listed([job])[0], "images_per_second": statistics.median(rates)} for job, rates in taken.items() if rates]
     mine = {"machine": describe_machine(torch.device(device)), "precision": pick_precision(torch.device(device)),
             "date": describe_moment()["date"], "jobs": _listed(jobs), "rows": rows}  # fmt: skip
-    others = [one for one in measurements(store, speed) if _identity(one) != _identity(mine)]
+    others = [one for one in measurements(store, speed) if machine_name(one) != machine_name(mine)]
     write_sealed(store.speed(), {"measured": [*others, mine]})
     return [*others, mine]
 
 
 def _listed(jobs: list[Job]) -> list[dict[str, Any]]:
     return [job.model_dump(mode="json") for job in jobs]
-
-
-def _identity(measured: dict[str, Any]) -> tuple[str, ...]:
-    return measured["machine"]["device"], str(measured["machine"]["threads"]), measured["precision"]
 
 
 if __name__ == "__main__":

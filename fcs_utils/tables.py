@@ -140,17 +140,18 @@ SIGNS = {"supported": "above zero", "contradicted": "below zero", "undecided": "
 
 
 def claims_table(ledger: pd.DataFrame) -> pd.DataFrame:
-    """The ledger as people read it."""
+    """The ledger as people read it; in parentheses what informs only: its p-value is uncorrected, its verdict none."""
 
-    def p_value(p: float) -> str:
-        return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    def p_value(row: Any) -> str:
+        shown = "" if math.isnan(row.p_holm) else "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}"
+        return f"({shown})" if shown and not row.decisive else shown
 
     def interval(row: Any) -> str:
         return "undefined at n = 1" if math.isnan(row.low) else f"{row.low:+.2f} to {row.high:+.2f}"
 
     return pd.DataFrame([
         {"claim": row.claim, "comparison": row.comparison, "effect": f"{row.effect:+.2f} {row.unit}",
-         "95 % interval, uncorrected": interval(row), "p (Holm)": p_value(row.p_holm),
+         "95 % interval, uncorrected": interval(row), "p (Holm)": p_value(row),
          "smallest effect to be found": "" if math.isnan(row.detectable) else f"{row.detectable:.2f}", "n": row.n,
          "verdict": row.verdict if row.decisive else f"({SIGNS[row.verdict]})"}
         for row in ledger.itertuples()

@@ -133,6 +133,9 @@ def test_networks_that_disagree_about_c2_are_shown_apart_and_decide_nothing() ->
     assert apart["b: FCS − feature_norm"].result.effect == pytest.approx(-0.9)
     assert len(apart) == 4 and not any(row.decisive for row in apart.values())
     assert [row.result.effect for row in found if row.decisive] == pytest.approx([0.6, 0.6])
+    # A grid that is not complete yet has a network whose runs do not meet.
+    apart_yet = [row if row["network"] == "a" or row["criterion"] == "fcs" else {**row, "ratio": 0.7} for row in rows]
+    assert [row.label[0] for row in c2(pd.DataFrame(apart_yet)) if row.role == "network"] == ["a", "a"]
     one = c2(pd.DataFrame([row for row in rows if row["network"] == "a"]))
     assert len(one) == 2 and all(row.decisive for row in one)
 
@@ -140,6 +143,7 @@ def test_networks_that_disagree_about_c2_are_shown_apart_and_decide_nothing() ->
 def test_no_p_value_is_shown_as_zero() -> None:
     known = ledger_of({2: 90, 4: 92, 8: 94}, {2: 94, 4: 94, 8: 94}).iloc[:3].assign(p_holm=[0.0004, 0.001, float("nan")])
     assert claims_table(known)["p (Holm)"].tolist() == ["< 0.001", "0.001", ""]
+    assert claims_table(known.assign(decisive=False))["p (Holm)"].tolist() == ["(< 0.001)", "(0.001)", ""]
 
 
 def test_rows_that_inform_carry_no_verdict() -> None:

@@ -121,6 +121,9 @@ def test_two_at_once_are_measured_like_workers(monkeypatch: pytest.MonkeyPatch, 
         def communicate(self) -> tuple[str, str]:
             return "10.0", ""
 
+        def kill(self) -> None:
+            pass
+
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(subprocess, "Popen", Process)
     job = Job(network="resnet20", width=0.125, batch_size=8, images=16, what="training", way=way)
@@ -159,7 +162,7 @@ def test_each_machine_has_its_measurement_and_renews_only_its_own(
     assert speeds(study.store, study.profile.speed, "cpu") == [other]  # what others measured is not measured again unasked
     for rate in (10.0, 20.0):
         monkeypatch.setattr("fcs_utils.speed.measure_apart", lambda job, rate=rate: rate)
-        assert main(["speed", "--profile", "smoke", "--out", str(tmp_path)]) == 0
+        assert main(["speed", "--profile", "smoke", "--device", "cpu", "--out", str(tmp_path)]) == 0
         first, mine = measurements(study.store, study.profile.speed)
         assert first == other and {row["images_per_second"] for row in mine["rows"]} == {rate}
         assert f"{50_000 / rate:,.2f}" in capsys.readouterr().out

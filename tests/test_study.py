@@ -172,7 +172,7 @@ def test_time_that_is_up_within_an_epoch_ends_the_run_at_the_next_batch(tmp_path
             study.bench.deadline = Deadline()
             study.ensure(parent)
         study.bench.deadline = Countdown()
-        with pytest.raises(OutOfTime, match="used up, within epoch 1 of vgg16 x0.125 seed 0.*, which starts over"):
+        with pytest.raises(OutOfTime, match="used up, within epoch 1 of vgg16 x0.125 seed 0.*; 0 of its epochs are saved"):
             study.ensure(run)
         assert study.bench.deadline.checks == 5
         assert study.record(run) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -31,8 +33,12 @@ def test_what_is_wrong_with_a_folder_of_wheels_is_said() -> None:
 
 
 def test_records_made_from_a_wheel_name_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = [shutil.which("git") or "git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=b"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "another project's, with an environment in it"]):
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / "provenance.py").touch()
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
     monkeypatch.setattr(provenance, "COMMIT", tmp_path / "commit.txt")
-    here = provenance.commit.__wrapped__()
-    assert here != "0123456789"
+    assert provenance.commit.__wrapped__() == "unknown"
     (tmp_path / "commit.txt").write_text("0123456789\n")
     assert provenance.commit.__wrapped__() == "0123456789"
