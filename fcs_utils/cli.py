@@ -42,7 +42,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
         print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print("interrupted: records made so far are kept, start again to go on", file=sys.stderr)
+        kept = (
+            "this measurement is not kept" if options.command == "speed" else "records made so far are kept, start again to go on"
+        )
+        print(f"interrupted: {kept}", file=sys.stderr)
         return 128 + (error.args[0] if error.args else signal.SIGINT)
 
 
@@ -128,7 +131,8 @@ def _speed(options: argparse.Namespace) -> None:
     _check_folder("out", options.out)
     study = Study(options.profile, options.out, device=options.device)
     print(speed_table(measure_here(study.store, study.profile.speed, study.bench.device.type)[-1:]).to_string(index=False))
-    print(f"kept in {study.store.speed()}")
+    print("usual: DataLoader, PIL images, fp32, NCHW; study: a run as done here; two at once: both together, a thread each;")
+    print(f"convolutions alone: what a loop cannot go below. Kept in {study.store.speed()}")
 
 
 def _estimate(names: Sequence[str], options: argparse.Namespace) -> None:
@@ -136,6 +140,7 @@ def _estimate(names: Sequence[str], options: argparse.Namespace) -> None:
     from fcs_utils.study import Study
 
     for study in [Study(name, options.out, options.data, *_training(options)) for name in names]:
+        _ = study.bench.dataset  # missing data is said before anything is measured
         print(f"{study.profile.name} on {study.bench.device.type}, passes {options.passes}:")
         print(
             estimate(study, training_throughput(study.bench.device, options.passes)).to_string(
@@ -158,6 +163,7 @@ def _run(name: str, options: argparse.Namespace, started: float) -> None:
 
     study = Study(name, options.out, options.data, *_training(options))
     if options.time_budget:
-        study.bench.deadline = Deadline(started + options.time_budget)
+        # Something is left for a run without epochs that is in hand, and for ending the workers.
+        study.bench.deadline = Deadline(started + options.time_budget - min(10.0, options.time_budget / 10))
     records = study.run(options.stages, workers=pick_workers(options.workers, study.bench.device), only=options.only)
     print(f"{len(records)} runs of profile {name} have records in {study.store.root}")

@@ -223,6 +223,7 @@ def measure_here(store: Store, speed: Speed, device: str) -> list[dict[str, Any]
     A way that this machine has not, such as compiling, is left out and said. Raises StudyError when another fails.
     """
     jobs = speed_jobs(speed, device)
+    write_sealed(store.speed(), {"measured": measurements(store, speed)})  # a folder that refuses it does so before the work
     taken: dict[Job, list[float]] = {job: [] for job in jobs}
     # In turns, so that a busy minute meets every way.
     for job in progress(jobs * speed.rounds, "measuring", unit="measurement"):

@@ -170,14 +170,15 @@ class Study:
         failures = []
         with bar(total=sum(expected.values()), desc=f"{self.profile.name}: {stage}",
                  bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}") as whole:  # fmt: skip
-            settled, late = 0, None
-            for number, (run, error) in enumerate(self._perform(todo, expected, pool, whole.update), start=1):
-                settled += expected[run.identity]
-                whole.update(max(0, settled - whole.n))  # expected and real MACs differ a little
-                whole.set_postfix_str(f", {number} of {len(todo)} runs, last: {describe(run)}", refresh=False)
+            settled, number, late = 0, 0, None
+            for run, error in self._perform(todo, expected, pool, whole.update):
                 if isinstance(error, OutOfTime):
                     late = error  # the other workers come to their own end; what waits ends at once
-                elif error is not None:
+                    continue
+                settled, number = settled + expected[run.identity], number + 1
+                whole.update(max(0, settled - whole.n))  # expected and real MACs differ a little
+                whole.set_postfix_str(f"{number} of {len(todo)} runs, last: {describe(run)}", refresh=False)
+                if error is not None:
                     self._failed.add(run.identity)
                     failures.append(str(error))
         if late is not None:

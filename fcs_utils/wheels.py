@@ -45,8 +45,11 @@ def gather(folder: Path, python: str) -> list[Path]:
         raise refuse("python", python, "3.11 or newer, such as 3.12")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
-    # The newest that has a wheel, but none newer than what was tested here.
-    packages = [f"{name}<={version}" for name, version in missing_packages().items()]
+    # The newest that has a wheel, but none newer than what was tested here; exactly that where another one asks for it.
+    missing = missing_packages()
+    needs = [need for name in missing for need in distribution(name).requires or []]
+    exact = {name for name in missing if any(re.match(rf"{name.replace('-', '[-_.]')}\s*==", need) for need in needs)}
+    packages = [f"{name}{'==' if name in exact else '<='}{version}" for name, version in missing.items()]
     with tempfile.TemporaryDirectory() as copy:  # building leaves files in its folder
         for part in ("fcs_utils", "pyproject.toml", "README.md", "LICENSE"):
             source = Path(__file__).parents[1] / part

@@ -19,7 +19,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.finetune import fit
 from fcs_utils.models import build_seeded
 from fcs_utils.sealed import write_sealed
-from fcs_utils.speed import Job, measure, measure_apart, measurements, speeds
+from fcs_utils.speed import Job, measure, measure_apart, measure_here, measurements, speeds
 from fcs_utils.speed_tables import growth_table, machine_name, speed_table
 from fcs_utils.study import Study
 from fcs_utils.tables import grid_cost_table
@@ -167,6 +167,14 @@ def test_each_machine_has_its_measurement_and_renews_only_its_own(
         assert first == other and {row["images_per_second"] for row in mine["rows"]} == {rate}
         assert f"{50_000 / rate:,.2f}" in capsys.readouterr().out
     assert [len(rows) for _, rows in speed_table([first, mine]).groupby("machine")] == [len(speed_table([found]))] * 2
+
+
+def test_a_folder_that_takes_no_measurement_refuses_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcs_utils.speed.measure_apart", lambda job: pytest.fail("measured nevertheless"))
+    study = Study("smoke", tmp_path)
+    study.store.speed().mkdir(parents=True)
+    with pytest.raises((StudyError, OSError), match="speed.json"):
+        measure_here(study.store, study.profile.speed, "cpu")
 
 
 def test_the_grid_counts_shared_runs_once(smoke: Path) -> None:
