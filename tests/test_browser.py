@@ -189,9 +189,9 @@ def test_the_explorer_redraws_saves_and_what_it_saved_loads_in_a_script(browser:
         for i in which:  # waits for the redraw, however long the machine takes
             old = before[i]
             if i < 3:
-                sync_api.expect(pictures.nth(i)).not_to_have_attribute("src", old, timeout=60_000)
+                sync_api.expect(pictures.nth(i)).not_to_have_attribute("src", old, timeout=180_000)
             else:
-                sync_api.expect(box.locator("table").first).not_to_have_text(old, timeout=60_000, use_inner_text=True)
+                sync_api.expect(box.locator("table").first).not_to_have_text(old, timeout=180_000, use_inner_text=True)
 
     select = lambda name: box.locator(f".widget-dropdown:has(label:text-is('{name}')) select")  # noqa: E731
     changes(lambda: select("criterion").select_option("kernel_l1"), [0])
