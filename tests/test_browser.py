@@ -180,10 +180,13 @@ def test_the_explorer_redraws_saves_and_what_it_saved_loads_in_a_script(browser:
     pictures = box.locator("img")
     pictures.nth(2).wait_for()
 
+    idle = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'"
+
     def shown() -> list[str]:
         return [pictures.nth(i).get_attribute("src") for i in range(3)] + [box.locator("table").first.inner_text()]
 
     def changes(act: Any, which: list[int]) -> None:
+        page.wait_for_function(idle)  # the redraw before this one may still have pictures to come
         before = shown()
         act()
         for i in which:  # waits for the redraw, however long the machine takes
