@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -43,6 +44,18 @@ def test_a_study_stops_in_time_and_goes_on_to_the_same_record(smoke: Path, tmp_p
     assert len(seen) == run.reference.training.epochs - 1
     assert again.record(run)["result"] == Study("smoke", smoke).record(run)["result"]
     assert not again.store.unfinished(run.identity).exists()
+
+
+def test_a_run_that_was_given_up_does_not_count_as_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, shown = Study("smoke", tmp_path), MagicMock()
+    shown.return_value.__enter__.return_value.n = 0
+    first, second = study.runs(["reference"])
+    monkeypatch.setattr("fcs_utils.study.bar", shown)
+    monkeypatch.setattr(study, "_perform", lambda *_: iter([(first, OutOfTime("enough")), (second, None)]))
+    with pytest.raises(OutOfTime):
+        study.run(["reference"])
+    (said,) = shown.return_value.__enter__.return_value.set_postfix_str.call_args_list
+    assert said.args[0].startswith("1 of 2 runs")
 
 
 def test_runs_in_hand_are_waited_for_when_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
