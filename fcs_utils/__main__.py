@@ -2,6 +2,6 @@
 
 import sys
 
-from fcs_utils.cli import main
+from fcs_utils.cli import console
 
-sys.exit(main())
+sys.exit(console())

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-os.environ.setdefault("FCS_QUIET", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side: two processes of two threads each would slow each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -17,7 +17,7 @@ from filelock import FileLock
 from hypothesis import settings
 from torch import nn
 
-from fcs_utils.data import Dataset, load_dataset
+from fcs_utils.data.dataset import Dataset, load_dataset
 from fcs_utils.models import build_seeded
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +63,7 @@ def small_vgg() -> nn.Module:
 
 def study_command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run ``python -m fcs_utils`` as a user would."""
-    environment = {**os.environ, "FCS_QUIET": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-m", "fcs_utils", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
     )

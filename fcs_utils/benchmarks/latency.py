@@ -1,0 +1,68 @@
+"""Compact networks outside of PyTorch: ONNX files, and how much faster they really are.
+
+ONNX needs the extra packages of ``pip install -e .[deploy]``. Fewer multiply-adds are not fewer milliseconds: the speed-up is
+measured here, in PyTorch and where it is installed in onnxruntime, on one thread, dense and compact in turns.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from fcs_utils.machine import one_thread
+from fcs_utils.pruning.export import export_onnx, has_onnx, session
+
+BATCHES = (1, 64)
+ROUNDS = 25
+
+
+def latencies(networks: Mapping[str, nn.Module], example: Tensor) -> dict[str, list[float]]:
+    """Milliseconds of every round by 'runtime network batch', all in turns with each other."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = {batch: torch.randn(batch, *example.shape[1:], generator=generator) for batch in BATCHES}
+    ways: dict[str, Callable[[], object]] = {}
+    with tempfile.TemporaryDirectory() as folder, one_thread(), torch.no_grad():
+        for name, shared in networks.items():
+            network = copy.deepcopy(shared).eval().cpu()
+            for batch, images in inputs.items():
+                ways[f"pytorch {name} {batch}"] = partial(network, images.contiguous(memory_format=torch.channels_last))
+            if has_onnx():
+                runner = session(export_onnx(network, Path(folder) / name, inputs[BATCHES[-1]]))
+                for batch, images in inputs.items():
+                    ways[f"onnxruntime {name} {batch}"] = partial(runner.run, None, {"images": images.numpy()})
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        for turn in range(ROUNDS + 2):
+            for way, do in ways.items():
+                started = time.perf_counter()
+                do()
+                if turn >= 2:  # the first two warm up
+                    times[way].append(1000 * (time.perf_counter() - started))
+    return times
+
+
+def deployment_table(found: Mapping[str, Any]) -> pd.DataFrame:
+    """Speed-up beside MACs: dense over compact milliseconds of the same round, median and middle half of the rounds."""
+    rows = []
+    for measured in found["rows"]:
+        taken, macs = measured["milliseconds"], measured["macs"]
+        for ratio in list(macs)[1:]:
+            line = {"network": measured["network"], "ratio": ratio, "MACs left (%)": f"{100 * macs[ratio] / macs['dense']:.1f}",
+                    "MACs reduction": f"{macs['dense'] / macs[ratio]:.2f}x"}  # fmt: skip
+            for runtime, title in (("pytorch", "PyTorch"), ("onnxruntime", "onnxruntime")):
+                for batch in BATCHES:
+                    if f"{runtime} dense {batch}" in taken:
+                        gains = np.divide(taken[f"{runtime} dense {batch}"], taken[f"{runtime} {ratio} {batch}"])
+                        low, middle, high = np.quantile(gains, (0.25, 0.5, 0.75))
+                        line[f"speed-up, {title}, batch {batch}"] = f"{middle:.2f}x ({low:.2f} to {high:.2f})"
+            rows.append(line)
+    return pd.DataFrame(rows)

@@ -1,0 +1,158 @@
+"""Data sets as uint8 tensors that live on the device: fixed splits, calibration set, augmentation.
+
+No workers and no per-image Python: a batch is one gather out of a resident tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fcs_utils.data.readers import Arrays, read_arrays
+from fcs_utils.errors import refuse
+
+SHIFT = 4  # pixels, the customary CIFAR augmentation
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, H, W, C) uint8 and labels (N,) int64. Channels last, so that a gathered batch already is."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three fixed splits on one device, with what is needed to feed them to a network."""
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    mean: Tensor  # (C,) per channel, of the training split, in 0..255
+    std: Tensor
+    flip: bool
+    fingerprint: str  # of the pixels and labels, so that records tell when two folders of one name differ
+
+    @property
+    def channels(self) -> int:
+        return self.train.images.shape[-1]
+
+    @property
+    def size(self) -> int:
+        """Height and width of an image in pixels."""
+        return self.train.images.shape[1]
+
+    def to(self, device: torch.device) -> Dataset:
+        moved: dict[str, Any] = {part: Split(s.images.to(device), s.labels.to(device))
+                 for part, s in (("train", self.train), ("validation", self.validation), ("test", self.test))}  # fmt: skip
+        return replace(self, **moved, mean=self.mean.to(device), std=self.std.to(device))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (N, H, W, C) -> float32 (N, C, H, W) in channels_last memory, zero mean and unit variance."""
+        return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    def calibration(self, count: int, seed: int) -> Split:
+        """``count`` training images, fixed by the seed, never augmented.
+
+        Raises StudyError when the training split has fewer.
+        """
+        if not 1 <= count <= len(self.train):
+            raise refuse("calibration", count, f"1 to {len(self.train)}, the training split of {self.name}")
+        # Drawn on the CPU: the same seed must name the same images on every device.
+        chosen = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))[:count]
+        chosen = chosen.to(self.train.labels.device)
+        return Split(self.train.images[chosen], self.train.labels[chosen])
+
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """One shuffled, augmented pass over the training split: normalised images (B, C, H, W), labels (B,).
+
+        All draws come from the generator (on the CPU, so that they are the same on every device), in an
+        order that does not depend on what is trained: two methods with one seed see the same batches. An
+        incomplete last batch is dropped unless it is the only one.
+        """
+        count, size, device = len(self.train), self.size, self.train.images.device
+        batch_size = min(batch_size, count)
+        order = torch.randperm(count, generator=generator)
+        shifts = torch.randint(-SHIFT, SHIFT + 1, (2, count, 1), generator=generator)
+        mirrored = torch.rand(count, 1, generator=generator) < 0.5 if self.flip else torch.zeros(count, 1, dtype=torch.bool)
+        # Draws move once an epoch: a GPU never waits for the host between batches, and works out the positions itself.
+        order, shifts, mirrored = (drawn.to(device) for drawn in (order, shifts, mirrored))
+        # One gather does selection, shift and flip. The border is mirrored: position -1 reads position 1.
+        at = torch.arange(size, device=device)
+        rows, columns = (size - 1 - (size - 1 - (at + by).abs()).abs() for by in shifts)  # (N, H), (N, W)
+        columns = torch.where(mirrored, columns.flip(1), columns)
+        for start in range(0, count - batch_size + 1, batch_size):
+            batch = slice(start, start + batch_size)
+            images = self.train.images[order[batch, None, None], rows[batch, :, None], columns[batch, None, :]]
+            yield self.normalise(images), self.train.labels[order[batch]]
+
+
+def data_folder(folder: str | Path | None = None) -> Path:
+    """The data folder: the argument, else FCS_DATA, else ``data`` in the current folder."""
+    return Path(folder or os.environ.get("FCS_DATA") or "data")
+
+
+def load_dataset(name: str, folder: str | Path | None = None, device: torch.device | str = "cpu") -> Dataset:
+    """A data set by name with its fixed splits on a device.
+
+    Validation is a stratified tenth of the published training images (297 of the 1,297 of digits, where a
+    tenth would be too coarse a ruler), the same for every seed; the test split is the published one.
+    ``NAME[:N]`` keeps N images of the training split, also stratified.
+
+    Raises StudyError for an unknown name or for data that cannot be found or read.
+    """
+    from sklearn.model_selection import train_test_split
+
+    source, limit = _parsed(name)
+    arrays = read_arrays(source, data_folder(folder))
+    held_out = 297 if source == "digits" else max(len(arrays.classes), len(arrays.train_labels) // 10)
+    train, validation = train_test_split(
+        np.arange(len(arrays.train_labels)), test_size=held_out, random_state=0, stratify=arrays.train_labels
+    )
+    if limit is not None:
+        if not len(arrays.classes) <= limit < len(train):
+            raise refuse("dataset", name, f"{source}[:N] with N from {len(arrays.classes)} to {len(train) - 1}")
+        train, _ = train_test_split(train, train_size=limit, random_state=0, stratify=arrays.train_labels[train])
+    pixels = arrays.train_images[train]
+    dataset = Dataset(
+        name, arrays.title + (f", {limit:,} training images" if limit else ""), arrays.classes,
+        _split(pixels, arrays.train_labels[train]),
+        _split(arrays.train_images[validation], arrays.train_labels[validation]),
+        _split(arrays.test_images, arrays.test_labels),
+        mean=torch.tensor(pixels.mean((0, 2, 3)), dtype=torch.float32),
+        std=torch.tensor(pixels.std((0, 2, 3)), dtype=torch.float32).clamp_min(1.0),
+        flip=arrays.flip, fingerprint=_fingerprint(arrays),
+    )  # fmt: skip
+    return dataset.to(torch.device(device))
+
+
+def _parsed(name: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"(.+)\[:(\d+)\]", name)
+    return (match[1], int(match[2])) if match else (name, None)
+
+
+def _split(images: np.ndarray, labels: np.ndarray) -> Split:
+    return Split(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 2, 3, 1))), torch.from_numpy(labels))
+
+
+def _fingerprint(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for part in (arrays.train_images, arrays.train_labels, arrays.test_images, arrays.test_labels):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()[:16]

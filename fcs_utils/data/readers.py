@@ -1,0 +1,178 @@
+"""Where images come from: one reader per data set, each returning plain uint8 arrays.
+
+Every reader says where it looked and how to get the data when there is none. CIFAR's files are pickles:
+torchvision opens them only after its own MD5 check, and nothing else here is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fcs_utils.data.imagefolder import read_image_folder
+from fcs_utils.errors import StudyError, refuse
+
+LARGEST_IDX = 2**30  # bytes; a small archive can unpack to more than the memory
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A data set as published: uint8 images (N, C, H, W) and int64 labels (N,), not yet split for validation."""
+
+    title: str
+    classes: tuple[str, ...]
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    flip: bool  # whether a mirrored image keeps its meaning
+
+
+def _digits(folder: Path) -> Arrays:
+    # scikit-learn carries these 1,797 images inside the package: the default needs no download.
+    from PIL import Image
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    small = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (N, 8, 8), 0..16 stretched to 0..255
+    images = np.stack([np.asarray(Image.fromarray(one).resize((32, 32), Image.Resampling.BILINEAR)) for one in small])
+    train, test = train_test_split(np.arange(len(images)), test_size=500, random_state=0, stratify=digits.target)
+    labels = digits.target.astype(np.int64)
+    return Arrays(
+        "digits (scikit-learn)", tuple("0123456789"),
+        images[train][:, None], labels[train], images[test][:, None], labels[test], flip=False,
+    )  # fmt: skip
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """An IDX file (LeCun's MNIST format), gzipped or not, as a uint8 array.
+
+    Raises StudyError when the file is truncated or no IDX file of unsigned bytes.
+    """
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            with gzip.open(path) as file:
+                content = file.read(LARGEST_IDX + 1)
+            if len(content) > LARGEST_IDX:
+                raise StudyError(f"{path} unpacks to more than {LARGEST_IDX:,} bytes: no data set of this kind is so large")
+    except (OSError, EOFError, zlib.error) as error:
+        raise StudyError(f"{path} cannot be read: {error}; replace the file") from error
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise StudyError(f"{path} is not an IDX file of unsigned bytes; replace the file")
+    dimensions = content[3]
+    shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions))
+    data = content[4 + 4 * dimensions :]
+    if len(data) != math.prod(shape):
+        raise StudyError(f"{path} is truncated: {len(data)} bytes of {math.prod(shape)}; replace the file")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+FASHION_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
+
+def _fashion_mnist(folder: Path) -> Arrays:
+    places = [folder / "FashionMNIST" / "raw", folder / "fashion-mnist", folder, DEBIAN_FASHION]
+
+    def found() -> list[Path] | None:
+        for place in places:
+            files = [next((f for f in (place / name, place / f"{name}.gz") if f.is_file()), None) for name in FASHION_FILES]
+            if all(files):
+                return [file for file in files if file]
+        return None
+
+    if found() is None:
+        import torchvision
+
+        _download(lambda: torchvision.datasets.FashionMNIST(str(folder), download=True), "fashion_mnist", places,
+                  "on Debian, install the package dataset-fashion-mnist")  # fmt: skip
+    files = found()
+    if files is None:
+        raise StudyError(f"fashion_mnist: torchvision's download left no IDX files in {places[0]}")
+    train_images, train_labels, test_images, test_labels = (read_idx(file) for file in files)
+    for images, labels, file in ((train_images, train_labels, files[0]), (test_images, test_labels, files[2])):
+        if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1] or labels.max(initial=0) > 9:
+            raise StudyError(f"{file} and its labels are not Fashion-MNIST's: {images.shape} images, {labels.shape} labels")
+    pad = ((0, 0), (2, 2), (2, 2))  # 28 -> 32: five halvings need 32 pixels
+    return Arrays(
+        "Fashion-MNIST", FASHION_CLASSES,
+        np.pad(train_images, pad)[:, None], train_labels.astype(np.int64),
+        np.pad(test_images, pad)[:, None], test_labels.astype(np.int64), flip=True,
+    )  # fmt: skip
+
+
+def _cifar(folder: Path, name: str, title: str) -> Arrays:
+    import torchvision
+
+    reader = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    place = folder / reader.base_folder
+    try:
+        parts = [reader(str(folder), train=train, download=False) for train in (True, False)]
+    except RuntimeError as error:  # torchvision's word for missing files and for a failed MD5 check alike
+        if place.exists():
+            raise StudyError(f"{place} fails torchvision's MD5 check (truncated or changed); delete it and start again") from error
+        _download(lambda: reader(str(folder), download=True), name, [place],
+                  f"unpack {reader.filename} there; or use the same images as a folder, imagefolder:NAME")  # fmt: skip
+        parts = [reader(str(folder), train=train, download=False) for train in (True, False)]
+    train, test = parts
+    return Arrays(
+        title, tuple(train.classes),
+        train.data.transpose(0, 3, 1, 2), np.asarray(train.targets, np.int64),
+        test.data.transpose(0, 3, 1, 2), np.asarray(test.targets, np.int64), flip=True,
+    )  # fmt: skip
+
+
+def _download(fetch: Callable[[], object], name: str, places: list[Path], other_way: str) -> None:
+    try:
+        places[0].parent.mkdir(parents=True, exist_ok=True)
+        fetch()
+    except Exception as error:  # noqa: BLE001 - urllib, ssl and torchvision raise all kinds; each means "no data"
+        looked = ", ".join(str(place) for place in places)
+        raise StudyError(
+            f"data set {name!r} not found. Looked in: {looked}. torchvision's download failed "
+            f"({type(error).__name__}). Ways to get it: start again with internet access; name the folder that has "
+            f"it with --data DIR or FCS_DATA; {other_way}"
+        ) from error
+
+
+# A folder's display name where its own name would mislead: these images went through a lossy JPEG.
+FOLDER_TITLES = {"cifar10_jpeg": "CIFAR-10 (JPEG)"}
+
+
+def _imagefolder(folder: Path, name: str) -> Arrays:
+    match = re.fullmatch(r"imagefolder:([\w.-]+?)(?:@(\d+))?", name)
+    if not match or set(match[1]) == {"."}:
+        raise refuse("dataset", name, "imagefolder:NAME or imagefolder:NAME@SIZE, NAME a folder or archive in the data folder")
+    size = int(match[2] or 32)
+    parts, classes = read_image_folder(folder, match[1], size)
+    return Arrays(FOLDER_TITLES.get(match[1], match[1]), classes, *parts, flip=True)
+
+
+READERS: dict[str, Callable[[Path], Arrays]] = {
+    "digits": _digits,
+    "fashion_mnist": _fashion_mnist,
+    "cifar10": lambda folder: _cifar(folder, "cifar10", "CIFAR-10"),
+    "cifar100": lambda folder: _cifar(folder, "cifar100", "CIFAR-100"),
+}
+
+
+def read_arrays(name: str, folder: Path) -> Arrays:
+    """Read a data set by name from a data folder.
+
+    Raises StudyError for an unknown name, and for missing or damaged files with every place looked in.
+    """
+    if name.startswith("imagefolder:"):
+        return _imagefolder(folder, name)
+    if name not in READERS:
+        raise refuse("dataset", name, ", ".join([*READERS, "imagefolder:NAME"]))
+    return READERS[name](folder)

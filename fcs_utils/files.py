@@ -1,0 +1,170 @@
+"""Files that carry a checksum of themselves: records as JSON, networks and images as safetensors.
+
+A file that was cut short, changed or written by something else is an error when it is read, never data. Nothing here
+unpickles: both formats hold plain values, and sizes are checked before memory is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fcs_utils.errors import StudyError
+
+LARGEST = 64 * 1024 * 1024  # bytes of a JSON file that is read at all
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no blanks, no NaN. Identities are hashes of it."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    Raises StudyError when the disk refuses (full, read-only); the old file is then untouched.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # NamedTemporaryFile makes it private; results are meant to be read
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StudyError(f"cannot write {path}: {error.strerror or error}; what was there before is kept") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without this a power cut can take back the new name, though not leave a part of the file.
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with suppress(OSError):  # some network file systems cannot
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON for people and programs, atomically. NaN and infinity are refused."""
+    # Keys stay in the order they were made in: layers from input to output, epochs after accuracies.
+    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises StudyError for a file that is missing, truncated, foreign or absurdly large."""
+    try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise StudyError(f"{path} has {size:,} bytes; files of this study have at most {LARGEST:,}")
+        value = json.loads(path.read_bytes(), parse_constant=_no_number)
+    except OSError as error:
+        raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise StudyError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise StudyError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON, atomically, with its checksum as ``volatile.sha256``.
+
+    It covers the volatile part too, so it is itself volatile: equal runs have equal records but for that part.
+    """
+    bare = json.loads(json.dumps(value, allow_nan=False))  # what a reader will see: keys are strings, tuples are lists
+    volatile = {key: inner for key, inner in bare.get("volatile", {}).items() if key != "sha256"}
+    bare["volatile"] = volatile
+    write_json(path, {**bare, "volatile": {**volatile, "sha256": _text_sum(bare)}})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what ``write_sealed`` wrote. Raises StudyError when the file is missing, damaged or was changed."""
+    value = read_json(path)
+    volatile = value.get("volatile")
+    if not isinstance(volatile, dict) or "sha256" not in volatile:
+        raise StudyError(f"{path} has no checksum: it was not written by this study")
+    bare = {**value, "volatile": {key: inner for key, inner in volatile.items() if key != "sha256"}}
+    if _text_sum(bare) != volatile["sha256"]:
+        raise StudyError(f"{path} does not match its checksum: it was changed or damaged")
+    return value
+
+
+def _text_sum(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def read_or_set_aside(path: Path) -> dict[str, Any] | None:
+    """What ``write_sealed`` wrote, or None where there is no file or a damaged one, which is set aside."""
+    if not path.exists():
+        return None
+    try:
+        return read_sealed(path)
+    except StudyError as error:
+        set_aside(path, f"{error}; it is made again")
+        return None
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Rename a file that cannot be used to ``.corrupt``, where it can still be looked at, and warn."""
+    aside = path.with_suffix(".corrupt")
+    with suppress(FileNotFoundError):  # another process was faster
+        path.replace(aside)
+    warnings.warn(f"{why} (set aside as {aside.name})", stacklevel=3)
+
+
+def tensors_sum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, kinds, shapes and bytes of tensors, whatever their order or device."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, atomically, with their checksum beside ``metadata``."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = dict(metadata or {})
+    seal = _text_sum({"tensors": tensors_sum(plain), "metadata": metadata})
+    write_atomic(path, save(plain, {**metadata, "sha256": seal}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata as ``write_tensors`` wrote them. Raises StudyError when the file is missing, damaged or foreign."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise StudyError(f"{path} cannot be read: {error}") from error
+    seal = metadata.pop("sha256", None)
+    if seal is None:
+        raise StudyError(f"{path} has no checksum: it was not written by this study")
+    if seal != _text_sum({"tensors": tensors_sum(tensors), "metadata": metadata}):
+        raise StudyError(f"{path} does not match its checksum: it was changed or damaged")
+    return tensors, metadata

@@ -1,0 +1,1 @@
+"""The method: channel statistics, FCS and the baseline criteria, plans, surgery and merging."""

@@ -1,0 +1,113 @@
+"""The baseline criteria: what FCS is compared with, each one function of a layer's weights or statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fcs_utils.errors import StudyError, refuse
+from fcs_utils.models import evaluating
+from fcs_utils.pruning.layers import Layer, check_images, traceable
+from fcs_utils.pruning.statistics import ChannelStatistics, pick_layers, watched
+from fcs_utils.pruning.sums import Extra
+
+
+def random(layer: nn.Conv2d, generator: torch.Generator) -> Tensor:
+    """Uniform noise: the floor that every criterion must beat."""
+    return torch.rand(layer.out_channels, generator=generator, dtype=torch.float64)
+
+
+def kernel_l1(layer: nn.Conv2d) -> Tensor:
+    """L1 norm of each output filter (Li et al. 2017), the paper's kernel-norm baseline."""
+    return _filters(layer).abs().sum(1)
+
+
+def kernel_l2(layer: nn.Conv2d) -> Tensor:
+    """L2 norm of each output filter (Li et al. 2017, their alternative)."""
+    return _filters(layer).norm(dim=1)
+
+
+def fpgm(layer: nn.Conv2d) -> Tensor:
+    """Sum of Euclidean distances to all filters of the layer (He et al. 2019): low near their geometric median."""
+    filters = _filters(layer)
+    return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+
+
+def _filters(layer: nn.Conv2d) -> Tensor:
+    return layer.weight.detach().double().flatten(1).cpu()
+
+
+def feature_norm(statistics: ChannelStatistics) -> Tensor:
+    """a_c of (M1), ranked over the whole layer: the paper's layer-wise feature-norm baseline."""
+    return statistics.l1
+
+
+def bn_scale(model: nn.Module, statistics: ChannelStatistics) -> Tensor:
+    """|gamma| of the BatchNorm behind the convolution (Liu et al. 2017), without their sparsity training."""
+    if statistics.norm is None:
+        raise StudyError("criterion 'bn_scale' needs a BatchNorm right behind every scored convolution; here one has none")
+    weight = model.get_submodule(statistics.norm).weight
+    if not isinstance(weight, Tensor):
+        raise StudyError(f"criterion 'bn_scale' needs BatchNorm with a scale; {statistics.norm} has affine=False")
+    return weight.detach().double().abs().cpu()
+
+
+def apoz(statistics: ChannelStatistics) -> Tensor:
+    """Minus the average percentage of zeros (Hu et al. 2016), here of the maps that the consumer reads."""
+    return 1 - _extra(statistics, "apoz")
+
+
+def hrank(statistics: ChannelStatistics) -> Tensor:
+    """Mean rank of the channel's map over images (Lin et al. 2020)."""
+    return _extra(statistics, "hrank")
+
+
+def chip(statistics: ChannelStatistics) -> Tensor:
+    """Channel independence (Sui et al. 2021): mean drop of an image's nuclear norm without the channel."""
+    return _extra(statistics, "chip")
+
+
+def _extra(statistics: ChannelStatistics, name: Extra) -> Tensor:
+    if name not in statistics.extras:
+        raise StudyError(f"criterion {name!r} needs extras=({name!r},) passed to collect_statistics")
+    return statistics.extras[name]
+
+
+def taylor(
+    model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[str] | None = None, batch_size: int = 64
+) -> dict[str, Tensor]:
+    """Mean over images of |sum over positions of activation times gradient|, by layer (C,), unit length in each.
+
+    images: (N, C, H, W), normalised. labels: (N,) int64. The pass is its own, in eval mode, and leaves no
+    gradients behind. Raises StudyError for labels that do not fit.
+    """
+    check_images(model, images)
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        raise refuse("labels", f"{labels.dtype} {tuple(labels.shape)}", f"int64 ({len(images)},), one label an image")
+    wanted = pick_layers(model, images, layers)
+    sums = {layer.name: torch.zeros(layer.channels, dtype=torch.float64, device=images.device) for layer in wanted}
+
+    def receive(layer: Layer, seen: Tensor) -> None:
+        value = seen.detach().clone()  # an in-place activation may overwrite the tensor before its gradient comes
+
+        def add(gradient: Tensor) -> None:
+            product = layer.tap.view(value * gradient).flatten(2).sum(2)  # (N, C)
+            sums[layer.name] += product.abs().sum(0, dtype=torch.float64)
+
+        seen.register_hook(add)
+
+    with traceable(model), evaluating(model), watched(model, wanted, receive):
+        for batch, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            # Towards the input: its gradient is cheap to ask for, and no parameter's is stored.
+            batch = batch.contiguous(memory_format=torch.channels_last).requires_grad_()
+            logits = model(batch)
+            if logits.dim() != 2 or truth.min() < 0 or truth.max() >= logits.shape[1]:
+                raise refuse("labels", f"{int(truth.min())} to {int(truth.max())}", f"classes of logits {tuple(logits.shape)}")
+            torch.autograd.grad(F.cross_entropy(logits.float(), truth, reduction="sum"), batch)
+    scores = {name: total.cpu() / len(images) for name, total in sums.items()}
+    if broken := [name for name, score in scores.items() if not score.isfinite().all()]:
+        raise StudyError(f"criterion 'taylor': gradients of {broken[0]} are NaN or infinite")
+    return {name: score / score.norm().clamp_min(torch.finfo(score.dtype).tiny) for name, score in scores.items()}

@@ -1,0 +1,85 @@
+"""Least squares on the Gram matrix: which channels the others rebuild, and how (beyond the paper).
+
+A pair of twins is the smallest case of linear dependence. The Gram matrix, which pairwise similarity needs
+anyway, holds all of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fcs_utils.pruning.layers import Consumer
+from fcs_utils.pruning.statistics import ChannelStatistics
+
+RIDGE = 1e-6  # of the mean diagonal: keeps singular Gram matrices invertible, too small to blur a scaled copy
+
+
+def read_weights(model: nn.Module, consumer: Consumer) -> Tensor:
+    """The consumer's weights that read a layer's C channels: (O, C, k), k kernel or map positions; float64."""
+    weight = model.get_submodule(consumer.name).weight
+    assert isinstance(weight, Tensor)
+    weight = weight.detach()
+    if weight.dim() == 2:
+        return weight[:, consumer.positions.to(weight.device)].double()
+    return weight[:, consumer.positions[:, 0].to(weight.device)].flatten(2).double()
+
+
+def elimination_order(gram: Tensor, weights: Tensor, norms: Tensor) -> list[int]:
+    """Channels in the order in which backward elimination drops them, the least missed first.
+
+    gram: (C, C). weights: (C,), what a unit of squared error in a channel costs. norms: (C,).
+
+    Channel j's residual after its best reconstruction from all other channels left is 1 / (G^-1)_jj; the
+    channel with the smallest weighted residual goes, and the inverse of the rest follows by one rank-one
+    step. Dead channels go first; ties to the smaller norm, then to the higher index.
+    """
+    channels = len(gram)
+    scale = gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
+    inverse = torch.linalg.inv(gram / scale + RIDGE * torch.eye(channels, dtype=gram.dtype))
+    weights = torch.where(norms > 0, weights, 0.0)
+    by_norm = sorted(range(channels), key=lambda c: (norms[c].item(), -c))  # the first of equals goes
+    left = torch.ones(channels, dtype=torch.bool)
+    order: list[int] = []
+    for _ in range(channels):
+        cost = torch.where(left, weights / inverse.diagonal(), math.inf)
+        gone = by_norm[int(cost[by_norm].argmin())]
+        order.append(gone)
+        left[gone] = False
+        column = inverse[:, gone].clone()
+        inverse -= column[:, None] * (column / column[gone])
+        inverse[gone, gone] = 1.0  # out of the game; keeps the division above defined
+    return order
+
+
+def fcs_linear(model: nn.Module, statistics: ChannelStatistics) -> Tensor:
+    """The place in backward elimination, as a share in (0, 1): what goes last matters most (M13).
+
+    The squared error of a channel is weighted by the squared weights with which its consumers read it.
+    """
+    weights = torch.stack([read_weights(model, consumer).square().sum((0, 2)).cpu() for consumer in statistics.consumers]).sum(0)
+    order = elimination_order(statistics.gram, weights, statistics.l1)
+    importance = torch.empty_like(statistics.l1)
+    importance[order] = (torch.arange(len(order), dtype=importance.dtype) + 0.5) / len(order)
+    return importance
+
+
+def reconstruction(statistics: ChannelStatistics, kept: Sequence[int], intercept: bool) -> tuple[Tensor, Tensor]:
+    """How dropped maps are blended from kept ones, F_D ~ A F_K + b (M8): A (D, K) and b (D,), zeros without intercept.
+
+    Ridge least squares over all images and positions; dropped channels in ascending order.
+    """
+    keep = torch.tensor(kept)
+    drop = torch.tensor([c for c in range(len(statistics.l1)) if c not in set(kept)])
+    products = statistics.gram / statistics.count
+    size = products.diagonal()[keep].mean()
+    ridge = RIDGE * (size if size > 0 else 1.0)  # all dead: nothing to blend, and nothing comes of it
+    if intercept:
+        products = products - statistics.mean[:, None] * statistics.mean
+    inner = products[keep][:, keep]
+    blend = torch.linalg.solve(inner + ridge * torch.eye(len(keep), dtype=inner.dtype), products[keep][:, drop]).T
+    offset = statistics.mean[drop] - blend @ statistics.mean[keep]
+    return blend, offset if intercept else torch.zeros_like(offset)

@@ -1,0 +1,206 @@
+"""One pass over the calibration images: the statistics every feature-based criterion needs.
+
+Hooks live in a context manager and reduce on the device, so no feature map outlives its batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fcs_utils.errors import StudyError, refuse
+from fcs_utils.models import evaluating
+from fcs_utils.pruning.layers import Consumer, Layer, check_images, trace_layers
+from fcs_utils.pruning.sums import EXTRAS, READINGS, Extra, Reading, Sums
+
+TapName = Literal["consumer", "conv"]
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Sums over N images and P positions of one layer's C channels; float64, on the CPU.
+
+    gram: (C, C), G_ij = sum of F_i F_j over images and positions.
+    l1: (C,), a_c of (M1), the mean over images of the summed absolute activation.
+    mean: (C,), the mean activation over images and positions.
+    count: N times P.
+    positions: P.
+    consumers: the layers that read the channels, and where.
+    norm: name of the BatchNorm right behind the convolution, if there is one.
+    parted: consumers read different tensors, of which these statistics see the last common one.
+    tap: where the maps were taken, see ``tapped``.
+    per_image: (C, C), the mean over images of the cosine of one image's maps; None unless asked for.
+    mean_map: (C, P), the maps averaged over images; None unless asked for.
+    extras: (C,) each, of those asked for: ``apoz``, the share of zeros; ``hrank``, the mean rank of a map;
+    ``chip``, the mean drop of the nuclear norm without the channel.
+    """
+
+    gram: Tensor
+    l1: Tensor
+    mean: Tensor
+    count: int
+    positions: int
+    consumers: tuple[Consumer, ...]
+    norm: str | None = None
+    parted: bool = False
+    tap: TapName = "consumer"
+    per_image: Tensor | None = None
+    mean_map: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def similarity(self, reading: Reading = "pooled") -> Tensor:
+        """Cosine similarity (C, C) in -1..1 in one of three readings (M3).
+
+        A dead channel is similar to none, itself included; in ``per_image`` an all-zero map counts 0 in the
+        mean over all images. Raises StudyError for an unknown reading or one that was not collected.
+        """
+        if reading not in READINGS:
+            raise refuse("reading", reading, ", ".join(READINGS))
+        if reading == "pooled":
+            return _cosine(self.gram)
+        found = self.per_image if reading == "per_image" else self.mean_map
+        if found is None:
+            raise StudyError(f"reading={reading!r} was not collected; pass readings=({reading!r},) to collect_statistics")
+        return found if reading == "per_image" else _cosine(found @ found.T)
+
+
+def _cosine(gram: Tensor) -> Tensor:
+    norm = gram.diagonal().sqrt()
+    scale = torch.where(norm > 0, 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0.0)
+    # Symmetric to the last bit: two channels alone in a bin are equally redundant, and their norms must decide.
+    return ((gram + gram.T) / 2 * (scale[:, None] * scale)).clamp(-1, 1)
+
+
+def _finish(layer: Layer, sums: Sums, tap: TapName) -> ChannelStatistics:
+    if not sums.finite():
+        raise StudyError(f"layer {layer.name}: its activations are NaN or infinite on the calibration images; "
+                         "the network or the images are broken")  # fmt: skip
+    count = sums.images * sums.positions
+    per = {"apoz": count, "hrank": sums.images, "chip": sums.images}
+    return ChannelStatistics(
+        sums.gram_of("gram", 1), sums.mean("absolute", sums.images), sums.mean("total", count), count, sums.positions,
+        layer.consumers, layer.norm, layer.parted, tap,
+        per_image=sums.gram_of("per_image", sums.images) if "per_image" in sums.readings else None,
+        mean_map=sums.mean("map", sums.images) if "mean_map" in sums.readings else None,
+        extras={name: sums.mean(name, per[name]) for name in sums.extras},
+    )  # fmt: skip
+
+
+@contextmanager
+def tapped(
+    model: nn.Module, layers: Iterable[Layer], receive: Callable[[str, Tensor], None], tap: TapName = "consumer"
+) -> Iterator[None]:
+    """While open, every forward pass hands each layer's maps (N, C, ...) to ``receive(name, maps)``.
+
+    ``consumer`` is what the channel-mixing consumers read: after BatchNorm, activation and pooling, or where
+    their paths part, the last tensor before. ``conv`` is the raw convolution output.
+    """
+    with watched(model, layers, lambda layer, seen: receive(layer.name, seen if tap == "conv" else layer.tap.view(seen)), tap):
+        yield
+
+
+@contextmanager
+def watched(
+    model: nn.Module, layers: Iterable[Layer], receive: Callable[[Layer, Tensor], None], tap: TapName = "consumer"
+) -> Iterator[None]:
+    """As ``tapped``, but hands over the whole tensor as it flows, which may hold more than the layer's channels."""
+    with ExitStack() as hooks:
+        for layer in layers:
+            # What a hook returns would replace the tensor: these return nothing.
+            def before(_module: nn.Module, inputs: tuple[Tensor, ...], layer: Layer = layer) -> None:
+                receive(layer, inputs[0])
+
+            def after(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor, layer: Layer = layer) -> None:
+                receive(layer, output)
+
+            module = model.get_submodule(layer.name if tap == "conv" else layer.tap.module)
+            if tap == "consumer" and layer.tap.side == "input":
+                hooks.enter_context(module.register_forward_pre_hook(before))
+            else:
+                hooks.enter_context(module.register_forward_hook(after))
+        yield
+
+
+def pick_layers(model: nn.Module, images: Tensor, names: Sequence[str] | None) -> list[Layer]:
+    """Layers by name, default all of inner scope (M7). Raises StudyError for one that no scope can prune."""
+    found = trace_layers(model, images)
+    able = {scope: [n for n, layer in found.items() if layer.obstacle(scope) is None] for scope in ("inner", "all")}  # type: ignore[arg-type]
+    if unknown := sorted(set(names or ()) - set(able["all"])):
+        raise refuse("layers", unknown, ", ".join(able["all"]) or "none: nothing in this network can be pruned")
+    return [found[name] for name in (able["inner"] if names is None else names)]
+
+
+@torch.no_grad()
+def collect_statistics(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    layers: Sequence[str] | None = None,
+    tap: TapName = "consumer",
+    readings: Sequence[Reading] = ("pooled",),
+    extras: Sequence[Extra] = (),
+    batch_size: int = 256,
+    transform: Callable[[Tensor], Tensor] = lambda maps: maps,
+) -> dict[str, ChannelStatistics]:
+    """Statistics of every prunable convolution in one pass, in eval mode.
+
+    model: any convolutional classifier; its mode is put back afterwards.
+    images: (N, C, H, W) float, normalised, never augmented, on the model's device.
+    layers: convolution names; default all of inner scope (M7), coupled ones can be named too.
+    tap: see ``tapped``.
+    readings: similarities to collect (M3); ``pooled`` costs nothing beyond the Gram matrix.
+    extras: what other criteria read, in the same pass: ``apoz``, ``hrank``, ``chip``.
+    transform: applied to each batch of maps (N, C, ...) before it is summed, as ``shuffle_pixels`` for the null.
+
+    Returns statistics by convolution name. Raises StudyError for unknown layers, readings or extras, images
+    that do not fit the network, and activations that are not finite.
+    """
+    if tap not in ("consumer", "conv"):
+        raise refuse("tap", tap, "'consumer' or 'conv'")
+    for name, given, known in (("readings", readings, READINGS), ("extras", extras, EXTRAS)):
+        if unknown := [one for one in given if one not in known]:
+            raise refuse(name, unknown, ", ".join(known))
+    if batch_size < 1:
+        raise refuse("batch_size", batch_size, "1 or more")
+    check_images(model, images)
+    wanted = pick_layers(model, images, layers)
+    sums = {layer.name: Sums(readings, extras) for layer in wanted}
+    with evaluating(model), tapped(model, wanted, lambda name, maps: sums[name].add(transform(maps)), tap):
+        for batch in images.split(batch_size):
+            model(batch.contiguous(memory_format=torch.channels_last))
+    return {layer.name: _finish(layer, sums[layer.name], tap) for layer in wanted}
+
+
+@torch.no_grad()
+def feature_maps(model: nn.Module, images: Tensor, layer: str, *, tap: TapName = "consumer") -> Tensor:
+    """One layer's maps (N, C, H, W) for a few images, to look at. Raises StudyError for an unknown layer.
+
+    Before a linear consumer they come flattened: they are laid out again as squares, or as a line where they are none.
+    """
+    caught: list[Tensor] = []
+    chosen = pick_layers(model, images, [layer])
+    with evaluating(model), tapped(model, chosen, lambda _name, maps: caught.append(maps.cpu()), tap):
+        model(images)
+    maps = caught[0]
+    if maps.dim() == 4:
+        return maps
+    positions = maps.flatten(2).shape[2] if maps.dim() > 2 else 1
+    side = math.isqrt(positions)
+    return maps.reshape(*maps.shape[:2], side if side**2 == positions else 1, -1)
+
+
+def shuffle_pixels(maps: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Each map's positions in an order of its own: keeps every value, destroys where it was.
+
+    maps: (N, C, ...) -> (N, C, P). What similarity is left comes from the values alone, so this is the null
+    against which (C1) counts a pair as similar.
+    """
+    flat = maps.flatten(2)
+    keys = torch.rand(flat.shape, generator=generator).to(flat.device)
+    return flat.gather(2, keys.argsort(2))

@@ -1,0 +1,53 @@
+"""The chapters: notebooks, the stages of runs that each needs, and how they are picked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fcs_utils.errors import refuse
+
+if TYPE_CHECKING:  # imports torch, which takes seconds; an up-to-date start needs none of it
+    from fcs_utils.study.grid import Stage
+
+
+PACKAGE = Path(__file__).parents[1]
+SOURCES = PACKAGE.parent / "notebooks"
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A chapter: its file's stem, the stages of runs it needs, and whether it measures time and wants the machine alone."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    alone: bool = False
+
+    @property
+    def source(self) -> Path:
+        return SOURCES / f"{self.name}.ipynb"
+
+
+NOTEBOOKS = {
+    "01": Notebook("01_reference_networks", ("reference",)),
+    "02": Notebook("02_activation_collection", ("reference",)),
+    "03": Notebook("03_similarity_and_clustering", ("reference", "similarity")),
+    "04": Notebook("04_pruning", ("reference", "pruned", "ablation", "headstart")),
+    "05": Notebook("05_baseline_criteria", ("reference", "pruned", "tuned")),
+    "06": Notebook("06_tft_and_mlft", ("reference", "rates", "arms")),
+    "07": Notebook("07_ablations", ("reference", "pruned", "ablation")),
+    "08": Notebook("08_cost", ("reference",), alone=True),
+    "09": Notebook("09_paper_tables", ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")),
+    "explore": Notebook("explore", ("reference",)),
+}
+
+
+def pick_notebooks(numbers: str | None) -> dict[str, Notebook]:
+    """``"03,06"`` -> those notebooks; None -> all. Raises StudyError for an unknown number."""
+    if numbers is None:
+        return NOTEBOOKS
+    wanted = [number.strip() for number in numbers.split(",")]
+    if unknown := [number for number in wanted if number not in NOTEBOOKS]:
+        raise refuse("notebooks", ",".join(unknown), ", ".join(NOTEBOOKS))
+    return {number: NOTEBOOKS[number] for number in sorted(wanted)}

@@ -1,0 +1,102 @@
+"""What every notebook needs: opening the study with checked parameters, showing figures, saying numbers."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.core.getipython import get_ipython
+from IPython.display import HTML, Markdown, display
+from matplotlib.figure import Figure
+
+from fcs_utils.errors import StudyError, refuse
+from fcs_utils.files import write_atomic
+from fcs_utils.report.figures import use_house_style
+from fcs_utils.study.study import Study
+
+ROOT = Path(__file__).resolve().parents[2]
+T = TypeVar("T", str, int)
+INJECTED = "# Parameters"  # papermill's first line in the cell that it injects
+
+
+def open_study(profile: str, out: str | Path, data: str) -> Study:
+    """The study behind a notebook, after checking that papermill injected only known parameters.
+
+    Raises StudyError for an unknown parameter (papermill itself only warns), profile or folder.
+    """
+    shell = get_ipython()  # type: ignore[no-untyped-call]
+    if shell is not None:
+        check_injected(shell.user_ns["In"])
+    use_house_style()
+    # JupyterLab starts kernels in notebooks/: relative folders are meant from the repository's root.
+    return Study(profile, ROOT / out, ROOT / data if data else None)
+
+
+def check_injected(cells: Sequence[str]) -> None:
+    """Refuse names in papermill's injected cell that the parameters cell before it does not define."""
+    for before, cell in zip(cells, cells[1:], strict=False):
+        if cell.startswith(INJECTED):
+            known = _assigned(before)
+            if unknown := [name for name in _assigned(cell) if name not in known]:
+                raise refuse("notebook parameter", unknown[0], ", ".join(known))
+
+
+def _assigned(source: str) -> list[str]:
+    names: list[str] = []
+    for node in ast.parse(source).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
+
+
+def pick(parameter: str, value: T, allowed: Sequence[T], default: T | None = None) -> T:
+    """A parameter's value, or the default where it was left empty. Raises StudyError for one not allowed."""
+    if value == "" and default is not None:
+        return default
+    if value not in allowed:
+        raise refuse(parameter, value, ", ".join(map(str, allowed)))
+    return value
+
+
+def show(study: Study, figure: Figure, name: str, alt: str, data: pd.DataFrame | None = None) -> None:
+    """Show a figure with its text for those who cannot see it; keep it as PNG and SVG in the results, and ``data`` as CSV."""
+    if not alt:
+        raise StudyError(f"figure {name} needs an alternative text")
+    if data is not None:  # nested columns, such as a run's history, are in the records
+        flat = data.drop(columns=[c for c in data.columns if data[c].map(lambda value: isinstance(value, list | dict)).any()])
+        write_atomic(study.store.figure(name, "csv"), flat.to_csv(index=False, float_format="%.6g").encode())
+    for suffix in ("png", "svg"):
+        buffer = io.BytesIO()
+        # No date in the file: equal data must give equal bytes.
+        figure.savefig(buffer, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
+        if suffix == "png" or len(buffer.getvalue()) < 300_000:  # pictures of many pixels are no vectors
+            write_atomic(study.store.figure(name, suffix), buffer.getvalue())
+        if suffix == "png":
+            content = base64.b64encode(buffer.getvalue()).decode()
+    plt.close(figure)
+    width = round(figure.get_figwidth() * figure.dpi)
+    display(
+        {"image/png": content, "text/plain": alt}, metadata={"image/png": {"alt": alt, "width": width, "figure": name}}, raw=True
+    )
+
+
+def by_epoch(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with their ``history`` unrolled: one row an epoch, for a figure's data."""
+    rows = runs.explode("history", ignore_index=True)
+    return rows.drop(columns="history").join(pd.json_normalize(rows.history.tolist()), rsuffix=" of the epoch")
+
+
+def table(frame: pd.DataFrame) -> None:
+    """Show a table without its index."""
+    display(HTML(frame.to_html(index=False, border=0)))
+
+
+def say(text: str) -> None:
+    """A sentence whose numbers come from the records, as rendered Markdown."""
+    display(Markdown(text))

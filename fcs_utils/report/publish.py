@@ -1,0 +1,165 @@
+"""Notebooks -> executed copies, HTML pages, and the index page that leads through them."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fcs_utils.errors import StudyError, refuse
+from fcs_utils.files import write_atomic
+from fcs_utils.study.records import Store
+
+if TYPE_CHECKING:  # imports torch, which takes seconds; an up-to-date start needs none of it
+    pass
+from fcs_utils.report.chapters import NOTEBOOKS, PACKAGE, Notebook, pick_notebooks
+
+
+def publish(profile: str, out: str | Path, data: str | None, numbers: str | None = None, workers: int | None = None) -> Path:
+    """Do the runs that are missing, execute the notebooks that are stale, render the pages; returns the index.
+
+    Raises StudyError for a failing notebook (its executed copy is kept) and everything ``Study.run`` raises.
+    """
+    store, wanted = Store(out, profile), pick_notebooks(numbers)
+    if not _stale(store, wanted) and store.index().exists():
+        print(f"profile {profile}: everything is up to date", file=sys.stderr)
+        return store.index()
+    from fcs_utils.machine import pick_workers
+    from fcs_utils.study.study import Study
+
+    study = Study(profile, out, data)
+    stages = dict.fromkeys(stage for notebook in wanted.values() for stage in notebook.stages)
+    at_once = pick_workers(workers, study.bench.device)
+    study.run(stages, workers=at_once)
+    _ = study.bench.dataset  # missing data is one clear error here, not a traceback in a cell
+    parameters = {"profile": profile, "out": _from_root(out), "data": _from_root(data) if data else ""}
+    execute_all(store, _stale(store, wanted), parameters, at_once)
+    from fcs_utils.report.pages import render_index, render_page
+
+    for notebook in NOTEBOOKS.values():
+        if store.executed(notebook.name).exists():
+            render_page(study, notebook)
+    render_index(study)
+    return store.index()
+
+
+def _from_root(folder: str | Path) -> str:
+    """A folder as notebooks take it: relative to the repository's root where it lies inside, else absolute."""
+    absolute, root = Path(folder).resolve(), PACKAGE.parent
+    return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
+
+
+def execute_all(store: Store, notebooks: Mapping[str, Notebook], parameters: Mapping[str, Any], at_once: int) -> None:
+    """Run notebooks side by side, one thread each; those that measure time run after the others, alone.
+
+    Raises StudyError for the first that fails; the others are done nevertheless.
+    """
+    together = {number: notebook for number, notebook in notebooks.items() if not notebook.alone}
+    failures: list[StudyError] = []
+    threads = {"OMP_NUM_THREADS": "1"} if at_once > 1 else {}
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), initializer=_start, initargs=(threads,)) as pool:
+        try:
+            begun = [pool.submit(_execute_one, store, n, notebook, parameters) for n, notebook in together.items()]
+            failures += [error for future in begun if (error := future.result())]
+        except BrokenProcessPool as broken:
+            raise StudyError("a process that ran a notebook was killed, perhaps for want of memory; start again") from broken
+        except BaseException:  # whoever interrupts does not want to wait for the notebooks in hand
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+    for number, notebook in notebooks.items():
+        if notebook.alone and (error := _execute_one(store, number, notebook, parameters)):
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def _start(environment: Mapping[str, str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its workers
+    os.environ.update(environment)  # kernels inherit it
+
+
+def _execute_one(store: Store, number: str, notebook: Notebook, parameters: Mapping[str, Any]) -> StudyError | None:
+    print(f"notebook {notebook.name} ...", file=sys.stderr, flush=True)
+    try:
+        execute(store, notebook, parameters)
+    except StudyError as error:
+        return error
+    write_atomic(store.state(number), _inputs(store, notebook).encode())
+    return None
+
+
+def execute(store: Store, notebook: Notebook, parameters: Mapping[str, Any]) -> None:
+    """Run one notebook with papermill into the results folder.
+
+    Raises StudyError for parameters it does not have, before anything runs, and for a failing cell.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    known = papermill.inspect_notebook(str(notebook.source))
+    if unknown := sorted(parameters.keys() - known.keys()):
+        raise refuse(f"parameter of {notebook.name}", unknown[0], ", ".join(known))
+    failed = store.failed(notebook.name)  # until it has succeeded
+    failed.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            str(notebook.source), str(failed), dict(parameters), kernel_name="python3", progress_bar=False,
+            extra_arguments=["--log-level=50"],  # what kernels note on their transport and shutdown is no news
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        raise StudyError(
+            f"notebook {notebook.name} failed: {error.ename}: {error.evalue} (executed copy kept: {failed})"
+        ) from error
+    except DeadKernelError as error:
+        raise StudyError(f"notebook {notebook.name}: its kernel was killed, perhaps for want of memory; start again") from error
+    write_atomic(store.executed(notebook.name), _tidy(failed).encode())
+    failed.unlink()
+
+
+def _tidy(executed: Path) -> str:
+    """An executed copy without what is only of this machine and moment: paths, times, bars, warnings, live widgets."""
+    import nbformat
+
+    content = nbformat.read(executed, as_version=4)
+    for key in ("papermill", "widgets"):
+        content.metadata.pop(key, None)
+    for cell in content.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell["id"] = "injected"  # papermill draws one: equal notebooks must be equal files
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+            for output in cell.outputs:
+                output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    return nbformat.writes(content) + "\n"
+
+
+def _stale(store: Store, wanted: dict[str, Notebook]) -> dict[str, Notebook]:
+    def fresh(number: str, notebook: Notebook) -> bool:
+        state = store.state(number)
+        made = store.executed(notebook.name).exists() and store.page(notebook.name).exists()
+        return made and state.exists() and state.read_text() == _inputs(store, notebook)
+
+    return {number: notebook for number, notebook in wanted.items() if not fresh(number, notebook)}
+
+
+def _inputs(store: Store, notebook: Notebook) -> str:
+    """Hash of all that a notebook's outcome depends on: its source, the package, the lock, the records, for 08 measured speeds."""
+    lock = PACKAGE.parent / "requirements.lock"
+    files = [notebook.source, lock, *sorted(PACKAGE.rglob("*.py")), *sorted(PACKAGE.glob("report/templates/**/*.*"))]
+    digest = hashlib.sha256()
+    files += [store.speed()] if notebook.alone else []
+    for path in [*(file for file in files if file.exists()), *store.all_records()]:
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

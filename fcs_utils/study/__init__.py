@@ -1,0 +1,1 @@
+"""Which runs make a study, and doing each of them once."""

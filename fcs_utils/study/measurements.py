@@ -1,0 +1,75 @@
+"""What things cost on the machines that measured it, kept in a results folder beside the records."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+import torch
+
+from fcs_utils.benchmarks.latency import latencies
+from fcs_utils.benchmarks.scoring import Scoring, measure_scoring, scoring_jobs
+from fcs_utils.benchmarks.speed import Speed, listed, measure_speeds, speed_jobs
+from fcs_utils.benchmarks.speed_tables import machine_name
+from fcs_utils.files import read_or_set_aside, write_sealed
+from fcs_utils.machine import describe_machine, describe_moment
+from fcs_utils.models import count_macs
+from fcs_utils.pruning.export import has_onnx
+from fcs_utils.study.records import Store
+from fcs_utils.study.study import Study
+
+
+def scoring_costs(store: Store, scoring: Scoring, device: str) -> dict[str, Any]:
+    """What scoring costs, measured at the first call and kept; to measure again, remove ``cost.json``."""
+    found = read_or_set_aside(store.cost())
+    if found and found.get("jobs") == [job.model_dump(mode="json") for job in scoring_jobs(scoring, device)]:
+        return found
+    found = measure_scoring(scoring, device)
+    write_sealed(store.cost(), found)
+    return found
+
+
+def measurements(store: Store, speed: Speed) -> list[dict[str, Any]]:
+    """What was measured of these speeds, by machine, the latest last."""
+    found = read_or_set_aside(store.speed()) or {}
+    return [one for one in found.get("measured", []) if one["jobs"] == listed(speed_jobs(speed, one["machine"]["device_type"]))]
+
+
+def speeds(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
+    """``measurements``, taken on this machine where there are none."""
+    return measurements(store, speed) or measure_here(store, speed, device)
+
+
+def measure_here(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
+    """Add this machine's speeds, or renew them; returns ``measurements``. Raises StudyError as ``measure_speeds`` does."""
+    write_sealed(store.speed(), {"measured": measurements(store, speed)})  # a folder that refuses it does so before the work
+    mine = measure_speeds(speed, device)
+    others = [one for one in measurements(store, speed) if machine_name(one) != machine_name(mine)]
+    write_sealed(store.speed(), {"measured": [*others, mine]})
+    return [*others, mine]
+
+
+def deployment(study: Study) -> dict[str, Any]:
+    """Latencies of every network of a profile, dense and pruned at each ratio; measured at the first call and kept.
+
+    Widths, and so speed, follow from the ratio alone: the first seed's FCS stands for every criterion. To measure again,
+    remove ``deploy.json``.
+    """
+    runs = {run.identity: run for run in study.grid["pruned"] if run.reference.seed == study.profile.seeds[0]
+            and run.pruning and run.pruning.criterion == "fcs"}  # fmt: skip
+    found = read_or_set_aside(study.store.deploy())
+    if found and found.get("runs") == list(runs):
+        return found
+    rows: list[dict[str, Any]] = []
+    for reference in dict.fromkeys(run.reference for run in runs.values()):
+        networks = {"dense": study.bench.trained(reference)}
+        networks |= {f"{run.pruning.ratio:g}": study.bench.compact(run, study.bench.plan(run))
+                     for run in runs.values() if run.pruning and run.reference == reference}  # fmt: skip
+        macs = {name: count_macs(network, study.bench.example) for name, network in networks.items()}
+        rows.append({"network": f"{reference.network} x{reference.width:g}", "macs": macs,
+                     "milliseconds": latencies(networks, study.bench.example)})  # fmt: skip
+    version = importlib.metadata.version("onnxruntime") if has_onnx() else None
+    found = {"machine": {**describe_machine(torch.device("cpu")), "threads": 1}, "date": describe_moment()["date"],
+             "onnxruntime": version, "runs": list(runs), "rows": rows}  # fmt: skip
+    write_sealed(study.store.deploy(), found)
+    return found

@@ -1,0 +1,162 @@
+"""What a run is: a validated configuration with a stable identity.
+
+The identity is a hash of the configuration's canonical JSON with defaults left out, so a new option
+does not orphan old records. ``SCHEMA`` is part of it and is raised whenever a changed default or a bug
+fix changes results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from fcs_utils.config import Config, Count, Positive, Ratio
+from fcs_utils.errors import StudyError
+from fcs_utils.files import canonical_json
+from fcs_utils.training.optimiser import Training
+
+
+def describe(run: Run) -> str:
+    """A run in a few words, for progress bars and errors."""
+    reference = run.reference
+    words = [f"{reference.network} x{reference.width:g} seed {reference.seed}"]
+    if run.similarity:
+        words.append("similarity")
+    if run.pruning:
+        options = ["{}={}".format(*option) for option in run.pruning.options.items()]
+        words.append(" ".join([run.pruning.criterion, *options, run.pruning.goal]))
+    if run.tuning:
+        words.append(f"{run.tuning.method} {run.tuning.training.epochs} epochs lr {run.tuning.training.learning_rate:g}")
+    return ", ".join(words)
+
+
+SCHEMA = 3
+Option = str | int | float | bool
+Method = Literal["tft", "mlft", "twin", "kd", "scratch"]
+
+
+class Reference(Config):
+    """A dense network trained from its own seed."""
+
+    dataset: str
+    network: str
+    width: Positive = 1.0
+    shortcut: Literal["A", "B"] = "A"
+    seed: Annotated[int, Field(ge=0)]
+    training: Training
+    precision: Literal["fp32", "bf16"]
+
+
+class Similarity(Config):
+    """How redundant the channels are, trained and untrained (claim C1)."""
+
+    calibration: Count = 512
+    quantile: Ratio = 0.99
+
+
+class Pruning(Config):
+    """Which channels go: a criterion with its options, and a share of every layer, or the MACs to leave.
+
+    calibration_seed: draws the calibration images; None is the reference's seed.
+    """
+
+    criterion: str
+    options: dict[str, Option] = {}
+    ratio: Ratio | None = None
+    macs: Ratio | None = None
+    scope: Literal["inner", "all"] = "inner"
+    calibration: Count = 512
+    calibration_seed: Annotated[int, Field(ge=0)] | None = None
+    compensate: Literal["none", "merge"] = "none"
+    recalibrate: bool = True
+
+    @model_validator(mode="after")
+    def _ratio_or_macs(self) -> Pruning:
+        if (self.ratio is None) == (self.macs is None):
+            raise ValueError("give either ratio or macs")
+        return self
+
+    @property
+    def goal(self) -> str:
+        """What is asked for, in words: 'ratio 0.5' or 'MACs 0.5'."""
+        return f"ratio {self.ratio:g}" if self.ratio is not None else f"MACs {self.macs:g}"
+
+
+class Tuning(Config):
+    """How the compact network is trained: (M10) TFT, (M11) MLFT with the original or a twin as peer, (M12) KD or scratch.
+
+    twin_criterion: prunes the twin. temperature, strength: of the distance to the peer. peer_learning_rate: None
+    is the compact network's. updates: whether the peer moves from the same forward passes or after the compact
+    network. budget: of training from scratch, the reference's epochs (scratch-E) or its training MACs (scratch-B).
+    """
+
+    method: Method
+    training: Training
+    temperature: Positive = 1.0
+    strength: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    twin_criterion: str = "kernel_l1"
+    peer_learning_rate: Positive | None = None
+    updates: Literal["simultaneous", "sequential"] = "simultaneous"
+    budget: Literal["epochs", "macs"] = "epochs"
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_method(self) -> Tuning:
+        owners: dict[str, tuple[Method, ...]] = {
+            "temperature": ("mlft", "twin", "kd"), "strength": ("mlft", "twin", "kd"), "twin_criterion": ("twin",),
+            "peer_learning_rate": ("mlft", "twin"), "updates": ("mlft", "twin"), "budget": ("scratch",),
+        }  # fmt: skip
+        for option, methods in owners.items():
+            if self.method not in methods and getattr(self, option) != type(self).model_fields[option].default:
+                raise ValueError(f"{option} belongs to method {' or '.join(map(repr, methods))}, not {self.method!r}")
+        return self
+
+
+class Run(Config):
+    """One run. Its kind follows from the parts that are there; each kind builds on the one before."""
+
+    reference: Reference
+    similarity: Similarity | None = None
+    pruning: Pruning | None = None
+    tuning: Tuning | None = None
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Run:
+        if self.similarity and (self.pruning or self.tuning):
+            raise ValueError("similarity is measured on a dense network: no pruning, no tuning beside it")
+        if self.tuning and not self.pruning:
+            raise ValueError("tuning needs pruning: it starts from the compact network")
+        return self
+
+    @property
+    def kind(self) -> Literal["reference", "similarity", "pruned", "tuned"]:
+        if self.tuning:
+            return "tuned"
+        if self.pruning:
+            return "pruned"
+        return "similarity" if self.similarity else "reference"
+
+    @property
+    def identity(self) -> str:
+        """16 hex digits of SHA-256 over the schema and every value that is not a default."""
+        content = {"schema": SCHEMA, "run": self.model_dump(mode="json", exclude_defaults=True)}
+        return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
+
+    def parent(self) -> Run | None:
+        """The run whose network this one starts from."""
+        if self.tuning:
+            return self.model_copy(update={"tuning": None})
+        if self.pruning or self.similarity:
+            return Run(reference=self.reference)
+        return None
+
+
+def parse_run(value: dict[str, Any]) -> Run:
+    """Build a run from plain data. Raises StudyError naming the first bad field, its value and the rule."""
+    try:
+        return Run.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "run"
+        raise StudyError(f"{where}={first.get('input')!r} is not allowed: {first['msg']}") from error

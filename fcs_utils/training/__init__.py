@@ -1,0 +1,1 @@
+"""Training: one loop for references, TFT, MLFT, KD and training from scratch."""

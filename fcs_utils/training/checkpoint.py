@@ -1,0 +1,106 @@
+"""Where a long training left off, so that it can go on bit for bit, here or on another machine.
+
+One safetensors file holds the networks, the momenta and the generators; its metadata holds the schedules and
+the history.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fcs_utils.errors import StudyError
+from fcs_utils.files import read_tensors, set_aside, write_tensors
+
+if TYPE_CHECKING:
+    from fcs_utils.training.optimiser import Optimiser
+
+
+EVERY = 60.0  # seconds: what a kill costs at most, beside the epoch in hand
+
+
+class Checkpoint:
+    """The state of one training in a file.
+
+    key: names the training; a file of another one is not used.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+        self._saved = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the last save is long enough ago for the next."""
+        return time.monotonic() - self._saved >= EVERY
+
+    def save(self, networks: Sequence[nn.Module], optimisers: Sequence[Optimiser], draws: torch.Generator,
+             history: Sequence[dict[str, Any]]) -> None:  # fmt: skip
+        """Write the state after an epoch, atomically. ``draws``: the generator of shuffling and augmentation."""
+        tensors = {f"network.{n}.{name}": tensor for n, net in enumerate(networks) for name, tensor in net.state_dict().items()}
+        for n, optimiser in enumerate(optimisers):
+            states = optimiser.sgd.state_dict()["state"]
+            tensors |= {f"momentum.{n}.{i}": state["momentum_buffer"] for i, state in states.items()
+                        if state.get("momentum_buffer") is not None}  # fmt: skip
+        tensors |= {"draws": draws.get_state(), "dropout": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            tensors["dropout.cuda"] = torch.cuda.get_rng_state()
+        schedules = [{"groups": o.sgd.state_dict()["param_groups"], "cycle": o.cycle.state_dict()} for o in optimisers]
+        content = {"key": self.key, "history": list(history), "schedules": schedules}
+        write_tensors(self.path, tensors, {"training": json.dumps(content, default=_plain)})
+        self._saved = time.monotonic()
+
+    def restore(
+        self, networks: Sequence[nn.Module], optimisers: Sequence[Optimiser], draws: torch.Generator
+    ) -> list[dict[str, Any]]:
+        """Put a saved state back in place; returns the history so far, empty where there is no file.
+
+        A damaged or foreign file is set aside (``.corrupt``) with a warning, and the training starts from its
+        beginning.
+        """
+        if not self.path.exists():
+            return []
+        try:
+            content, tensors = self._read()
+        except StudyError as error:
+            set_aside(self.path, f"{error}; the training starts over")
+            return []
+        for n, network in enumerate(networks):
+            prefix = f"network.{n}."
+            network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        for n, (optimiser, schedule) in enumerate(zip(optimisers, content["schedules"], strict=True)):
+            (own,) = optimiser.sgd.param_groups
+            # A file keeps values without their layout in memory; a fused step takes the parameter's layout for granted.
+            states = {i: {"momentum_buffer": torch.empty_like(parameter).copy_(tensors[f"momentum.{n}.{i}"])}
+                      for i, parameter in enumerate(own["params"]) if f"momentum.{n}.{i}" in tensors}  # fmt: skip
+            # Fused or not is this machine's matter, not that of the one that saved.
+            groups = [{**group, "fused": own["fused"]} for group in schedule["groups"]]
+            optimiser.sgd.load_state_dict({"state": states, "param_groups": groups})
+            optimiser.cycle.load_state_dict(schedule["cycle"])
+        draws.set_state(tensors["draws"])
+        torch.set_rng_state(tensors["dropout"])
+        if "dropout.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["dropout.cuda"])
+        history: list[dict[str, Any]] = content["history"]
+        return history
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        tensors, metadata = read_tensors(self.path)
+        content: dict[str, Any] = json.loads(metadata.get("training", "{}"))
+        if content.get("key") != self.key:
+            raise StudyError(f"{self.path} is of another training")
+        return content, tensors
+
+    def remove(self) -> None:
+        """The training is done."""
+        self.path.unlink(missing_ok=True)
+
+
+def _plain(value: object) -> object:
+    return value.item() if isinstance(value, Tensor) else str(value)

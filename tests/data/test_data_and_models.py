@@ -1,0 +1,121 @@
+"""Data sets, damaged files, augmentation; published parameter and MAC counts."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fcs_utils.data.dataset import Dataset, load_dataset
+from fcs_utils.data.readers import read_idx
+from fcs_utils.errors import StudyError
+from fcs_utils.models import build_model, count_macs
+
+
+def test_digits_splits_are_fixed_and_disjoint(digits: Dataset) -> None:
+    assert [len(s) for s in (digits.train, digits.validation, digits.test)] == [1000, 297, 500]
+    assert digits.train.images.dtype == torch.uint8 and digits.train.images.shape[1:] == (32, 32, 1)
+    assert load_dataset("digits").fingerprint == digits.fingerprint and not digits.flip
+
+
+def test_calibration_is_fixed_by_its_seed_and_bounded(digits: Dataset) -> None:
+    assert digits.calibration(50, 1).images.equal(digits.calibration(50, 1).images)
+    assert not digits.calibration(50, 1).images.equal(digits.calibration(50, 2).images)
+    with pytest.raises(StudyError, match="calibration=1001"):
+        digits.calibration(1001, 0)
+
+
+def test_augmentation_shifts_by_at_most_four_pixels(digits: Dataset) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, labels = next(digits.epoch(40, generator))
+    order = torch.randperm(len(digits.train), generator=torch.Generator().manual_seed(0))[:40]
+    assert labels.equal(digits.train.labels[order])
+    padded = np.pad(digits.train.images[order].numpy(), ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
+    out = (images.permute(0, 2, 3, 1) * digits.std + digits.mean).round().to(torch.uint8).numpy()
+    offsets = set()
+    for one, frame in zip(out, padded, strict=True):
+        found = [(y, x) for y in range(9) for x in range(9) if np.array_equal(one, frame[y : y + 32, x : x + 32])]
+        assert found
+        offsets.add(found[0])
+    assert len(offsets) > 20
+
+
+def test_part_of_the_training_split_is_stratified_and_leaves_the_other_splits(digits: Dataset) -> None:
+    part = load_dataset("digits[:200]")
+    assert len(part.train) == 200 and part.title == "digits (scikit-learn), 200 training images"
+    assert part.train.labels.bincount().min() >= 18
+    assert part.validation.images.equal(digits.validation.images) and part.test.images.equal(digits.test.images)
+    for bad in ("digits[:5]", "digits[:1000]"):
+        with pytest.raises(StudyError, match=re.escape(bad)):
+            load_dataset(bad)
+
+
+def image_folder(root: Path) -> Path:
+    for part, count in (("train", 12), ("test", 3)):
+        for label in ("cat", "dog"):
+            (root / part / label).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (40, 36), (i, 0, 200 if label == "dog" else 0)).save(root / part / label / f"{i:03}.png")
+    return root
+
+
+def test_image_folder_and_archive_read_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FCS_CACHE", str(tmp_path / "cache"))
+    folder = image_folder(tmp_path / "pets")
+    with tarfile.open(tmp_path / "packed.tar.xz", "w:xz") as archive:
+        archive.add(folder, "pets")
+    plain, packed = (load_dataset(f"imagefolder:{name}", tmp_path) for name in ("pets", "packed"))
+    assert plain.classes == ("cat", "dog") and plain.fingerprint == packed.fingerprint
+    assert load_dataset("imagefolder:pets", tmp_path).fingerprint == plain.fingerprint  # from the cache
+    assert (plain.size, plain.channels, len(plain.test)) == (32, 3, 6)
+
+
+def test_missing_data_lists_places_and_ways(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"Looked in: .*nothing\.tar\.xz.*FCS_DATA"):
+        load_dataset("imagefolder:nothing", tmp_path)
+    for name in ("imagefolder:../etc", "minst"):
+        with pytest.raises(StudyError, match="dataset="):
+            load_dataset(name, tmp_path)
+
+
+def test_truncated_archive_and_idx_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FCS_CACHE", str(tmp_path / "cache"))
+    with tarfile.open(tmp_path / "cut.tar.gz", "w:gz") as archive:
+        archive.add(image_folder(tmp_path / "pets"), "pets")
+    (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "cut.tar.gz").read_bytes()[:300])
+    with pytest.raises(StudyError, match="cut.tar.gz cannot be read"):
+        load_dataset("imagefolder:cut", tmp_path)
+    good = b"\0\0\x08\x01\0\0\0\x03abc"
+    for name, content in (("good", good), ("good.gz", gzip.compress(good))):
+        (tmp_path / name).write_bytes(content)
+        assert read_idx(tmp_path / name).tolist() == [97, 98, 99]
+    for name, content in (("short", good[:-1]), ("foreign", b"hello"), ("cut.gz", gzip.compress(good)[:-9])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(StudyError, match=name):
+            read_idx(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "macs"),
+    [("resnet56", 0.85e6, 125.5e6), ("resnet110", 1.72e6, 252.9e6), ("vgg16", 14.7e6, 313e6), ("resnet20", 0.27e6, 40.5e6)],
+)
+def test_published_sizes(name: str, params: float, macs: float) -> None:
+    model = build_model(name, num_classes=10)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(params, rel=0.01)
+    assert count_macs(model, torch.zeros(1, 3, 32, 32)) == pytest.approx(macs, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [("vgg17", {}, "network='vgg17'"), ("torchvision/none", {}, "network="), ("vgg16", {"width": 0}, "width=0"),
+     ("vgg16", {"shortcut": "B"}, "shortcut='B'"), ("torchvision/resnet18", {"width": 0.5}, "width=0.5")],
+)  # fmt: skip
+def test_bad_networks_are_refused(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        build_model(name, num_classes=10, **options)

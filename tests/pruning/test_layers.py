@@ -1,0 +1,228 @@
+"""Which layers may shrink, where their channels are seen, and what is left whole and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fcs_utils.errors import StudyError
+from fcs_utils.models import build_seeded
+from fcs_utils.pruning.criteria import importance
+from fcs_utils.pruning.layers import trace_layers
+from fcs_utils.pruning.plan import make_plan
+from fcs_utils.pruning.statistics import collect_statistics
+from fcs_utils.pruning.surgery import prune
+from tests.pruning.test_surgery import zeroed
+
+
+class Net(nn.Module):
+    """Layers by name and a forward pass over them, written in one line."""
+
+    def __init__(self, forward: Callable[[nn.Module, Tensor], Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.route = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.route(self, x)
+
+
+def conv(inputs: int, outputs: int, **options: object) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, **options)
+
+
+def mean(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def branching(pool: bool) -> Net:
+    def route(net: nn.Module, x: Tensor) -> Tensor:
+        y = net.relu(net.a(x))
+        return mean(net.b(y) + net.c(F.max_pool2d(y, 3, 1, 1) if pool else y))
+
+    return Net(route, a=conv(3, 6), relu=nn.ReLU(inplace=True), b=conv(6, 4), c=conv(6, 4)).eval()
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_consumers_that_see_different_tensors_are_noticed(pool: bool) -> None:
+    net, images = branching(pool), torch.randn(5, 3, 8, 8)
+    layer = trace_layers(net, images)["a"]
+    assert {consumer.name for consumer in layer.consumers} == {"b", "c"} and layer.parted == pool
+    got = collect_statistics(net, images, layers=["a"])["a"]
+    rows = net.a(images).relu().double().movedim(1, -1).reshape(-1, 6)  # before they part
+    torch.testing.assert_close(got.gram, rows.T @ rows, rtol=1e-5, atol=1e-5)
+    assert got.parted == pool
+
+
+def test_after_a_functional_relu_the_last_tensor_that_a_module_shows_is_taken() -> None:
+    net = Net(lambda n, x: mean(n.b(y := F.relu(n.bn(n.a(x)))) + n.c(F.avg_pool2d(y, 3, 1, 1))),
+              a=conv(3, 6), bn=nn.BatchNorm2d(6), b=conv(6, 4), c=conv(6, 4)).eval()  # fmt: skip
+    layer = trace_layers(net, torch.zeros(1, 3, 8, 8))["a"]
+    # b reads the very tensor at which the paths part.
+    assert (layer.tap.module, layer.tap.side, layer.parted) == ("b", "input", True)
+    pooled = Net(lambda n, x: mean(n.b(F.max_pool2d(y := F.relu(n.bn(n.a(x))), 2)) + n.c(F.avg_pool2d(y, 2))),
+                 a=conv(3, 6), bn=nn.BatchNorm2d(6), b=conv(6, 4), c=conv(6, 4)).eval()  # fmt: skip
+    layer = trace_layers(pooled, torch.zeros(1, 3, 8, 8))["a"]
+    assert (layer.tap.module, layer.tap.side, layer.parted) == ("bn", "output", True)
+
+
+def test_concatenated_channels_are_sliced_out() -> None:
+    net = Net(lambda n, x: mean(n.c(torch.cat([n.a(x).relu(), n.b(x).relu()], 1))), a=conv(3, 4), b=conv(3, 5), c=conv(9, 2)).eval()
+    images = torch.randn(3, 3, 6, 6)
+    got = collect_statistics(net, images)
+    for name in "ab":
+        rows = net.get_submodule(name)(images).relu().double().movedim(1, -1).reshape(-1, len(got[name].l1))
+        torch.testing.assert_close(got[name].gram, rows.T @ rows, rtol=1e-5, atol=1e-5)
+    assert got["b"].consumers[0].positions[:, 0].tolist() == [4, 5, 6, 7, 8]
+
+
+def test_a_flattened_map_keeps_its_height_and_width() -> None:
+    net = Net(lambda n, x: n.head(n.pool(n.a(x)).flatten(1)), a=conv(3, 4), pool=nn.AvgPool2d(2), head=nn.Linear(4 * 12, 2)).eval()
+    layer = trace_layers(net, torch.zeros(1, 3, 8, 6))["a"]
+    assert layer.tap.size == (4, 3)
+    got = collect_statistics(net, torch.randn(5, 3, 8, 6), extras=("hrank",))["a"]
+    assert got.positions == 12 and got.extras["hrank"].tolist() == [3.0] * 4
+
+
+def squeeze_excite() -> Net:
+    def route(net: nn.Module, x: Tensor) -> Tensor:
+        y = net.relu(net.depth(net.relu0(net.expand(x))))
+        return mean(net.project(y * torch.sigmoid(net.up(F.relu(net.down(F.adaptive_avg_pool2d(y, 1)))))))
+
+    return Net(route, expand=nn.Conv2d(3, 8, 1), relu0=nn.ReLU(), depth=conv(8, 8, groups=8), relu=nn.ReLU(),
+               down=nn.Conv2d(8, 2, 1), up=nn.Conv2d(2, 8, 1), project=nn.Conv2d(8, 4, 1)).eval()  # fmt: skip
+
+
+@torch.no_grad()
+def test_depthwise_and_gating_convolutions_follow() -> None:
+    net, images = squeeze_excite(), torch.randn(4, 3, 8, 8)
+    layers = trace_layers(net, images)
+    assert set(layers["expand"].followers) == {"depth", "up"} and layers["expand"].parted
+    assert (layers["expand"].tap.module, layers["expand"].tap.side) == ("relu", "output")
+    assert "depthwise" in layers["depth"].obstacle("all") and "gates" in layers["up"].obstacle("all")
+    plan = make_plan(net, images, importance("random", model=net), ratio=0.5)
+    assert plan.kept["expand"] == plan.kept["depth"] == plan.kept["up"] and "depth" not in plan.skipped
+    want, got = zeroed(net, plan, images), prune(net, plan)(images)
+    assert (got - want).norm() / want.norm() < 1e-5 < (net(images) - want).norm() / want.norm()
+
+
+WHOLE = {
+    "called twice": (
+        lambda: Net(lambda n, x: mean(n.b(n.a(n.a(x).relu()).relu())), a=conv(3, 3), b=conv(3, 2)),
+        "a is called more than once",
+    ),
+    "read twice": (
+        lambda: Net(lambda n, x: mean(n.b(n.a(x)) + n.b(n.c(x))), a=conv(3, 4), c=conv(3, 4), b=conv(4, 2)),
+        "b is called more than once",
+    ),
+    "grouped": (
+        lambda: Net(lambda n, x: mean(n.b(n.a(x))), a=nn.Conv2d(4, 6, 1, groups=2), b=conv(6, 2)),
+        "grouped convolution",
+    ),
+    "read by grouped": (
+        lambda: Net(lambda n, x: mean(n.b(n.a(x))), a=conv(3, 6), b=nn.Conv2d(6, 2, 1, groups=2)),
+        "grouped convolution b",
+    ),
+    "output": (lambda: Net(lambda n, x: mean(n.a(x)), a=conv(3, 4)), "network's outputs"),
+    "output besides": (
+        lambda: Net(lambda n, x: (mean(n.b(y := n.a(x).relu())), y), a=conv(3, 4), b=conv(4, 2)),
+        "network's outputs",
+    ),
+    "group norm": (
+        lambda: Net(lambda n, x: mean(n.b(n.g(n.a(x)))), a=conv(3, 4), g=nn.GroupNorm(2, 4), b=conv(4, 2)),
+        "GroupNorm, which mixes channels",
+    ),
+    "sum with the images": (
+        lambda: Net(lambda n, x: mean(n.b(x + n.a(x))), a=conv(3, 3), b=conv(3, 2)),
+        "residual sum with the images",
+    ),
+    "unused": (
+        lambda: Net(lambda n, x: mean(n.b(x)), a=conv(3, 4), b=conv(3, 2)),
+        "does not lead through it",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_what_cannot_shrink_exactly_is_left_whole_with_the_reason(case: str) -> None:
+    build, reason = WHOLE[case]
+    net = build().eval()
+    inputs = next(module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d))
+    layers = trace_layers(net, torch.zeros(1, inputs, 6, 6))
+    assert reason in layers["a"].obstacle("all")
+    with pytest.raises(StudyError, match="nothing to prune"):
+        make_plan(net, torch.zeros(1, inputs, 6, 6), {"a": torch.ones(layers["a"].channels)}, ratio=0.5)
+
+
+def head(read: Callable[[Tensor], Tensor], inputs: int) -> Callable[[], Net]:
+    """A convolution of six channels, an operation, and a linear layer that reads what it makes of them."""
+    return lambda: Net(lambda n, x: n.b(read(n.a(x))), a=conv(3, 6), b=nn.Linear(inputs, 2))
+
+
+MIXED = {
+    "softmax": head(lambda y: mean(torch.softmax(y, 1)), 6),
+    "centred": head(lambda y: mean(y - y.mean(1, keepdim=True)), 6),
+    "normalised": head(lambda y: mean(F.normalize(y, dim=1)), 6),
+    "response norm": head(lambda y: mean(F.local_response_norm(y, 3, alpha=1.0)), 6),
+    "channels last": head(lambda y: y.permute(0, 2, 3, 1).flatten(1), 6 * 36),
+    "two poolings": head(lambda y: torch.cat([mean(y), y.amax((2, 3))], 1), 12),
+    "CReLU": head(lambda y: mean(torch.cat([y.relu(), (-y).relu()], 1)), 12),
+    "shuffled": head(lambda y: mean(F.pixel_shuffle(F.pad(y, (0, 0, 0, 0, 0, 2)), 2)), 2),
+    "group norm": head(lambda y: mean(F.group_norm(y, 2)), 6),
+    "gated halves": head(lambda y: mean(F.glu(y, 1)), 3),
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_channels_that_mix_on_the_way_are_left_whole(case: str) -> None:
+    net = MIXED[case]().eval()
+    assert trace_layers(net, torch.zeros(1, 3, 6, 6))["a"].obstacle("all")
+    with pytest.raises(StudyError, match="nothing to prune"):
+        make_plan(net, torch.zeros(1, 3, 6, 6), {"a": torch.arange(6.0)}, ratio=0.5)
+
+
+def test_a_network_that_expects_the_old_widths_is_not_handed_over() -> None:
+    net = Net(lambda n, x: n.b(mean(n.a(x).relu() + n.offset)), a=conv(3, 6), b=nn.Linear(6, 2)).eval()
+    net.register_buffer("offset", torch.zeros(6, 1, 1))
+    plan = make_plan(net, torch.zeros(1, 3, 6, 6), {"a": torch.arange(6.0)}, ratio=0.5)
+    with pytest.raises(StudyError, match="does not run"):
+        prune(net, plan)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.GELU(), nn.Sigmoid(), nn.SiLU(inplace=True), nn.PReLU(6)])
+@pytest.mark.parametrize("frozen", [False, True])
+@torch.no_grad()
+def test_any_activation_without_batchnorm_and_frozen(activation: nn.Module, frozen: bool) -> None:
+    net = Net(lambda n, x: n.head(mean(n.act2(n.b(n.act(n.a(x)))))), a=conv(3, 6), act=activation, b=conv(6, 8), act2=nn.ReLU(),
+              head=nn.Linear(8, 3)).eval()  # fmt: skip
+    net.requires_grad_(not frozen)
+    images = torch.randn(6, 3, 8, 8)
+    scores = importance("fcs", model=net, statistics=collect_statistics(net, images))
+    plan = make_plan(net, images, scores, ratio=0.5)
+    want, compact = zeroed(net, plan, images), prune(net, plan)
+    assert plan.kept.keys() == {"a", "b"}
+    assert (compact(images) - want).norm() / want.norm() < 1e-5
+    assert all(parameter.requires_grad != frozen for parameter in compact.parameters())
+
+
+def test_one_image_is_traced_as_a_batch() -> None:
+    # The graph library would call this network on an image without batch, and lose layers behind in-place operations.
+    net = nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(inplace=True), nn.Conv2d(5, 2, 1)).eval()
+    assert trace_layers(net, torch.zeros(1, 2, 7, 7))["0"].obstacle() is None
+
+
+def test_networks_whose_channels_cannot_be_followed_say_so() -> None:
+    with pytest.raises(StudyError, match="cannot be followed"):
+        trace_layers(build_seeded(0, "torchvision/shufflenet_v2_x0_5", num_classes=2), torch.zeros(1, 3, 64, 64))
+    with pytest.raises(StudyError, match="no convolution"):
+        trace_layers(nn.Linear(3, 2), torch.zeros(1, 3, 8, 8))

@@ -1,0 +1,159 @@
+"""What must hold for every network, importance and ratio, tried on what hypothesis comes up with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fcs_utils.pruning.criteria import CRITERIA, importance
+from fcs_utils.pruning.fcs import assign_bins, fcs
+from fcs_utils.pruning.layers import Consumer
+from fcs_utils.pruning.linear import elimination_order
+from fcs_utils.pruning.plan import PruningPlan, keep_count, make_plan, select
+from fcs_utils.pruning.statistics import ChannelStatistics, collect_statistics
+from fcs_utils.pruning.sums import EXTRAS, READINGS
+from fcs_utils.pruning.surgery import prune
+from tests.pruning.test_surgery import zeroed
+
+
+@st.composite
+def statistics(draw: st.DrawFn) -> ChannelStatistics:
+    """Statistics of random maps with copies, dead and constant channels among them."""
+    channels, count = draw(st.integers(1, 24)), draw(st.integers(1, 30))
+    maps = torch.randn(count, channels, generator=torch.Generator().manual_seed(draw(st.integers(0, 10_000)))).double().relu()
+    maps *= torch.tensor(draw(st.lists(st.sampled_from([0.0, 1e-6, 1.0, 1.0, 1e4]), min_size=channels, max_size=channels))).double()
+    for target in draw(st.lists(st.integers(0, channels - 1), max_size=4)):
+        maps[:, target] = draw(st.sampled_from([0.5, 1.0, 2.0])) * maps[:, draw(st.integers(0, channels - 1))]
+    consumer = Consumer("next", torch.arange(channels)[:, None])
+    return ChannelStatistics(maps.T @ maps, maps.abs().mean(0), maps.mean(0), count, 1, (consumer,))
+
+
+@given(statistics(), st.sampled_from(["mean", "max", "greedy"]), st.sampled_from(["bin", "layer"]), st.integers(1, 9))
+def test_fcs_is_a_finite_strict_order_with_the_dead_last(one: ChannelStatistics, redundancy: str, quota: str, bins: int) -> None:
+    score = fcs(one, redundancy=redundancy, quota=quota, bins=bins)  # type: ignore[arg-type]
+    assert score.isfinite().all() and len(score.unique()) == len(one.l1)
+    dead = one.l1 == 0
+    # A dead channel alone in its bin would still be the first to go.
+    assert not dead.any() or dead.all() or score[dead].max() < score[~dead].min()
+
+
+@given(statistics(), st.integers(1, 9))
+def test_scale_does_not_matter_to_the_bins(one: ChannelStatistics, bins: int) -> None:
+    assert assign_bins(one.l1, bins).equal(assign_bins(4.0 * one.l1, bins))  # a power of two: exact
+
+
+@given(statistics(), st.permutations(range(24)))
+def test_fcs_does_not_care_where_a_channel_stands(one: ChannelStatistics, order: list[int]) -> None:
+    order = [index for index in order if index < len(one.l1)]
+    moved = ChannelStatistics(one.gram[order][:, order], one.l1[order], one.mean[order], one.count, 1, one.consumers)
+    values = one.l1.tolist()
+    if len(set(values)) == len(values):  # equal norms are told apart by index, and only they
+        first, second = fcs(one, redundancy="max"), fcs(moved, redundancy="max")
+        assert first[order].argsort().tolist() == second.argsort().tolist()
+
+
+@given(statistics())
+def test_elimination_names_every_channel_once_and_the_dead_first(one: ChannelStatistics) -> None:
+    order = elimination_order(one.gram, torch.ones(len(one.l1)).double(), one.l1)
+    dead = (one.l1 == 0).nonzero()[:, 0].tolist()
+    assert sorted(order) == list(range(len(one.l1))) and set(order[: len(dead)]) == set(dead)
+
+
+@given(st.integers(1, 600), st.floats(0.001, 0.999))
+def test_keep_count_is_monotone_and_within_bounds(channels: int, ratio: float) -> None:
+    assert 1 <= keep_count(channels, ratio) <= channels
+    assert keep_count(channels, min(0.999, ratio * 1.1)) <= keep_count(channels, ratio)
+    assert abs(channels - keep_count(channels, ratio) - ratio * channels) <= 0.5 or keep_count(channels, ratio) == 1
+
+
+class Residual(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.body(x)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> nn.Module:
+    """Small classifiers: convolutions, BatchNorm or none, activations, pools, residual and depthwise blocks."""
+    torch.manual_seed(draw(st.integers(0, 10_000)))
+    layers: list[nn.Module] = []
+    channels, size = 3, 8
+
+    def unit(inputs: int, outputs: int, groups: int = 1) -> list[nn.Module]:
+        norm = draw(st.booleans())
+        activation = draw(st.sampled_from([nn.ReLU(inplace=True), nn.ReLU(), nn.SiLU(), nn.GELU(), nn.Identity()]))
+        kernel = draw(st.sampled_from([1, 3]))
+        conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=draw(st.booleans()))
+        return [conv, *([nn.BatchNorm2d(outputs)] if norm else []), activation]
+
+    for _ in range(draw(st.integers(1, 4))):
+        kind = draw(st.sampled_from(["plain", "plain", "residual", "depthwise", "pool"]))
+        if kind == "plain":
+            width = draw(st.integers(2, 9))
+            layers += unit(channels, width)
+            channels = width
+        elif kind == "residual":
+            layers.append(Residual(nn.Sequential(*unit(channels, width := draw(st.integers(2, 6))), *unit(width, channels))))
+        elif kind == "depthwise":
+            layers += unit(channels, channels, groups=channels)
+        elif size > 2:
+            layers.append(nn.MaxPool2d(2))
+            size //= 2
+    layers += unit(channels, 6)
+    head = [nn.Flatten(), nn.Linear(6 * size * size, 4)] if draw(st.booleans()) else [
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)]  # fmt: skip
+    network = nn.Sequential(*layers, *head).train()
+    with torch.no_grad():
+        for _ in range(4):
+            network(torch.randn(16, 3, 8, 8))
+    return network.eval()
+
+
+@given(networks(), st.sampled_from(list(CRITERIA)), st.floats(0.2, 0.8), st.sampled_from(["inner", "all"]))
+@torch.no_grad()
+def test_surgery_is_exact_and_plans_survive_json(network: nn.Module, criterion: str, ratio: float, scope: str) -> None:
+    images, labels = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 4
+    statistics = collect_statistics(network, images, readings=READINGS, extras=EXTRAS)
+    if criterion == "bn_scale" and any(one.norm is None for one in statistics.values()):
+        criterion = "fcs"
+    scores = importance(criterion, model=network, statistics=statistics, images=images, labels=labels)
+    plan = make_plan(network, images, scores, ratio=ratio, scope=scope)  # type: ignore[arg-type]
+    assert PruningPlan.from_json(plan.to_json()) == plan
+    for name, kept in plan.kept.items():
+        if name in scores and scope == "inner":
+            assert kept == select(scores[name], keep_count(plan.channels[name], ratio))
+    compact, want = prune(network, plan), zeroed(network, plan, images)
+    assert (compact(images) - want).norm() <= 1e-5 * want.norm() + 1e-6
+
+
+@given(networks(), st.floats(0.5, 0.7))
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:merge left out")
+def test_merge_reconstructs_no_worse_than_dropping(network: nn.Module, ratio: float) -> None:
+    """On the calibration images, at the first pruned layer's consumer, where nothing before has changed."""
+    images = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    statistics = collect_statistics(network, images)
+    first = next(iter(statistics))
+    plan = make_plan(network, images, {first: importance("kernel_l1", model=network, statistics=statistics)[first]}, ratio=ratio)
+    reader = statistics[first].consumers[0].name
+    seen: dict[str, torch.Tensor] = {}
+
+    def read(name: str, model: nn.Module) -> torch.Tensor:
+        with model.get_submodule(reader).register_forward_hook(lambda _m, _i, out: seen.__setitem__(name, out.clone())):
+            model(images)
+        return seen[name]
+
+    want = read("dense", network)
+    plain = read("plain", prune(network, plan))
+    merged = read("merged", prune(network, plan, compensate="merge", statistics=statistics))
+    # Least squares on single positions bounds the error of what reads them one by one: not of kernels over
+    # nine of them, nor of weights on a whole flattened map.
+    module, single = network.get_submodule(reader), statistics[first].consumers[0].positions.shape[1] == 1
+    if single and module.bias is not None and getattr(module, "kernel_size", (1, 1)) == (1, 1):
+        assert (merged - want).norm() <= (plain - want).norm() * (1 + 1e-3) + 1e-4

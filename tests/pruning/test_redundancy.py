@@ -1,0 +1,58 @@
+"""The null of claim C1: chance finds few twins whatever the width, dead channels count on neither side."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fcs_utils.pruning.redundancy import best_twin, pairs, twin_shares
+from fcs_utils.study.networks import Bench
+from fcs_utils.study.records import Store
+from fcs_utils.study.runs import Reference
+from fcs_utils.training.optimiser import Training
+
+
+def relay(channels: int, dead: int = 0, copies: int = 0) -> nn.Module:
+    """A convolution that hands its input channels on, some of them zeroed and some of them copied."""
+    net = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.ReLU(), nn.Conv2d(channels, 2, 1))
+    weight = torch.eye(channels)
+    weight[:dead] = 0
+    for copy in range(copies):
+        weight[channels - 1 - copy] = 0.5 * weight[channels - 1 - copies - copy]
+    net[0].weight.data = weight[:, :, None, None]
+    return net.eval()
+
+
+def noise(channels: int) -> torch.Tensor:
+    return torch.randn(40, channels, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+def test_best_twin_and_pairs_by_hand() -> None:
+    similarity = torch.tensor([[1.0, 0.2, 0.9], [0.2, 1.0, 0.3], [0.9, 0.3, 1.0]])
+    assert best_twin(similarity).tolist() == pytest.approx([0.9, 0.3, 0.9])
+    assert pairs(similarity).tolist() == pytest.approx([0.2, 0.9, 0.3])
+
+
+@pytest.mark.parametrize(("channels", "dead"), [(16, 0), (128, 0), (128, 64)])
+def test_unrelated_channels_have_hardly_a_twin(channels: int, dead: int) -> None:
+    share = twin_shares(relay(channels, dead), noise(channels), 0.99, seed=1)["0"]
+    assert share["twins"] <= 0.12 and share["live"] == (channels - dead) / channels
+
+
+@pytest.mark.parametrize("dead", [0, 40])
+def test_copies_are_found_among_the_live(dead: int) -> None:
+    share = twin_shares(relay(64, dead, copies=6), noise(64), 0.99, seed=1)["0"]
+    assert share["twins"] >= 12 / (64 - dead)  # six copies and their originals
+
+
+def test_an_untrained_network_may_see_the_data(tmp_path) -> None:
+    bench = Bench(Store(tmp_path, "t"), "digits", None, torch.device("cpu"))
+    training = Training(epochs=1, learning_rate=0.1)
+    reference = Reference(dataset="digits", network="vgg16", width=0.125, seed=0, training=training, precision="fp32")
+    images = bench.calibration_images(0, 64)
+    made, seen = bench.untrained(reference), bench.untrained(reference, images)
+    assert made.features.conv1.weight.equal(seen.features.conv1.weight)
+    assert made.features.bn1.running_mean.abs().max() == 0
+    want = seen.features.conv1(images).mean((0, 2, 3))
+    torch.testing.assert_close(seen.features.bn1.running_mean, want, rtol=1e-3, atol=1e-4)

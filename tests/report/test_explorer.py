@@ -1,0 +1,133 @@
+"""The explorer without a browser: what it shows is what the criteria, plans and surgery say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fcs_utils.errors import StudyError
+from fcs_utils.models import build_model, count_macs
+from fcs_utils.pruning.criteria import CRITERIA
+from fcs_utils.pruning.export import load_compact
+from fcs_utils.report.exploration import Choice, Exploration
+from fcs_utils.report.explorer import WIDGET, Explorer
+from fcs_utils.study.study import Study
+from fcs_utils.training.evaluate import accuracy
+
+
+@pytest.fixture(scope="module")
+def here(smoke: Path) -> Exploration:
+    return Exploration(Study("smoke", smoke), "vgg16", 0)
+
+
+CHOICE = Choice("features.conv2", bins=3)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_layer_shows_the_plan_of_the_whole_and_each_twin_is_the_nearest(here: Exploration, criterion: str) -> None:
+    choice = replace(CHOICE, criterion=criterion)
+    view, whole = here.layer(choice), here.whole(choice)
+    assert whole.plan.kept["features.conv2"] == view.kept
+    assert sorted([*view.kept, *view.twins]) == list(range(len(view.norms)))
+    for gone, twin in view.twins.items():
+        rivals = [c for c in view.kept if view.labels[c] == view.labels[gone]] or view.kept
+        assert twin in rivals and view.similarity[gone, twin] == view.similarity[gone, rivals].max()
+    why = view.why()
+    assert why.cosine.is_monotonic_decreasing and set(why.channel) == set(view.twins)
+
+
+def test_accuracies_are_those_of_the_study_on_the_same_images(here: Exploration) -> None:
+    run = next(r for r in here.study.runs(["pruned"]) if r.reference == here.reference
+               and r.pruning.criterion == "fcs" and r.pruning.ratio == 0.5)  # fmt: skip
+    whole = here.whole(Choice("features.conv2"))
+    record = here.study.record(run)["result"]
+    assert whole.plan.kept == record["plan"]["kept"] and whole.macs == record["cost"]["macs"]
+    assert whole.params == record["cost"]["params"]
+    # The explorer judges on a part of the validation split.
+    assert abs(whole.plain_recalibrated - record["before_tuning"]["validation"]) < 12
+
+
+def test_a_saved_network_loads_without_the_study(here: Exploration, tmp_path: Path) -> None:
+    for merge in (False, True):
+        path = here.save(CHOICE, merge)
+        dense = build_model("vgg16", num_classes=10, width=0.125, in_channels=1)
+        compact = load_compact(path, dense).eval()
+        assert count_macs(compact, here.images[:1]) == here.whole(CHOICE).macs
+        whole = here.whole(CHOICE)
+        want = whole.merged_recalibrated if merge else whole.plain_recalibrated
+        assert accuracy(compact, here.bench.dataset, here.judges) == want
+        names: dict[str, object] = {}
+        exec(here.loading_code(path), names)  # noqa: S102 - our own words
+        assert names["compact"].state_dict().keys() == compact.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"layer": "conv99"}, "layer='conv99'"), ({"criterion": "l3"}, "criterion='l3'"), ({"reading": "median"}, "reading='median'"),
+     ({"bins": 0}, "bins=0"), ({"ratio": 1.0}, "ratio=1.0")],
+)  # fmt: skip
+def test_bad_choices_are_refused(here: Exploration, change: dict[str, object], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        here.layer(replace(CHOICE, **change))
+
+
+def test_bad_networks_seeds_and_images_are_refused(here: Exploration) -> None:
+    for network, seed, message in (("vgg19", 0, "network='vgg19'"), ("vgg16", 7, "seed=7")):
+        with pytest.raises(StudyError, match=message):
+            Exploration(here.study, network, seed)
+    with pytest.raises(StudyError, match="image=128 is not allowed; allowed: 0 to 127"):
+        here.maps(CHOICE, 128)
+
+
+def test_controls_redraw_what_depends_on_them_and_nothing_else(here: Exploration) -> None:
+    explorer = Explorer(here.study, here, CHOICE)
+
+    def pictures() -> list[bytes]:
+        return [bytes(image.value) for image in (explorer.similarity, explorer.norms, explorer.pair)]
+
+    before = pictures()
+    assert all(picture.startswith(b"\x89PNG") for picture in before)
+    explorer.image.value = 3
+    after = pictures()
+    assert after[:2] == before[:2] and after[2] != before[2]
+    explorer.ratio.value = 0.75
+    assert pictures()[1] != after[1] and explorer.choice.ratio == 0.75
+    explorer.criterion.value = "kernel_l1"
+    assert explorer.reading.disabled and explorer.bins.disabled
+    numbers = explorer.numbers.value
+    explorer.network.value = "resnet20"
+    assert explorer.layer.value in explorer.here.layers and explorer.numbers.value != numbers
+    explorer.network.value = "vgg16"
+    explorer.save.click()
+    assert "load_compact" in explorer.said.value
+
+
+@pytest.mark.parametrize("network", ["vgg16", "resnet20"])
+def test_every_layer_can_be_looked_at(here: Exploration, network: str) -> None:
+    explorer = Explorer(here.study, here, CHOICE)
+    explorer.network.value = network
+    for layer in explorer.here.layers:  # the last one, too, whose maps come flattened
+        explorer.layer.value = layer
+        assert explorer.choice.layer == layer and len(explorer.here.layer(explorer.choice).norms) > 1
+        assert explorer.gone.value is None or bytes(explorer.pair.value).startswith(b"\x89PNG")
+
+
+def test_a_small_layer_where_nothing_goes_says_so_instead_of_failing(here: Exploration) -> None:
+    explorer = Explorer(here.study, here, CHOICE)
+    explorer.ratio.value = 0.05  # of 8 channels: rounds to none
+    assert explorer.gone.value is None and not bytes(explorer.pair.value)
+
+
+def test_what_knows_no_widgets_gets_a_still_view(here: Exploration) -> None:
+    bundle = Explorer(here.study, here, CHOICE)._repr_mimebundle_()
+    assert WIDGET in bundle
+    still = bundle["text/html"]
+    assert still.count("<img alt=") == 3 and "of the unpruned" in still and "<script" not in still
+
+
+def test_the_executed_copy_holds_no_widgets(smoke: Path) -> None:
+    executed = (smoke / "smoke" / "notebooks" / "explore.ipynb").read_text()
+    assert "widget-view" not in executed and "data:image/png" in executed
+    assert (smoke / "smoke" / "pages" / "explore.html").read_text().count("<img") == 3

@@ -1,0 +1,60 @@
+"""What a profile's missing runs will take, before they are done."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from fcs_utils.benchmarks.speed import Job
+from fcs_utils.study import estimate as estimates
+from fcs_utils.study.estimate import estimate, lacking, training_throughput
+from fcs_utils.study.profiles import Network, get_profile
+from fcs_utils.study.study import Study
+from tests.conftest import study_command
+
+
+def test_what_is_lacking_is_what_a_study_then_does(smoke: Path, tmp_path: Path) -> None:
+    done = Study("smoke", smoke)
+    assert not any(lacking(done).values())
+    fresh = lacking(Study("smoke", tmp_path))
+    listed = [run for runs in fresh.values() for run in runs]
+    assert len({run.identity for run in listed}) == len(listed)
+    # Which arms there are depends on the chosen rates; all else is known beforehand, the pilots' networks included.
+    before = {run.identity for stage, runs in fresh.items() if stage != "arms" for run in runs}
+    made = {path.stem.rsplit("-", 1)[1] for path in (smoke / "smoke" / "records").glob("*.json")}
+    assert made == before | {run.identity for run in done.grid["arms"]}
+
+
+def test_hours_are_multiply_adds_over_throughput_network_by_network(tmp_path: Path) -> None:
+    def throughput(network: Network) -> float:
+        return {"vgg16": 1e9, "resnet20": 2e9}[network.network]
+
+    study = Study("smoke", tmp_path)
+    table = estimate(study, throughput).set_index("stage")
+    arms = table.loc["arms"]  # of the VGG alone
+    assert arms["hours (ESTIMATE)"] == pytest.approx(arms["10^12 MACs"] * 1e12 / 1e9 / 3600)
+    all_same = estimate(study, lambda network: 1e9).set_index("stage")
+    slow, mixed = (hours.loc["all", "hours (ESTIMATE)"] for hours in (all_same, table))
+    assert slow / 2 < mixed < slow
+    assert table.loc["all", "runs"] == table.runs[:-1].sum()
+    assert not any(tmp_path.iterdir())  # asking leaves no trace
+
+
+def test_the_command_measures_and_prints_a_line_a_stage(tmp_path: Path) -> None:
+    done = study_command("estimate", "--profile", "smoke", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^ *all +\d+ +[\d.]+ +\d+\.\d\d$", done.stdout, re.MULTILINE), done.stdout
+    missing = study_command("estimate", "--profile", "smoke:imagefolder:nowhere", "--out", str(tmp_path), "--data", str(tmp_path))
+    assert missing.returncode == 1 and "nowhere" in missing.stderr and "Traceback" not in missing.stderr
+
+
+@pytest.mark.parametrize(("passes", "way"), [("plain", "study, two at once"), ("compiled", "study, compiled, two at once")])
+def test_passes_are_measured_as_a_study_does_its_runs(monkeypatch: pytest.MonkeyPatch, passes: str, way: str) -> None:
+    jobs: list[Job] = []
+    monkeypatch.setattr(estimates, "pick_workers", lambda wanted, device: 2)
+    monkeypatch.setattr(estimates, "measure_apart", lambda job: jobs.append(job) or 1.0)
+    training_throughput(torch.device("cpu"), passes)(get_profile("paper").networks[0])
+    assert [job.way for job in jobs] == [way]

@@ -1,0 +1,137 @@
+"""A training that was cut off goes on bit for bit, with the optimiser of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fcs_utils.data.dataset import Dataset
+from fcs_utils.errors import OutOfTime
+from fcs_utils.models import build_seeded
+from fcs_utils.training.checkpoint import Checkpoint
+from fcs_utils.training.loop import Epoch, fit
+from fcs_utils.training.losses import mutual
+from fcs_utils.training.optimiser import Training
+from tests.training.test_loop import tiny
+
+TRAINING = Training(epochs=4, learning_rate=0.05, batch_size=128)
+
+
+class Dropping(nn.Module):
+    """Draws from the global generator in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.drop = tiny(), nn.Dropout(0.3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.drop(self.body(x))
+
+
+def rows(history: list[Epoch]) -> list[dict[str, object]]:
+    return [{k: v for k, v in vars(epoch).items() if k != "seconds"} for epoch in history]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_training_cut_off_goes_on_bit_for_bit(digits: Dataset, tmp_path: Path, stop: int, sequential: bool) -> None:
+    def train(checkpoint: Checkpoint | None, stop: int | None) -> tuple[list[nn.Module], list[Epoch]]:
+        networks: list[nn.Module] = [Dropping(), tiny(1)]
+        networks[0].load_state_dict({f"body.{k}": v for k, v in tiny().state_dict().items()})
+        epochs = 0
+
+        def on_epoch(macs: int) -> None:
+            nonlocal epochs
+            epochs += 1
+            if epochs == stop:
+                raise OutOfTime("enough")
+
+        history = fit(networks, digits, TRAINING, seed=3, losses=mutual(), sequential=sequential, peer_learning_rate=0.02,
+                      on_epoch=on_epoch, checkpoint=checkpoint)  # fmt: skip
+        return networks, history
+
+    whole, expected = train(None, None)
+    with pytest.raises(OutOfTime):
+        train(Checkpoint(tmp_path / "c.safetensors", "run"), stop)
+    parts, history = train(Checkpoint(tmp_path / "c.safetensors", "run"), None)
+    assert rows(history) == rows(expected)
+    assert [epoch.seconds for epoch in history] == sorted(epoch.seconds for epoch in history)
+    for one, other in zip(whole, parts, strict=True):
+        for name, tensor in one.state_dict().items():
+            assert tensor.equal(other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_over(digits: Dataset, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "c.safetensors"
+
+    def stop(macs: int) -> None:
+        raise OutOfTime("enough")
+
+    with pytest.raises(OutOfTime):
+        fit([tiny()], digits, TRAINING, seed=3, on_epoch=stop, checkpoint=Checkpoint(path, "run"))
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        content = content[: len(content) // 2]
+    elif damage == "flipped":
+        content[-1000] ^= 1
+    elif damage == "empty":
+        content = bytearray()
+    path.write_bytes(content)
+    network = tiny()
+    with pytest.warns(UserWarning, match="starts over"):
+        history = fit([network], digits, TRAINING, seed=3, checkpoint=Checkpoint(path, "other" if damage == "foreign" else "run"))
+    alone = tiny()
+    assert rows(history) == rows(fit([alone], digits, TRAINING, seed=3))
+    assert network.conv.weight.equal(alone.conv.weight) and path.with_suffix(".corrupt").exists()
+
+
+def vgg_cut_off(
+    data: Dataset, path: Path, monkeypatch: pytest.MonkeyPatch | None, fused: tuple[bool, bool]
+) -> tuple[nn.Module, nn.Module]:
+    """One VGG trained whole, one cut off after an epoch; fused: the optimiser before and after the cut, on a CPU."""
+    device, training, optimisers = data.mean.device, TRAINING.model_copy(update={"epochs": 2, "learning_rate": 0.001}), []
+    real = torch.optim.SGD
+
+    def train(fuse: bool, **options: Any) -> nn.Module:
+        def sgd(*args: Any, **more: Any) -> torch.optim.SGD:
+            optimisers.append(real(*args, **{**more, "fused": fuse}))
+            return optimisers[-1]
+
+        if monkeypatch:
+            monkeypatch.setattr(torch.optim, "SGD", sgd)
+        network = build_seeded(0, "vgg16", num_classes=10, width=0.125, in_channels=1).to(device)
+        fit([network], data, training, seed=3, **options)
+        return network
+
+    def stop(macs: int) -> None:
+        raise OutOfTime("enough")
+
+    with pytest.raises(OutOfTime):
+        train(fused[0], on_epoch=stop, checkpoint=Checkpoint(path, "run"))
+    parts = train(fused[1], checkpoint=Checkpoint(path, "run"))
+    for optimiser in optimisers[1:]:
+        assert optimiser.param_groups[0]["fused"] is fused[1]
+        for parameter, state in optimiser.state.items():
+            assert state["momentum_buffer"].stride() == parameter.stride()  # which a fused step on a GPU insists on
+    return train(fused[1]), parts
+
+
+@pytest.mark.parametrize("fused", [(True, True), (True, False), (False, True)])
+def test_momenta_and_the_kind_of_step_are_those_of_this_machine(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fused: tuple[bool, bool]
+) -> None:
+    whole, parts = vgg_cut_off(digits, tmp_path / "c.safetensors", monkeypatch, fused)
+    for (name, one), other in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        assert one.equal(other) if fused[0] == fused[1] else torch.allclose(one, other, atol=1e-4), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_training_on_a_gpu_goes_on(digits: Dataset, tmp_path: Path) -> None:
+    whole, parts = vgg_cut_off(digits.to(torch.device("cuda")), tmp_path / "c.safetensors", None, (True, True))
+    for (name, one), other in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4), name
