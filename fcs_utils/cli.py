@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from fcs_utils.errors import OutOfTime, StudyError
 
 if TYPE_CHECKING:
-    from fcs_utils.training.passes import Way
+    from fcs_utils.training.passes import Mode
 import re
 
 # Spelled out so that a typo is refused without importing torch; a test compares them with the real tables.
@@ -238,7 +238,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _training(options: argparse.Namespace) -> tuple[str, Way]:
+def _training(options: argparse.Namespace) -> tuple[str, Mode]:
     """Device and passes, for commands that leave them open too."""
     return getattr(options, "device", "auto"), getattr(options, "passes", "plain")
 

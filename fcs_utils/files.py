@@ -90,7 +90,7 @@ def _no_number(text: str) -> float:
     raise ValueError(f"{text} is no JSON number")
 
 
-def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+def write_checksummed(path: Path, value: Mapping[str, Any]) -> None:
     """Write a mapping as JSON, atomically, with its checksum as ``volatile.sha256``.
 
     It covers the volatile part too, so it is itself volatile: equal runs have equal records but for that part.
@@ -101,8 +101,8 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     write_json(path, {**bare, "volatile": {**volatile, "sha256": _text_sum(bare)}})
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
-    """Read what ``write_sealed`` wrote. Raises StudyError when the file is missing, damaged or was changed."""
+def read_checksummed(path: Path) -> dict[str, Any]:
+    """Read what ``write_checksummed`` wrote. Raises StudyError when the file is missing, damaged or was changed."""
     value = read_json(path)
     volatile = value.get("volatile")
     if not isinstance(volatile, dict) or "sha256" not in volatile:
@@ -118,11 +118,11 @@ def _text_sum(value: Mapping[str, Any]) -> str:
 
 
 def read_or_set_aside(path: Path) -> dict[str, Any] | None:
-    """What ``write_sealed`` wrote, or None where there is no file or a damaged one, which is set aside."""
+    """What ``write_checksummed`` wrote, or None where there is no file or a damaged one, which is set aside."""
     if not path.exists():
         return None
     try:
-        return read_sealed(path)
+        return read_checksummed(path)
     except StudyError as error:
         set_aside(path, f"{error}; it is made again")
         return None

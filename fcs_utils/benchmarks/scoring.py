@@ -75,7 +75,7 @@ def _peak(device: torch.device, reset: bool = False) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def measure_apart(job: Job) -> dict[str, Any]:
+def measure_isolated(job: Job) -> dict[str, Any]:
     """The measurement in a process of its own. Raises StudyError when that fails."""
     # Large blocks go back to the system when freed: what remains is what is in use, not what the heap holds.
     environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1000000", "OMP_NUM_THREADS": "1"}
@@ -110,7 +110,7 @@ def measure_scoring(scoring: Scoring, device: str) -> dict[str, Any]:
     jobs = scoring_jobs(scoring, device)
     rows = [measure(job) for job in jobs if not job.memory]
     with ThreadPoolExecutor(2) as pool:  # memory is of each process, whatever runs beside it
-        rows += pool.map(measure_apart, (job for job in jobs if job.memory))
+        rows += pool.map(measure_isolated, (job for job in jobs if job.memory))
     return {"machine": describe_machine(torch.device(device)), "date": describe_moment()["date"],
             "jobs": [job.model_dump(mode="json") for job in jobs], "rows": rows}  # fmt: skip
 

@@ -53,7 +53,7 @@ Way = Literal[
     "usual", "study", "study, compiled", "study, graphs", "study, two at once", "study, compiled, two at once",
     "convolutions alone",
 ]  # fmt: skip
-PASSES: dict[Way, passes.Way] = {  # plain otherwise
+PASSES: dict[Way, passes.Mode] = {  # plain otherwise
     "study, compiled": "compiled", "study, compiled, two at once": "compiled", "study, graphs": "graphs",
 }  # fmt: skip
 EPOCHS = 3  # the first one warms up
@@ -171,7 +171,7 @@ def _timed(do: Any, device: torch.device) -> list[float]:
     return seconds
 
 
-def measure_apart(job: Job) -> float:
+def measure_isolated(job: Job) -> float:
     """Images a second in a process of its own, so that no way inherits another one's allocator or threads.
 
     Two at once have one thread each, as in a study, and count together; on a CPU, convolutions alone too. Raises
@@ -225,7 +225,7 @@ def measure_speeds(speed: Speed, device: str) -> dict[str, Any]:
     taken: dict[Job, list[float]] = {job: [] for job in jobs}
     for job in tqdm(jobs * speed.rounds, "measuring", unit="measurement", leave=False):
         try:
-            taken[job].append(measure_apart(job))
+            taken[job].append(measure_isolated(job))
         except StudyError as error:
             if job.way in ("usual", "study", "convolutions alone"):  # which tables are made of
                 raise

@@ -16,7 +16,7 @@ def pairs(similarity: Tensor) -> Tensor:
     return similarity[rows, columns]
 
 
-def best_twin(similarity: Tensor) -> Tensor:
+def best_match(similarity: Tensor) -> Tensor:
     """Each channel's highest similarity to another: (C, C) -> (C,)."""
     return similarity.clone().fill_diagonal_(-1).amax(1)
 
@@ -27,7 +27,7 @@ def null_similarity(model: nn.Module, images: Tensor, seed: int) -> dict[str, Te
     return {name: s.similarity() for name, s in collect_statistics(model, images, transform=shuffle).items()}
 
 
-def twin_shares(model: nn.Module, images: Tensor, quantile: float, seed: int) -> dict[str, dict[str, float]]:
+def near_duplicate_shares(model: nn.Module, images: Tensor, quantile: float, seed: int) -> dict[str, dict[str, float]]:
     """By layer, over its live channels: the share with a twin, and the share of pairs that are more similar than chance.
 
     A channel has a twin when its best similarity to another exceeds ``threshold``, the quantile of the *best*
@@ -42,10 +42,10 @@ def twin_shares(model: nn.Module, images: Tensor, quantile: float, seed: int) ->
         if statistics.positions == 1 or len(live) < 2:
             continue
         similarity, chance = (matrix[live][:, live] for matrix in (statistics.similarity(), null[name]))
-        threshold = best_twin(chance).quantile(quantile)
+        threshold = best_match(chance).quantile(quantile)
         shares[name] = {
             "threshold": threshold.item(),
-            "twins": (best_twin(similarity) > threshold).double().mean().item(),
+            "twins": (best_match(similarity) > threshold).double().mean().item(),
             "pairs": (pairs(similarity) > pairs(chance).quantile(quantile)).double().mean().item(),
             "live": len(live) / len(statistics.l1),
         }

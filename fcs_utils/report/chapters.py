@@ -22,7 +22,7 @@ class Notebook:
 
     name: str
     stages: tuple[Stage, ...]
-    alone: bool = False
+    measures_time: bool = False
 
     @property
     def source(self) -> Path:
@@ -37,7 +37,7 @@ NOTEBOOKS = {
     "05": Notebook("05_baseline_criteria", ("reference", "pruned", "tuned")),
     "06": Notebook("06_tft_and_mlft", ("reference", "rates", "arms")),
     "07": Notebook("07_ablations", ("reference", "pruned", "ablation")),
-    "08": Notebook("08_cost", ("reference",), alone=True),
+    "08": Notebook("08_cost", ("reference",), measures_time=True),
     "09": Notebook("09_paper_tables", ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")),
     "explore": Notebook("explore", ("reference",)),
 }

@@ -211,7 +211,7 @@ def claim_verdicts(table: pd.DataFrame) -> dict[str, Verdict]:
     return verdicts
 
 
-def c3_in_words(table: pd.DataFrame) -> str:
+def c3_sentence(table: pd.DataFrame) -> str:
     """A clause on what is behind C3's verdict: the schedules at which a condition is shown, or its reverse."""
 
     def at(role: str, word: Verdict) -> str:

@@ -61,7 +61,7 @@ def execute_all(store: Store, notebooks: Mapping[str, Notebook], parameters: Map
 
     Raises StudyError for the first that fails; the others are done nevertheless.
     """
-    together = {number: notebook for number, notebook in notebooks.items() if not notebook.alone}
+    together = {number: notebook for number, notebook in notebooks.items() if not notebook.measures_time}
     failures: list[StudyError] = []
     threads = {"OMP_NUM_THREADS": "1"} if at_once > 1 else {}
     with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), initializer=_start, initargs=(threads,)) as pool:
@@ -76,7 +76,7 @@ def execute_all(store: Store, notebooks: Mapping[str, Notebook], parameters: Map
                 process.terminate()
             raise
     for number, notebook in notebooks.items():
-        if notebook.alone and (error := _execute_one(store, number, notebook, parameters)):
+        if notebook.measures_time and (error := _execute_one(store, number, notebook, parameters)):
             failures.append(error)
     if failures:
         raise failures[0]
@@ -159,7 +159,7 @@ def _inputs(store: Store, notebook: Notebook) -> str:
     lock = PACKAGE.parent / "requirements.lock"
     files = [notebook.source, lock, *sorted(PACKAGE.rglob("*.py")), *sorted(PACKAGE.glob("report/templates/**/*.*"))]
     digest = hashlib.sha256()
-    files += [store.speed()] if notebook.alone else []
+    files += [store.speed()] if notebook.measures_time else []
     for path in [*(file for file in files if file.exists()), *store.all_records()]:
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from fcs_utils.benchmarks.speed import Job, Way, measure_apart
+from fcs_utils.benchmarks.speed import Job, Way, measure_isolated
 from fcs_utils.machine import pick_workers
 from fcs_utils.models import build_seeded, count_macs
 from fcs_utils.study.grid import Stage, grid
@@ -16,7 +16,7 @@ from fcs_utils.study.networks import expected_macs
 from fcs_utils.study.profiles import Network
 from fcs_utils.study.runs import Run
 from fcs_utils.study.study import Study
-from fcs_utils.training.passes import Way as Passes
+from fcs_utils.training.passes import Mode
 
 Throughput = Callable[[Network], float]  # multiply-adds a second
 
@@ -38,14 +38,14 @@ def lacking(study: Study) -> dict[Stage, list[Run]]:
     return found
 
 
-def training_throughput(device: torch.device, passes: Passes = "plain") -> Throughput:
+def training_throughput(device: torch.device, passes: Mode = "plain") -> Throughput:
     """Measures a network's training as a study does it here: one run on a GPU, one a core on a CPU.
 
     Two at once are measured, and further cores taken to do as much each. What compiling or capturing takes beforehand is
     not counted.
     """
     at_once = pick_workers(None, device)
-    ways: dict[Passes, Way] = {"plain": "study", "compiled": "study, compiled", "graphs": "study, graphs"}
+    ways: dict[Mode, Way] = {"plain": "study", "compiled": "study, compiled", "graphs": "study, graphs"}
     if at_once > 1 and device.type == "cpu":
         ways = {"plain": "study, two at once", "compiled": "study, compiled, two at once"}
 
@@ -54,7 +54,7 @@ def training_throughput(device: torch.device, passes: Passes = "plain") -> Throu
                   images=16_384 if device.type == "cuda" else 1024, device=device.type,
                   way=ways[passes])  # fmt: skip
         model = build_seeded(0, network.network, num_classes=10, width=network.width)
-        return max(1, at_once / 2) * measure_apart(job) * 3 * count_macs(model, torch.zeros(1, 3, 32, 32))
+        return max(1, at_once / 2) * measure_isolated(job) * 3 * count_macs(model, torch.zeros(1, 3, 32, 32))
 
     return measured
 

@@ -14,7 +14,7 @@ from fcs_utils.errors import Elsewhere, OutOfTime, StudyError
 
 
 @contextmanager
-def alone(path: Path, what: str, deadline: Deadline | None = None, *, wait: bool = True) -> Iterator[None]:
+def file_lock(path: Path, what: str, deadline: Deadline | None = None, *, wait: bool = True) -> Iterator[None]:
     """Hold the lock file at ``path``, waiting for another process that does, or not: then Elsewhere is raised.
 
     The lock is the operating system's: it ends with its holder, however that ends. Raises OutOfTime when the

@@ -9,10 +9,10 @@ from torch import nn
 
 from fcs_utils.models import count_macs, initialise, measure_cost
 from fcs_utils.pruning.plan import PruningPlan
-from fcs_utils.pruning.redundancy import twin_shares
+from fcs_utils.pruning.redundancy import near_duplicate_shares
 from fcs_utils.study.networks import Bench, OnMacs, Result
 from fcs_utils.study.runs import Run, describe
-from fcs_utils.training.evaluate import accuracy, standing
+from fcs_utils.training.evaluate import accuracy, evaluate
 from fcs_utils.training.loop import Epoch, fit
 from fcs_utils.training.losses import Losses, cross_entropy, mutual
 
@@ -56,7 +56,7 @@ def _similarity(bench: Bench, run: Run) -> tuple[Result, Result]:
         "untrained": bench.untrained(run.reference, images),
         "untrained, BatchNorm as made": bench.untrained(run.reference),
     }
-    return {"shares": {name: twin_shares(net, images, options.quantile, seed) for name, net in networks.items()}}, {}
+    return {"shares": {name: near_duplicate_shares(net, images, options.quantile, seed) for name, net in networks.items()}}, {}
 
 
 def _pruned(bench: Bench, run: Run) -> tuple[Result, Result]:
@@ -88,7 +88,7 @@ def _tuned(bench: Bench, run: Run, plan: PruningPlan, on_macs: OnMacs) -> tuple[
         networks.append(_peer(bench, run))
     losses: Losses = mutual(tuning.temperature, tuning.strength) if len(networks) > 1 else cross_entropy
     precision = run.reference.precision
-    start = standing(networks, bench.dataset, precision)
+    start = evaluate(networks, bench.dataset, precision)
     history = fit(networks, bench.dataset, training, seed=run.reference.seed, losses=losses,
                   trained=1 if tuning.method == "kd" else None, peer_learning_rate=tuning.peer_learning_rate,
                   sequential=tuning.updates == "sequential", precision=precision, passes=bench.passes,

@@ -11,7 +11,7 @@ from fcs_utils.benchmarks.latency import latencies
 from fcs_utils.benchmarks.scoring import Scoring, measure_scoring, scoring_jobs
 from fcs_utils.benchmarks.speed import Speed, listed, measure_speeds, speed_jobs
 from fcs_utils.benchmarks.speed_tables import machine_name
-from fcs_utils.files import read_or_set_aside, write_sealed
+from fcs_utils.files import read_or_set_aside, write_checksummed
 from fcs_utils.machine import describe_machine, describe_moment
 from fcs_utils.models import count_macs
 from fcs_utils.pruning.export import has_onnx
@@ -25,7 +25,7 @@ def scoring_costs(store: Store, scoring: Scoring, device: str) -> dict[str, Any]
     if found and found.get("jobs") == [job.model_dump(mode="json") for job in scoring_jobs(scoring, device)]:
         return found
     found = measure_scoring(scoring, device)
-    write_sealed(store.cost(), found)
+    write_checksummed(store.cost(), found)
     return found
 
 
@@ -42,10 +42,10 @@ def speeds(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
 
 def measure_here(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
     """Add this machine's speeds, or renew them; returns ``measurements``. Raises StudyError as ``measure_speeds`` does."""
-    write_sealed(store.speed(), {"measured": measurements(store, speed)})  # a folder that refuses it does so before the work
+    write_checksummed(store.speed(), {"measured": measurements(store, speed)})  # a folder that refuses it does so before the work
     mine = measure_speeds(speed, device)
     others = [one for one in measurements(store, speed) if machine_name(one) != machine_name(mine)]
-    write_sealed(store.speed(), {"measured": [*others, mine]})
+    write_checksummed(store.speed(), {"measured": [*others, mine]})
     return [*others, mine]
 
 
@@ -71,5 +71,5 @@ def deployment(study: Study) -> dict[str, Any]:
     version = importlib.metadata.version("onnxruntime") if has_onnx() else None
     found = {"machine": {**describe_machine(torch.device("cpu")), "threads": 1}, "date": describe_moment()["date"],
              "onnxruntime": version, "runs": list(runs), "rows": rows}  # fmt: skip
-    write_sealed(study.store.deploy(), found)
+    write_checksummed(study.store.deploy(), found)
     return found

@@ -22,12 +22,12 @@ from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import ChannelStatistics, collect_statistics
 from fcs_utils.pruning.sums import Extra, Reading
 from fcs_utils.pruning.surgery import prune, recalibrate
-from fcs_utils.study.guards import Deadline, alone
+from fcs_utils.study.guards import Deadline, file_lock
 from fcs_utils.study.records import Store, read_record
 from fcs_utils.study.runs import Pruning, Reference, Run, describe
 from fcs_utils.training.checkpoint import Checkpoint
 from fcs_utils.training.loop import Epoch, fit
-from fcs_utils.training.passes import Way
+from fcs_utils.training.passes import Mode
 
 Result = dict[str, Any]
 OnMacs = Callable[[int], None]
@@ -36,7 +36,7 @@ OnMacs = Callable[[int], None]
 class Bench:
     """One data set on one device and the networks trained on it; remembers the last network and its statistics."""
 
-    def __init__(self, store: Store, dataset: str, data: str | Path | None, device: torch.device, passes: Way = "plain") -> None:
+    def __init__(self, store: Store, dataset: str, data: str | Path | None, device: torch.device, passes: Mode = "plain") -> None:
         self.store, self.device, self.passes = store, device, passes
         self.deadline = Deadline()  # when trainings here must end
         self._source = (dataset, data)
@@ -94,7 +94,7 @@ class Bench:
         record = read_record(self.store, run.kind, run.identity)
         if record:
             print(f"weights of {describe(run)} are not on this machine: training them again", file=sys.stderr)
-        with alone(self.store.lock(run.identity), describe(run)):
+        with file_lock(self.store.lock(run.identity), describe(run)):
             state = self._load_weights(run)  # another process may have trained it meanwhile
             if state is None:
                 with one_thread():  # as it was behind the record

@@ -13,7 +13,7 @@ import torch
 
 from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.files import read_or_set_aside, set_aside, write_sealed
+from fcs_utils.files import read_or_set_aside, set_aside, write_checksummed
 from fcs_utils.machine import pick_precision
 
 ABANDONED = 3600.0  # seconds after which nobody writes to a temporary file any more
@@ -174,4 +174,4 @@ class Settings:
         if not self._path.exists():
             self._kept = {"precision": self.precision, "profile": self._profile, "dataset": self.title,
                           "validation_images": self.validation_images}  # fmt: skip
-            write_sealed(self._path, self._kept)
+            write_checksummed(self._path, self._kept)

@@ -13,10 +13,10 @@ from typing import Any
 from tqdm import tqdm
 
 from fcs_utils.errors import OutOfTime, StudyError, is_out_of_memory, refuse
-from fcs_utils.files import write_sealed
+from fcs_utils.files import write_checksummed
 from fcs_utils.machine import describe_machine, describe_moment, one_thread, pick_device
 from fcs_utils.study.grid import STAGES, Rates, Stage, grid
-from fcs_utils.study.guards import alone
+from fcs_utils.study.guards import file_lock
 from fcs_utils.study.kinds import do
 from fcs_utils.study.networks import Bench, OnMacs, expected_macs
 from fcs_utils.study.pool import Outcome, Workers
@@ -24,7 +24,7 @@ from fcs_utils.study.profiles import Profile, get_profile
 from fcs_utils.study.rates import choose_learning_rates, margin
 from fcs_utils.study.records import Settings, Store, read_record
 from fcs_utils.study.runs import SCHEMA, Run, describe
-from fcs_utils.training.passes import Way, check_way
+from fcs_utils.training.passes import Mode, check_mode
 
 Record = dict[str, Any]
 
@@ -42,13 +42,13 @@ class Study:
         out: str | Path = "results",
         data: str | Path | None = None,
         device: str = "auto",
-        passes: Way = "plain",
+        passes: Mode = "plain",
     ) -> None:
         self.arguments = (profile, out, data, device, passes)  # a worker opens the same study
         self.profile = profile if isinstance(profile, Profile) else get_profile(profile)
         self.store = Store(out, self.profile.name)
         self.bench = Bench(self.store, self.profile.dataset, data, pick_device(device), passes)
-        check_way(passes, self.bench.device)
+        check_mode(passes, self.bench.device)
         self.settings = Settings(self.store, self.profile.precision, self.bench.device, lambda: self.bench.dataset)
         self.precision = self.settings.precision
         self.grid = grid(self.profile, self.precision)
@@ -207,11 +207,11 @@ class Study:
             return record
         parent = run.parent()
         parent_record = self.ensure(parent, wait=wait) if parent else None
-        with alone(self.store.lock(run.identity), describe(run), self.bench.deadline, wait=wait):
+        with file_lock(self.store.lock(run.identity), describe(run), self.bench.deadline, wait=wait):
             if (record := self.record(run)) is not None:  # another process was faster
                 return record
             record = self._done(run, parent_record, on_macs)
-            write_sealed(self.store.record(run.kind, run.identity), record)
+            write_checksummed(self.store.record(run.kind, run.identity), record)
             self.bench.checkpoint(run).remove()
         return record
 

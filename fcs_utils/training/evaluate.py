@@ -31,7 +31,7 @@ def top1(logits: Tensor, labels: Tensor) -> float:
     return 100 * (logits.argmax(1) == labels).sum().item() / len(labels)
 
 
-def standing(networks: Sequence[nn.Module], dataset: Dataset, precision: str) -> dict[str, float | None]:
+def evaluate(networks: Sequence[nn.Module], dataset: Dataset, precision: str) -> dict[str, float | None]:
     """Validation accuracy and loss of one or two networks, and how far the second one's predictions are from the first's."""
     logits = [predict(network, dataset, dataset.validation, precision) for network in networks]
     peer = logits[1] if len(logits) > 1 else None

@@ -18,10 +18,10 @@ from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import OutOfTime, StudyError
 from fcs_utils.models import count_macs
 from fcs_utils.training.checkpoint import Checkpoint
-from fcs_utils.training.evaluate import standing
+from fcs_utils.training.evaluate import evaluate
 from fcs_utils.training.losses import Losses, cross_entropy
 from fcs_utils.training.optimiser import Optimiser, Training
-from fcs_utils.training.passes import Way, autocast, training_passes
+from fcs_utils.training.passes import Mode, autocast, training_passes
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def fit(
     peer_learning_rate: float | None = None,
     sequential: bool = False,
     precision: str = "fp32",
-    passes: Way = "plain",
+    passes: Mode = "plain",
     label: str = "training",
     on_epoch: Callable[[int], None] = lambda macs: None,
     on_batch: Callable[[], None] = lambda: None,
@@ -129,7 +129,7 @@ def fit(
             if not total.isfinite().all():
                 raise StudyError(f"{label}: the loss is NaN or infinite in epoch {epoch} of {training.epochs} at "
                                  f"learning_rate={training.learning_rate}; use a smaller one")  # fmt: skip
-            now: dict[str, Any] = standing(networks, dataset, precision)
+            now: dict[str, Any] = evaluate(networks, dataset, precision)
             history.append(Epoch(epoch, total[0].item() / batches, **now, training_macs=macs_per_image * seen * epoch,
                                  seconds=time.perf_counter() - started))  # fmt: skip
             try:

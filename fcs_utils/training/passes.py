@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from fcs_utils.errors import is_out_of_memory, refuse
 
 Pass = Callable[[Tensor], Tensor]
-Way = Literal["plain", "compiled", "graphs"]
+Mode = Literal["plain", "compiled", "graphs"]
 FELL_BACK = ".*training goes on without it"  # of the warning
 
 
-def check_way(way: str, device: torch.device) -> None:
-    """Raises StudyError for a way that there is not, or not on this device."""
-    allowed = [known for known in get_args(Way) if known != "graphs" or device.type == "cuda"]
-    if way not in allowed:
-        raise refuse("passes", way, ", ".join(allowed) + (" (graphs need a CUDA device)" if device.type != "cuda" else ""))
+def check_mode(mode: str, device: torch.device) -> None:
+    """Raises StudyError for an execution mode that is unknown or that this device lacks."""
+    allowed = [known for known in get_args(Mode) if known != "graphs" or device.type == "cuda"]
+    if mode not in allowed:
+        raise refuse("passes", mode, ", ".join(allowed) + (" (graphs need a CUDA device)" if device.type != "cuda" else ""))
 
 
 def autocast(device: torch.device, precision: str, cache: bool = True) -> torch.autocast:
@@ -35,16 +35,18 @@ def autocast(device: torch.device, precision: str, cache: bool = True) -> torch.
 
 
 @contextmanager
-def training_passes(networks: Sequence[nn.Module], trained: int, way: Way, images: Tensor, precision: str) -> Iterator[list[Pass]]:
+def training_passes(
+    networks: Sequence[nn.Module], trained: int, mode: Mode, images: Tensor, precision: str
+) -> Iterator[list[Pass]]:
     """A pass for each network, equal to the plain one up to rounding; the networks are plain again afterwards.
 
     trained: how many train, from the first on; the others get plain passes from graphs. images: a batch (B, C, H, W),
-    of the size that all batches have. Raises StudyError where the device has no such way.
+    of the size that all batches have. Raises StudyError where the device lacks the mode.
     """
-    check_way(way, images.device)
-    if way == "plain":
+    check_mode(mode, images.device)
+    if mode == "plain":
         yield list(networks)
-    elif way == "compiled":
+    elif mode == "compiled":
         try:
             yield [_compiled(network) for network in networks]
         finally:

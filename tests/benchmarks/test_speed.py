@@ -12,12 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fcs_utils.benchmarks.speed import Job, measure, measure_apart
+from fcs_utils.benchmarks.speed import Job, measure, measure_isolated
 from fcs_utils.benchmarks.speed_tables import growth_table, machine_name, speed_table
 from fcs_utils.cli import ALLOCATOR, main
 from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import StudyError
-from fcs_utils.files import write_sealed
+from fcs_utils.files import write_checksummed
 from fcs_utils.models import build_seeded
 from fcs_utils.report.tables import grid_cost_table
 from fcs_utils.study.measurements import measure_here, measurements, speeds
@@ -93,7 +93,7 @@ with mock.patch.object(cli, "main", lambda: print(os.environ["GLIBC_TUNABLES"]) 
 def test_a_measurement_that_fails_says_why() -> None:
     job = Job(network="vgg99", width=0.125, batch_size=8, images=16, what="training", way="study")
     with pytest.raises(StudyError, match="measuring training of vgg99, way 'study', failed: .*network='vgg99' is not allowed"):
-        measure_apart(job)
+        measure_isolated(job)
 
 
 def test_a_way_that_falls_back_is_no_measurement_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_two_at_once_are_measured_like_workers(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(subprocess, "Popen", Process)
     job = Job(network="resnet20", width=0.125, batch_size=8, images=16, what="training", way=way)
-    assert measure_apart(job) == 10 * processes
+    assert measure_isolated(job) == 10 * processes
     assert [env.get("GLIBC_TUNABLES") for env in seen] == [huge] * processes
     assert processes == 1 or all(env["OMP_NUM_THREADS"] == "1" for env in seen)
 
@@ -155,11 +155,11 @@ def test_each_machine_has_its_measurement_and_renews_only_its_own(
     (found,) = measurements(Study("smoke", smoke).store, study.profile.speed)
     other = {**found, "machine": {**found["machine"], "device": "another"}}
     stale = {**other, "jobs": other["jobs"][:-1]}
-    write_sealed(study.store.speed(), {"measured": [stale, other]})
-    monkeypatch.setattr("fcs_utils.benchmarks.speed.measure_apart", lambda job: 10.0)
+    write_checksummed(study.store.speed(), {"measured": [stale, other]})
+    monkeypatch.setattr("fcs_utils.benchmarks.speed.measure_isolated", lambda job: 10.0)
     assert speeds(study.store, study.profile.speed, "cpu") == [other]  # what others measured is not measured again unasked
     for rate in (10.0, 20.0):
-        monkeypatch.setattr("fcs_utils.benchmarks.speed.measure_apart", lambda job, rate=rate: rate)
+        monkeypatch.setattr("fcs_utils.benchmarks.speed.measure_isolated", lambda job, rate=rate: rate)
         assert main(["speed", "--profile", "smoke", "--device", "cpu", "--out", str(tmp_path)]) == 0
         first, mine = measurements(study.store, study.profile.speed)
         assert first == other and {row["images_per_second"] for row in mine["rows"]} == {rate}
@@ -168,7 +168,7 @@ def test_each_machine_has_its_measurement_and_renews_only_its_own(
 
 
 def test_a_folder_that_takes_no_measurement_refuses_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcs_utils.benchmarks.speed.measure_apart", lambda job: pytest.fail("measured nevertheless"))
+    monkeypatch.setattr("fcs_utils.benchmarks.speed.measure_isolated", lambda job: pytest.fail("measured nevertheless"))
     study = Study("smoke", tmp_path)
     study.store.root.write_text("a file where the folder should be")
     with pytest.raises(StudyError, match="cannot write .*speed.json"):

@@ -13,7 +13,7 @@ import pytest
 from fcs_utils.benchmarks import scoring as cost
 from fcs_utils.benchmarks import speed
 from fcs_utils.errors import StudyError
-from fcs_utils.files import read_sealed, read_tensors, write_atomic, write_sealed
+from fcs_utils.files import read_checksummed, read_tensors, write_atomic, write_checksummed
 from fcs_utils.study import measurements
 from fcs_utils.study.study import Study
 from tests.promises.test_reliability import assert_same_records
@@ -54,7 +54,7 @@ def test_damaged_files_are_named_set_aside_and_made_again(smoke: Path, tmp_path:
         again.run(["similarity"], only="resnet20")
     assert path.with_suffix(".corrupt").read_bytes() == damaged
     assert again.precision == "fp32"
-    assert (read_tensors if path.suffix == ".safetensors" else read_sealed)(path)
+    assert (read_tensors if path.suffix == ".safetensors" else read_checksummed)(path)
     assert_same_records(smoke, tmp_path, all_of_them=False)
 
 
@@ -87,12 +87,12 @@ def test_every_flipped_bit_of_a_record_is_found(tmp_path: Path) -> None:
     """Of those that change what is read: a blank between fields is no data."""
     path, chance = tmp_path / "record.json", random.Random(0)
     value = {"id": "a", "result": {"accuracy": 91.25, "kept": [0, 2, 5], "name": "fcs"}, "volatile": {"seconds": 1.5}}
-    write_sealed(path, value)
+    write_checksummed(path, value)
     content, found = path.read_bytes(), 0
     for _ in range(400):
         path.write_bytes(flip(content, chance))
         try:
-            read = read_sealed(path)
+            read = read_checksummed(path)
         except StudyError as error:
             assert path.name in str(error)
             found += 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fcs_utils.errors import StudyError
-from fcs_utils.files import read_sealed, read_tensors, write_sealed
+from fcs_utils.files import read_checksummed, read_tensors, write_checksummed
 from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.export import load_compact, save_compact
 from fcs_utils.pruning.plan import PruningPlan, make_plan
@@ -98,12 +98,12 @@ def test_a_damaged_record_is_refused_or_reads_the_same(
 ) -> None:
     path = folder(tmp_path_factory) / "record.json"
     value.pop("volatile", None)
-    write_sealed(path, value)
-    whole = read_sealed(path)
+    write_checksummed(path, value)
+    whole = read_checksummed(path)
     assert {key: inner for key, inner in whole.items() if key != "volatile"} == json.loads(json.dumps(value))
     path.write_bytes(data.draw(damaged(path.read_bytes())))
     try:
-        assert read_sealed(path) == whole  # a blank more or less
+        assert read_checksummed(path) == whole  # a blank more or less
     except StudyError as error:
         assert path.name in str(error)
 

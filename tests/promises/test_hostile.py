@@ -22,7 +22,7 @@ from PIL import Image
 from fcs_utils.data.dataset import load_dataset
 from fcs_utils.data.readers import read_idx
 from fcs_utils.errors import StudyError
-from fcs_utils.files import LARGEST, read_json, read_sealed, read_tensors
+from fcs_utils.files import LARGEST, read_checksummed, read_json, read_tensors
 from fcs_utils.report.pages import TEMPLATES, html_table
 from fcs_utils.study.records import Store
 from tests.conftest import ROOT
@@ -186,7 +186,7 @@ def test_hostile_json_is_an_error(tmp_path: Path, attack: str) -> None:
     path = tmp_path / "file.json"
     path.write_bytes(JSON[attack])
     with pytest.raises(StudyError, match="file.json"):
-        read_sealed(path)
+        read_checksummed(path)
 
 
 def test_huge_json_is_refused_unread(tmp_path: Path) -> None:
@@ -203,11 +203,11 @@ def test_a_hostile_file_costs_little_memory(tmp_path: Path) -> None:
         (tmp_path / f"{number}").write_bytes(content)
     code = """
 import sys; from pathlib import Path; from fcs_utils.errors import StudyError
-from fcs_utils.files import read_sealed, read_tensors
+from fcs_utils.files import read_checksummed, read_tensors
 peak = lambda: int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 before = peak()
 for path in Path(sys.argv[1]).iterdir():
-    for read in (read_sealed, read_tensors):
+    for read in (read_checksummed, read_tensors):
         try: read(path)
         except StudyError: pass
 print(peak() - before)

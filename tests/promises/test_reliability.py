@@ -21,10 +21,10 @@ import pytest
 import torch
 
 from fcs_utils.errors import StudyError
-from fcs_utils.files import read_sealed, read_tensors, write_atomic
+from fcs_utils.files import read_checksummed, read_tensors, write_atomic
 from fcs_utils.report import publish
 from fcs_utils.study import study as study_module
-from fcs_utils.study.guards import alone
+from fcs_utils.study.guards import file_lock
 from fcs_utils.study.records import ABANDONED, Store
 from fcs_utils.study.study import Study
 from tests.conftest import ROOT, study_command
@@ -60,7 +60,7 @@ def assert_same_records(expected: Path, found: Path, *, all_of_them: bool = True
         assert names == {path.name for path in (expected / "smoke" / "records").glob("*.json")}
     assert names
     for name in sorted(names):
-        both = [read_sealed(root / "smoke" / "records" / name) for root in (expected, found)]
+        both = [read_checksummed(root / "smoke" / "records" / name) for root in (expected, found)]
         assert not list(differences(*both)), name
         texts = [json.dumps({k: v for k, v in record.items() if k != "volatile"}) for record in both]
         assert texts[0] == texts[1], f"{name}: the order of fields differs"
@@ -222,7 +222,7 @@ def notebook_of(folder: Path, code: str, name: str = "planted") -> publish.Noteb
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     cells = [cell, nbformat.v4.new_code_cell(code)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / f"{name}.ipynb")
-    return publish.Notebook(name, (), alone=True)  # in this process, where SOURCES is another
+    return publish.Notebook(name, (), measures_time=True)  # in this process, where SOURCES is another
 
 
 @pytest.mark.parametrize(
@@ -255,5 +255,5 @@ def test_a_stale_lock_file_is_no_lock(tmp_path: Path) -> None:
     path = tmp_path / "locks" / "x.lock"
     path.parent.mkdir()
     path.write_text("left behind by a kill")
-    with warnings.catch_warnings(), alone(path, "the run"):
+    with warnings.catch_warnings(), file_lock(path, "the run"):
         warnings.simplefilter("error")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fcs_utils.pruning.redundancy import best_twin, pairs, twin_shares
+from fcs_utils.pruning.redundancy import best_match, near_duplicate_shares, pairs
 from fcs_utils.study.networks import Bench
 from fcs_utils.study.records import Store
 from fcs_utils.study.runs import Reference
@@ -30,19 +30,19 @@ def noise(channels: int) -> torch.Tensor:
 
 def test_best_twin_and_pairs_by_hand() -> None:
     similarity = torch.tensor([[1.0, 0.2, 0.9], [0.2, 1.0, 0.3], [0.9, 0.3, 1.0]])
-    assert best_twin(similarity).tolist() == pytest.approx([0.9, 0.3, 0.9])
+    assert best_match(similarity).tolist() == pytest.approx([0.9, 0.3, 0.9])
     assert pairs(similarity).tolist() == pytest.approx([0.2, 0.9, 0.3])
 
 
 @pytest.mark.parametrize(("channels", "dead"), [(16, 0), (128, 0), (128, 64)])
 def test_unrelated_channels_have_hardly_a_twin(channels: int, dead: int) -> None:
-    share = twin_shares(relay(channels, dead), noise(channels), 0.99, seed=1)["0"]
+    share = near_duplicate_shares(relay(channels, dead), noise(channels), 0.99, seed=1)["0"]
     assert share["twins"] <= 0.12 and share["live"] == (channels - dead) / channels
 
 
 @pytest.mark.parametrize("dead", [0, 40])
 def test_copies_are_found_among_the_live(dead: int) -> None:
-    share = twin_shares(relay(64, dead, copies=6), noise(64), 0.99, seed=1)["0"]
+    share = near_duplicate_shares(relay(64, dead, copies=6), noise(64), 0.99, seed=1)["0"]
     assert share["twins"] >= 12 / (64 - dead)  # six copies and their originals
 
 

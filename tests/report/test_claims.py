@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from fcs_utils.errors import StudyError
-from fcs_utils.report.claims import c2, c3, c3_by_compute, c3_in_words, claim_verdicts, ledger, overall
+from fcs_utils.report.claims import c2, c3, c3_by_compute, c3_sentence, claim_verdicts, ledger, overall
 from fcs_utils.report.frames import add_targets
 from fcs_utils.report.inference import holm, paired, seed_differences, verdict
 from fcs_utils.report.tables import claims_table
@@ -177,7 +177,7 @@ def test_c3_by_planted_differences(tft: dict, mlft: dict, c3_verdict: str, compu
 
 
 def test_c3_in_words_names_the_schedules() -> None:
-    words = c3_in_words(ledger_of({2: 90, 4: 91, 8: 96}, {2: 91, 4: 92, 8: 96}))
+    words = c3_sentence(ledger_of({2: 90, 4: 91, 8: 96}, {2: 91, 4: 92, 8: 96}))
     same = "MLFT is shown better than TFT of the same length at 2, 4 epochs and worse at no schedule"
     assert words == same + "; no worse than TFT's longest at no schedule and worse at 2, 4 epochs"
 

@@ -55,6 +55,6 @@ def test_the_command_measures_and_prints_a_line_a_stage(tmp_path: Path) -> None:
 def test_passes_are_measured_as_a_study_does_its_runs(monkeypatch: pytest.MonkeyPatch, passes: str, way: str) -> None:
     jobs: list[Job] = []
     monkeypatch.setattr(estimates, "pick_workers", lambda wanted, device: 2)
-    monkeypatch.setattr(estimates, "measure_apart", lambda job: jobs.append(job) or 1.0)
+    monkeypatch.setattr(estimates, "measure_isolated", lambda job: jobs.append(job) or 1.0)
     training_throughput(torch.device("cpu"), passes)(get_profile("paper").networks[0])
     assert [job.way for job in jobs] == [way]

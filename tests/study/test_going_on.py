@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from fcs_utils.errors import OutOfTime, StudyError
 from fcs_utils.machine import pick_workers
-from fcs_utils.study.guards import Deadline, alone
+from fcs_utils.study.guards import Deadline, file_lock
 from fcs_utils.study.pool import Workers
 from fcs_utils.study.profiles import studies
 from fcs_utils.study.runs import Run
@@ -188,5 +188,5 @@ def test_a_lock_is_waited_for_and_ends_with_its_holder(tmp_path: Path, capsys: p
             study.ensure(run)
         assert "is being done by another process: waiting" in capsys.readouterr().err
         holder.kill()
-    with alone(path, "the run", Deadline(time.monotonic() + 5)):
+    with file_lock(path, "the run", Deadline(time.monotonic() + 5)):
         pass

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import StudyError
 from fcs_utils.models import count_macs
-from fcs_utils.training.evaluate import accuracy, predict, standing
+from fcs_utils.training.evaluate import accuracy, evaluate, predict
 from fcs_utils.training.loop import fit
 from fcs_utils.training.losses import cross_entropy, distance, mutual
 from fcs_utils.training.optimiser import Training
@@ -138,13 +138,13 @@ def test_the_peer_may_learn_at_its_own_rate(digits: Dataset) -> None:
 
 def test_history_tells_how_far_the_peers_predictions_are(digits: Dataset) -> None:
     compact, peer = tiny(), tiny(1)
-    before = standing([compact, peer], digits, "fp32")
+    before = evaluate([compact, peer], digits, "fp32")
     history = fit([compact, peer], digits, QUICK.model_copy(update={"epochs": 6}), seed=0, losses=mutual())
     assert history[-1].peer_kl < before["peer_kl"]
     logits = [predict(network, digits, digits.validation) for network in (compact, peer)]
     want = distance(logits[0], logits[1], 1.0).item()
     assert history[-1].peer_kl == pytest.approx(want, rel=1e-5)
-    assert standing([compact], digits, "fp32")["peer_kl"] is None
+    assert evaluate([compact], digits, "fp32")["peer_kl"] is None
 
 
 def test_equal_seeds_give_equal_networks_and_others_do_not(digits: Dataset) -> None:

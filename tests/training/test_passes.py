@@ -19,13 +19,13 @@ from fcs_utils.training.checkpoint import Checkpoint
 from fcs_utils.training.loop import Epoch, fit
 from fcs_utils.training.losses import mutual
 from fcs_utils.training.optimiser import Training
-from fcs_utils.training.passes import Way, check_way
+from fcs_utils.training.passes import Mode, check_mode
 from tests.training.test_loop import Tiny, tiny
 
 ONCE = Training(epochs=1, learning_rate=0.05, batch_size=128)
 
 
-def pair(digits: Dataset, passes: Way = "plain", **options: Any) -> tuple[list[Tiny], Epoch]:
+def pair(digits: Dataset, passes: Mode = "plain", **options: Any) -> tuple[list[Tiny], Epoch]:
     networks = [tiny(), tiny(1)]
     history = fit(networks, digits, ONCE, seed=3, losses=mutual(), passes=passes, **options)
     return networks, history[-1]
@@ -131,7 +131,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return network
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
-    monkeypatch.setattr("fcs_utils.training.passes.check_way", lambda way, device: None)  # no GPU here
+    monkeypatch.setattr("fcs_utils.training.passes.check_mode", lambda way, device: None)  # no GPU here
     return shapes
 
 
@@ -179,7 +179,7 @@ def test_a_capture_that_fails_leaves_no_trace_but_a_warning(digits: Dataset, mon
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     plain, expected = pair(digits)
-    monkeypatch.setattr("fcs_utils.training.passes.check_way", lambda way, device: None)
+    monkeypatch.setattr("fcs_utils.training.passes.check_mode", lambda way, device: None)
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", broken)
     with pytest.warns(UserWarning, match="capturing a CUDA graph failed, .* without it: operation not permitted .* capturing$"):
         fallen, found = pair(digits, "graphs")
@@ -192,7 +192,7 @@ def test_graphs_are_refused_without_a_gpu_before_any_work(digits: Dataset, tmp_p
     with pytest.raises(StudyError, match="passes='graphs'"):
         pair(digits, "graphs")
     with pytest.raises(StudyError, match="passes='fast' is not allowed"):
-        check_way("fast", torch.device("cuda"))
+        check_mode("fast", torch.device("cuda"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
