@@ -33,7 +33,7 @@ from fcs_utils.training import passes
 from fcs_utils.training.evaluate import accuracy
 from fcs_utils.training.loop import fit
 from fcs_utils.training.optimiser import Training
-from fcs_utils.training.passes import FELL_BACK, autocast
+from fcs_utils.training.passes import FELL_BACK, Execution, autocast
 
 
 class Speed(Config):
@@ -90,7 +90,8 @@ def _study(job: Job, network: nn.Module, pixels: Tensor, labels: Tensor) -> list
     if job.what == "training":
         with warnings.catch_warnings():  # what fell back to plain passes must not count as another way
             warnings.filterwarnings("error", message=FELL_BACK)
-            history = fit([network], data, training, seed=0, precision=precision, passes=PASSES.get(job.way, "plain"))
+            execution = Execution(precision, PASSES.get(job.way, "plain"))
+            history = fit([network], training, data.batches(job.batch_size), execution=execution)
         ends = [epoch.seconds for epoch in history]
         return [end - start for start, end in zip([0.0, *ends], ends, strict=False)]
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -21,6 +21,7 @@ from fcs_utils.data.readers import Arrays, read_arrays
 from fcs_utils.errors import refuse
 
 SHIFT = 4  # pixels, the customary CIFAR augmentation
+Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and labels (B,)
 
 
 @dataclass(frozen=True)
@@ -79,28 +80,78 @@ class Dataset:
         chosen = chosen.to(self.train.labels.device)
         return Split(self.train.images[chosen], self.train.labels[chosen])
 
-    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """One shuffled, augmented pass over the training split: normalised images (B, C, H, W), labels (B,).
+    def in_order(self, split: Split, batch_size: int = 500) -> Iterator[Batch]:
+        """All of a split as it is, for evaluation: normalised images (B, C, H, W) and labels (B,)."""
+        for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+            yield self.normalise(images), labels
 
-        All draws come from the generator (on the CPU, so that they are the same on every device), in an
-        order that does not depend on what is trained: two methods with one seed see the same batches. An
-        incomplete last batch is dropped unless it is the only one.
+    def batches(self, batch_size: int) -> ShuffledBatches:
+        """The training split shuffled and augmented, by seed and epoch: what ``fit`` takes."""
+        return ShuffledBatches(self, batch_size)
+
+
+class ShuffledBatches:
+    """Shuffled, augmented passes over the training split of a data set, by seed and epoch.
+
+    All draws come from a generator on the CPU, so that they are the same on every device, in an order that does not
+    depend on what is trained: two arms with one seed see the same batches. The generator runs on from epoch to epoch.
+    An epoch that does not follow the last one asked for is reached by drawing the numbers of the epochs before it again.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int) -> None:
+        self.dataset, self.batch_size = dataset, min(batch_size, len(dataset.train))
+        self._generator = torch.Generator()
+        self._next: tuple[int, int] | None = None  # the seed and epoch that the generator stands before
+
+    def __call__(self, seed: int, epoch: int) -> EpochBatches:
+        """One pass; epochs count from 1. An incomplete last batch is dropped unless it is the only one.
+
+        Raises StudyError for an epoch below 1.
         """
-        count, size, device = len(self.train), self.size, self.train.images.device
-        batch_size = min(batch_size, count)
-        order = torch.randperm(count, generator=generator)
-        shifts = torch.randint(-SHIFT, SHIFT + 1, (2, count, 1), generator=generator)
-        mirrored = torch.rand(count, 1, generator=generator) < 0.5 if self.flip else torch.zeros(count, 1, dtype=torch.bool)
+        if epoch < 1:
+            raise refuse("epoch", epoch, "1 and more")
+        if self._next != (seed, epoch):
+            self._generator.manual_seed(seed)
+            for _ in range(1, epoch):
+                self._draw()
+        self._next = (seed, epoch + 1)
+        return EpochBatches(self.dataset, self.batch_size, *self._draw())
+
+    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Order (N,), shifts in pixels (2, N, 1), and whether an image is mirrored (N, 1)."""
+        count = len(self.dataset.train)
+        order = torch.randperm(count, generator=self._generator)
+        shifts = torch.randint(-SHIFT, SHIFT + 1, (2, count, 1), generator=self._generator)
+        if self.dataset.flip:
+            return order, shifts, torch.rand(count, 1, generator=self._generator) < 0.5
+        return order, shifts, torch.zeros(count, 1, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class EpochBatches:
+    """One pass over the training split: normalised images (B, C, H, W) and labels (B,)."""
+
+    dataset: Dataset
+    batch_size: int
+    order: Tensor
+    shifts: Tensor
+    mirrored: Tensor
+
+    def __len__(self) -> int:
+        return len(self.order) // self.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        train, size = self.dataset.train, self.dataset.size
         # Draws move once an epoch: a GPU never waits for the host between batches, and works out the positions itself.
-        order, shifts, mirrored = (drawn.to(device) for drawn in (order, shifts, mirrored))
+        order, shifts, mirrored = (drawn.to(train.images.device) for drawn in (self.order, self.shifts, self.mirrored))
         # One gather does selection, shift and flip. The border is mirrored: position -1 reads position 1.
-        at = torch.arange(size, device=device)
+        at = torch.arange(size, device=train.images.device)
         rows, columns = (size - 1 - (size - 1 - (at + by).abs()).abs() for by in shifts)  # (N, H), (N, W)
         columns = torch.where(mirrored, columns.flip(1), columns)
-        for start in range(0, count - batch_size + 1, batch_size):
-            batch = slice(start, start + batch_size)
-            images = self.train.images[order[batch, None, None], rows[batch, :, None], columns[batch, None, :]]
-            yield self.normalise(images), self.train.labels[order[batch]]
+        for number in range(len(self)):
+            batch = slice(number * self.batch_size, (number + 1) * self.batch_size)
+            images = train.images[order[batch, None, None], rows[batch, :, None], columns[batch, None, :]]
+            yield self.dataset.normalise(images), train.labels[order[batch]]
 
 
 def data_folder(folder: str | Path | None = None) -> Path:

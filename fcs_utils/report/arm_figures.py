@@ -9,15 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from fcs_utils.report.claims import METHODS, counted
-from fcs_utils.report.figures import STYLE
+from fcs_utils.report.claims import counted
 from fcs_utils.report.inference import half_width
+from fcs_utils.training.arms import arm_label, arm_style
 
 
 def _curve(axis: Axes, x: np.ndarray, curves: np.ndarray, method: str) -> None:
     """Mean over seeds with a band from the lowest to the highest; curves (seeds, len(x))."""
-    colour, marker = STYLE[method]
-    axis.plot(x, curves.mean(0), color=colour, marker=marker, ms=4, lw=1.3, label=METHODS[method])
+    colour, marker = arm_style(method)
+    axis.plot(x, curves.mean(0), color=colour, marker=marker, ms=4, lw=1.3, label=arm_label(method))
     axis.fill_between(x, curves.min(0), curves.max(0), color=colour, alpha=0.15, lw=0)
 
 
@@ -45,14 +45,14 @@ def accuracy_against_budget(arms: pd.DataFrame, scratch: pd.DataFrame) -> Figure
     columns = (("epochs", "epochs of the schedule", 1.0), ("training_macs", "training MACs (T), all networks", 1e12))
     for axis, (column, label, scale) in zip(axes, columns, strict=True):
         for method, group in arms.groupby("method", sort=False):
-            colour, marker = STYLE[str(method)]
+            colour, marker = arm_style(str(method))
             parts = [g for _, g in group.groupby("epochs")]
             axis.errorbar([g[column].mean() / scale for g in parts], [g.test.mean() for g in parts],
                           np.nan_to_num([half_width(g.test.tolist()) for g in parts]), color=colour, marker=marker, ms=5,
-                          lw=1.3, capsize=2, elinewidth=0.9, label=METHODS[str(method)])  # fmt: skip
+                          lw=1.3, capsize=2, elinewidth=0.9, label=arm_label(str(method)))  # fmt: skip
         for (method, group), shape in zip(scratch.groupby("method", sort=False), "P*", strict=False):
             axis.errorbar(group[column].mean() / scale, group.test.mean(), np.nan_to_num(half_width(group.test.tolist())),
-                          color="#6b6b6b", marker=shape, ms=7, capsize=2, label=METHODS[str(method)])  # fmt: skip
+                          color="#6b6b6b", marker=shape, ms=7, capsize=2, label=arm_label(str(method)))  # fmt: skip
         axis.set(xlabel=label, xscale="log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

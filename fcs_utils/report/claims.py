@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fcs_utils.report.inference import Paired, Verdict, holm, paired, seed_differences, verdict
+from fcs_utils.training.arms import arm_label
 
 
 def counted(epochs: int) -> str:
@@ -119,7 +120,7 @@ def c3(arms: pd.DataFrame, slack: float) -> list[Comparison]:
         for method, role in (("mlft", "no worse"), ("tft", "no worse itself")):
             pair = _arm(arms, method, epochs), _arm(arms, "tft", long)
             if epochs < long and all(map(len, pair)):
-                name = METHODS[method]
+                name = arm_label(method)
                 question = (f"test top-1, {name} of {counted(epochs)} minus TFT of {long}, plus {slack:.2f} points within which "
                             "they count as equal")  # fmt: skip
                 result = paired(seed_differences(*pair, "test") + slack)
@@ -128,16 +129,13 @@ def c3(arms: pd.DataFrame, slack: float) -> list[Comparison]:
         for ours, theirs in (("mlft", "tft"), ("mlft", "kd"), ("mlft", "twin")):
             pair = _arm(arms, ours, epochs), _arm(arms, theirs, epochs)
             if all(map(len, pair)):
-                words = f"{METHODS[ours]} minus {METHODS[theirs]}"
+                words = f"{arm_label(ours)} minus {arm_label(theirs)}"
                 result = paired(seed_differences(*pair, "test"))
                 decisive = theirs == "tft" and epochs < long
-                rows.append(Comparison("C3", f"{METHODS[ours]} − {METHODS[theirs]}, {epochs} epochs",
+                rows.append(Comparison("C3", f"{arm_label(ours)} − {arm_label(theirs)}, {epochs} epochs",
                                        f"test top-1 after {counted(epochs)} each, {words}", "points", result, decisive,
                                        "better" if decisive else "", epochs))  # fmt: skip
     return rows
-
-
-METHODS = {"tft": "TFT", "mlft": "MLFT", "twin": "MLFT with a twin", "kd": "KD", "scratch-E": "scratch-E", "scratch-B": "scratch-B"}
 
 
 def _arm(arms: pd.DataFrame, method: str, epochs: int) -> pd.DataFrame:

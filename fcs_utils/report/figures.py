@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fcs_utils.report.inference import half_width
 
-# Okabe and Ito's palette, distinguishable with colour-blind eyes; one colour and marker a name, everywhere.
+# Okabe and Ito's palette, distinguishable with colour-blind eyes; one colour and marker a criterion, everywhere.
 STYLE = {
     "random": ("#8c8c8c", "x"),
     "kernel_l1": ("#E69F00", "s"),
@@ -18,10 +18,6 @@ STYLE = {
     "fcs": ("#0072B2", "o"),
     "fcs_greedy": ("#56B4E9", "D"),
     "fcs_linear": ("#CC79A7", "v"),
-    "tft": ("#E69F00", "s"),
-    "mlft": ("#0072B2", "o"),
-    "twin": ("#56B4E9", "D"),
-    "kd": ("#009E73", "^"),
 }
 BIN_COLOURS = ["#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#0072B2", "#D55E00", "#F0E442", "#8c8c8c"]
 VERDICT_COLOURS = {"supported": "#009E73", "contradicted": "#D55E00", "undecided": "#6b6b6b"}

@@ -15,6 +15,7 @@ from fcs_utils.study.grid import STAGES
 from fcs_utils.study.rates import margin
 from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
+from fcs_utils.training.arms import arm_row, is_searched
 
 Record = Mapping[str, Any]
 NAMES = {"vgg16": "VGG-16", "vgg19": "VGG-19", **{f"resnet{d}": f"ResNet-{d}" for d in (20, 32, 44, 56, 110)}}
@@ -54,8 +55,7 @@ def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
                     "seconds": record["volatile"]["epoch_seconds"][-1],
                     "epoch_seconds": record["volatile"]["epoch_seconds"]}  # fmt: skip
         if tuning:
-            suffix = {"epochs": "-E", "macs": "-B"}[tuning["budget"]] if tuning["method"] == "scratch" else ""
-            row |= {"method": tuning["method"] + suffix, "learning_rate": tuning["training"]["learning_rate"],
+            row |= {"method": arm_row(tuning["method"], tuning["budget"]), "learning_rate": tuning["training"]["learning_rate"],
                     "start": result["start"], "peer": result.get("peer"),
                     "validation_loss": result["history"][-1]["validation_loss"]}  # fmt: skip
         rows.append(row)
@@ -118,7 +118,7 @@ class Report:
             comparisons += claims.c2(self.tuned)
         if len(self.arms):
             self.arms = add_targets(self.arms, slack)
-            schedules = self.arms[~self.arms.method.str.startswith("scratch")]
+            schedules = self.arms[self.arms.method.map(is_searched)]
             comparisons += claims.c3(schedules, slack) + claims.c3_by_compute(schedules)
         self.ledger = claims.ledger(comparisons)
 

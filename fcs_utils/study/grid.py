@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from fcs_utils.pruning.criteria import check_options
 from fcs_utils.study.profiles import Network, Profile
-from fcs_utils.study.runs import Method, Pruning, Reference, Run, Similarity, Tuning
+from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
 
 # In the order of the study; each notebook needs some of them.
 Stage = Literal["reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms"]
@@ -32,7 +32,7 @@ def grid(profile: Profile, precision: Literal["fp32", "bf16"], rates: Rates | No
         pruning = Pruning(**{"criterion": criterion, "ratio": ratio, "calibration": profile.calibration, **more})
         return run.model_copy(update={"pruning": pruning})
 
-    def tuned(run: Run, method: Method, **training: Any) -> Run:
+    def tuned(run: Run, method: str, **training: Any) -> Run:
         return run.model_copy(update={"tuning": Tuning(method=method, training=profile.tuning.model_copy(update=training))})
 
     references = [reference(network, seed) for network in profile.networks for seed in profile.seeds]

@@ -11,10 +11,9 @@ from fcs_utils.models import count_macs, initialise, measure_cost
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.redundancy import near_duplicate_shares
 from fcs_utils.study.networks import Bench, OnMacs, Result
-from fcs_utils.study.runs import Run, describe
+from fcs_utils.study.runs import Run
 from fcs_utils.training.evaluate import accuracy, evaluate
-from fcs_utils.training.loop import Epoch, fit
-from fcs_utils.training.losses import Losses, cross_entropy, mutual
+from fcs_utils.training.loop import Epoch
 
 
 def do(bench: Bench, run: Run, parent: Mapping[str, Any] | None, on_macs: OnMacs) -> tuple[Result, Result]:
@@ -75,57 +74,52 @@ def _pruned(bench: Bench, run: Run) -> tuple[Result, Result]:
 
 
 def _tuned(bench: Bench, run: Run, plan: PruningPlan, on_macs: OnMacs) -> tuple[Result, Result]:
-    tuning = run.tuning
+    tuning, data = run.tuning, bench.dataset
     assert tuning is not None
-    compact, training = bench.compact(run, plan), tuning.training
-    networks: list[nn.Module] = [compact]
-    if tuning.method == "scratch":
+    arm, training, compact = tuning.arm, tuning.training, bench.compact(run, plan)
+    if arm.fresh:
         initialise(compact, run.reference.seed)
-        if tuning.budget == "macs":
-            saved = count_macs(bench.trained(run.reference), bench.example) / count_macs(compact, bench.example)
-            training = training.model_copy(update={"epochs": round(training.epochs * saved)})
-    elif tuning.method != "tft":
-        networks.append(_peer(bench, run))
-    losses: Losses = mutual(tuning.temperature, tuning.strength) if len(networks) > 1 else cross_entropy
-    precision = run.reference.precision
-    start = evaluate(networks, bench.dataset, precision)
-    history = fit(networks, bench.dataset, training, seed=run.reference.seed, losses=losses,
-                  trained=1 if tuning.method == "kd" else None, peer_learning_rate=tuning.peer_learning_rate,
-                  sequential=tuning.updates == "sequential", precision=precision, passes=bench.passes,
-                  label=describe(run), on_epoch=on_macs, on_batch=bench.deadline.check,
-                  checkpoint=bench.checkpoint(run))  # fmt: skip
+    if tuning.budget == "macs":
+        saved = count_macs(bench.trained(run.reference), bench.example) / count_macs(compact, bench.example)
+        training = training.model_copy(update={"epochs": round(training.epochs * saved)})
+    networks = [compact, *_peers(bench, run)]
+    start = evaluate(networks, data.in_order(data.validation), run.reference.precision)
+    history = bench.train(run, networks, training, arm, on_macs)
     result = {
         "cost": measure_cost(compact, bench.example).as_dict(),
         "dense_cost": measure_cost(bench.trained(run.reference), bench.example).as_dict(),
         "start": start,
         **_outcome(bench, compact, history, run),
     }
-    if len(networks) > 1:
-        result["peer"] = _accuracies(bench, networks[1], run)
+    for peer in networks[1:]:
+        result["peer"] = _accuracies(bench, peer, run)
     return result, _timing(history)
 
 
-def _peer(bench: Bench, run: Run) -> nn.Module:
-    """The second network: the unpruned original, or a twin of the compact one, pruned by another criterion."""
+def _peers(bench: Bench, run: Run) -> list[nn.Module]:
+    """The second network where the arm has one: the unpruned original, or a compact one, pruned by another criterion."""
     pruning, tuning = run.pruning, run.tuning
     assert pruning is not None and tuning is not None
-    if tuning.method == "twin":
+    if tuning.arm.peer == "none":
+        return []
+    if tuning.arm.peer == "compact":
         other = run.model_copy(update={"pruning": pruning.model_copy(update={"criterion": tuning.twin_criterion, "options": {}})})
-        return bench.compact(other, bench.plan(other))
+        return [bench.compact(other, bench.plan(other))]
     original = bench.untrained(run.reference)
     original.load_state_dict(bench.trained(run.reference).state_dict())
-    return original
+    return [original]
 
 
 def _accuracies(bench: Bench, network: nn.Module, run: Run) -> dict[str, float]:
-    parts = {"validation": bench.dataset.validation, "test": bench.dataset.test}
-    return {name: accuracy(network, bench.dataset, split, run.reference.precision) for name, split in parts.items()}
+    data, precision = bench.dataset, run.reference.precision
+    parts = {"validation": data.validation, "test": data.test}
+    return {name: accuracy(network, data, split, precision) for name, split in parts.items()}
 
 
 def _outcome(bench: Bench, network: nn.Module, history: list[Epoch], run: Run) -> Result:
     return {
         **_accuracies(bench, network, run),  # of the final epoch; the best one is only named
-        "best_validation_epoch": max(history, key=lambda epoch: epoch.validation).epoch,
+        "best_validation_epoch": max(history, key=lambda epoch: epoch.validation or 0.0).epoch,
         "history": [{k: v for k, v in vars(epoch).items() if k != "seconds"} for epoch in history],
     }
 

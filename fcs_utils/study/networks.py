@@ -25,9 +25,12 @@ from fcs_utils.pruning.surgery import prune, recalibrate
 from fcs_utils.study.guards import Deadline, file_lock
 from fcs_utils.study.records import Store, read_record
 from fcs_utils.study.runs import Pruning, Reference, Run, describe
+from fcs_utils.training.arms import ARMS, Arm
 from fcs_utils.training.checkpoint import Checkpoint
-from fcs_utils.training.loop import Epoch, fit
-from fcs_utils.training.passes import Mode
+from fcs_utils.training.evaluate import evaluate
+from fcs_utils.training.loop import Callbacks, Epoch, fit
+from fcs_utils.training.optimiser import Training
+from fcs_utils.training.passes import Execution, Mode
 
 Result = dict[str, Any]
 OnMacs = Callable[[int], None]
@@ -191,15 +194,26 @@ class Bench:
         start = "" if run.kind == "reference" else self.weights_sha256(run)  # other weights are another training
         return Checkpoint(self.store.unfinished(run.identity), f"{run.identity} {start}")
 
+    def train(self, run: Run, networks: Sequence[nn.Module], training: Training, arm: Arm, on_macs: OnMacs) -> list[Epoch]:
+        """Train the networks of a run in place, within the deadline and from its checkpoint; returns the history."""
+        data, precision = self.dataset, run.reference.precision
+        callbacks = Callbacks(
+            on_batch=self.deadline.check,
+            on_epoch=on_macs,
+            evaluate=lambda networks: evaluate(networks, data.in_order(data.validation), precision),
+            checkpoint=self.checkpoint(run),
+            label=describe(run),
+        )
+        execution, batches = Execution(precision, self.passes), data.batches(training.batch_size)
+        return fit(networks, training, batches, arm, seed=run.reference.seed, execution=execution, callbacks=callbacks)
+
     def train_reference(self, run: Run, network: nn.Module, on_macs: OnMacs = lambda macs: None) -> list[Epoch]:
         """Train a reference in place and keep its weights; returns its history.
 
         Filters are rounded to half precision, once and before anything is measured on them: a repository can then
         carry them in half the bytes.
         """
-        history = fit([network], self.dataset, run.reference.training, seed=run.reference.seed,
-                      precision=run.reference.precision, passes=self.passes, label=describe(run),
-                      on_epoch=on_macs, on_batch=self.deadline.check, checkpoint=self.checkpoint(run))  # fmt: skip
+        history = self.train(run, [network], run.reference.training, ARMS["tft"], on_macs)
         state = {name: _halved(tensor).cpu().contiguous() for name, tensor in network.state_dict().items()}
         network.load_state_dict(state)  # what is measured is what the file holds
         write_tensors(self.store.weights(run.identity), state)
@@ -224,11 +238,11 @@ def expected_macs(bench: Bench, runs: Sequence[Run]) -> list[int]:
     for run in runs:
         macs = dense[run.reference.network, run.reference.width]
         if run.tuning and run.pruning:
-            left = run.pruning.macs or 1 - (run.pruning.ratio or 0)
-            share = left + {"tft": 0.0, "scratch": 0.0, "twin": left, "mlft": 1.0, "kd": 1 / 3}[run.tuning.method]
+            arm, left = run.tuning.arm, round((run.pruning.macs or 1 - (run.pruning.ratio or 0)) * macs)
             if run.tuning.budget == "macs":
-                share = 1.0  # so many epochs that it is as much as the dense network's training
-            expected.append(round(3 * run.tuning.training.epochs * images * share * macs))
+                left = macs  # so many epochs that it is as much as the dense network's training
+            peers = {"none": [], "original": [macs], "compact": [left]}[arm.peer]
+            expected.append(run.tuning.training.epochs * images * arm.macs_per_image([left, *peers]))
         elif run.kind == "reference":
             expected.append(3 * run.reference.training.epochs * images * macs)
         else:  # no training: judged on the validation images, and before and after recalibration on the test images

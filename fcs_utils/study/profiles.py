@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pydantic import field_validator
+
 from fcs_utils.benchmarks.scoring import Scoring
 from fcs_utils.benchmarks.speed import Speed
 from fcs_utils.config import Config
 from fcs_utils.errors import refuse
 from fcs_utils.pruning.criteria import CRITERIA
+from fcs_utils.training.arms import ARMS
 from fcs_utils.training.optimiser import Training
 
 
@@ -39,9 +42,17 @@ class Arms(Config):
     further_seeds: tuple[int, ...] = ()
     pilot_seeds: tuple[int, ...] = (100,)
     pilot_epochs: int
-    methods: tuple[Literal["tft", "mlft", "twin", "kd"], ...] = ("tft", "mlft", "twin", "kd")
+    methods: tuple[str, ...] = ("tft", "mlft", "twin", "kd")
     scratch: tuple[Literal["epochs", "macs"], ...] = ("epochs", "macs")
     scratch_seeds: int | None = None
+
+    @field_validator("methods")
+    @classmethod
+    def _are_arms_with_a_rate(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        known = [name for name, arm in ARMS.items() if arm.searched]
+        if unknown := [method for method in methods if method not in known]:
+            raise ValueError(f"{unknown[0]!r} is not an arm whose learning rate is searched; allowed: {', '.join(known)}")
+        return methods
 
 
 class Ablations(Config):

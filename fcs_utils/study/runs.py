@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fcs_utils.config import Config, Count, Positive, Ratio
 from fcs_utils.errors import StudyError
 from fcs_utils.files import canonical_json
+from fcs_utils.training.arms import ARMS, Arm
 from fcs_utils.training.optimiser import Training
 
 
@@ -34,7 +35,6 @@ def describe(run: Run) -> str:
 
 SCHEMA = 3
 Option = str | int | float | bool
-Method = Literal["tft", "mlft", "twin", "kd", "scratch"]
 
 
 class Reference(Config):
@@ -85,14 +85,15 @@ class Pruning(Config):
 
 
 class Tuning(Config):
-    """How the compact network is trained: (M10) TFT, (M11) MLFT with the original or a twin as peer, (M12) KD or scratch.
+    """How the compact network is trained: by an arm of fine-tuning, with that arm's options.
 
-    twin_criterion: prunes the twin. temperature, strength: of the distance to the peer. peer_learning_rate: None
-    is the compact network's. updates: whether the peer moves from the same forward passes or after the compact
-    network. budget: of training from scratch, the reference's epochs (scratch-E) or its training MACs (scratch-B).
+    method: the arm, a key of ``ARMS``. twin_criterion: prunes the second compact network. temperature, strength: of
+    the distance to the peer. peer_learning_rate: None is the compact network's. updates: whether the peer is updated
+    from the same forward passes or after the compact network. budget: of training from scratch, the reference's
+    epochs (scratch-E) or its training MACs (scratch-B).
     """
 
-    method: Method
+    method: str
     training: Training
     temperature: Positive = 1.0
     strength: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -101,16 +102,27 @@ class Tuning(Config):
     updates: Literal["simultaneous", "sequential"] = "simultaneous"
     budget: Literal["epochs", "macs"] = "epochs"
 
+    @field_validator("method")
+    @classmethod
+    def _is_an_arm(cls, method: str) -> str:
+        if method not in ARMS:
+            raise ValueError(f"allowed: {', '.join(ARMS)}")
+        return method
+
     @model_validator(mode="after")
     def _options_belong_to_the_method(self) -> Tuning:
-        owners: dict[str, tuple[Method, ...]] = {
-            "temperature": ("mlft", "twin", "kd"), "strength": ("mlft", "twin", "kd"), "twin_criterion": ("twin",),
-            "peer_learning_rate": ("mlft", "twin"), "updates": ("mlft", "twin"), "budget": ("scratch",),
-        }  # fmt: skip
-        for option, methods in owners.items():
-            if self.method not in methods and getattr(self, option) != type(self).model_fields[option].default:
-                raise ValueError(f"{option} belongs to method {' or '.join(map(repr, methods))}, not {self.method!r}")
+        changed = self.model_dump(exclude_defaults=True, exclude={"method", "training"})
+        for option in changed:
+            if option not in ARMS[self.method].options:
+                owners = [repr(name) for name, arm in ARMS.items() if option in arm.options]
+                raise ValueError(f"{option} belongs to method {' or '.join(owners)}, not {self.method!r}")
         return self
+
+    @property
+    def arm(self) -> Arm:
+        """The arm with the options of this configuration."""
+        arm = ARMS[self.method]
+        return arm.with_options(**self.model_dump(include=set(arm.options)))
 
 
 class Run(Config):

@@ -1,7 +1,7 @@
-"""Where a long training left off, so that it can go on bit for bit, here or on another machine.
+"""The state of a training in a file, so that one that was cut off goes on bit for bit, here or on another machine.
 
-One safetensors file holds the networks, the momenta and the generators; its metadata holds the schedules and
-the history.
+One safetensors file holds the networks, the momenta and the state of PyTorch's generators, which dropout draws from; its
+metadata holds the schedules and the history. Batches need no state: seed and epoch name them.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import read_tensors, set_aside, write_tensors
+from fcs_utils.training.optimiser import Optimiser
 
-if TYPE_CHECKING:
-    from fcs_utils.training.optimiser import Optimiser
-
-
-EVERY = 60.0  # seconds: what a kill costs at most, beside the epoch in hand
+EVERY = 60.0  # seconds between saves: a kill costs at most this and the epoch in hand
 
 
 class Checkpoint:
@@ -40,15 +37,14 @@ class Checkpoint:
         """Whether the last save is long enough ago for the next."""
         return time.monotonic() - self._saved >= EVERY
 
-    def save(self, networks: Sequence[nn.Module], optimisers: Sequence[Optimiser], draws: torch.Generator,
-             history: Sequence[dict[str, Any]]) -> None:  # fmt: skip
-        """Write the state after an epoch, atomically. ``draws``: the generator of shuffling and augmentation."""
+    def save(self, networks: Sequence[nn.Module], optimisers: Sequence[Optimiser], history: Sequence[dict[str, Any]]) -> None:
+        """Write the state after an epoch, atomically. history: one entry per epoch, plain data."""
         tensors = {f"network.{n}.{name}": tensor for n, net in enumerate(networks) for name, tensor in net.state_dict().items()}
         for n, optimiser in enumerate(optimisers):
             states = optimiser.sgd.state_dict()["state"]
-            tensors |= {f"momentum.{n}.{i}": state["momentum_buffer"] for i, state in states.items()
-                        if state.get("momentum_buffer") is not None}  # fmt: skip
-        tensors |= {"draws": draws.get_state(), "dropout": torch.get_rng_state()}
+            momenta = {i: state.get("momentum_buffer") for i, state in states.items()}
+            tensors |= {f"momentum.{n}.{i}": momentum for i, momentum in momenta.items() if momentum is not None}
+        tensors["dropout"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["dropout.cuda"] = torch.cuda.get_rng_state()
         schedules = [{"groups": o.sgd.state_dict()["param_groups"], "cycle": o.cycle.state_dict()} for o in optimisers]
@@ -56,13 +52,11 @@ class Checkpoint:
         write_tensors(self.path, tensors, {"training": json.dumps(content, default=_plain)})
         self._saved = time.monotonic()
 
-    def restore(
-        self, networks: Sequence[nn.Module], optimisers: Sequence[Optimiser], draws: torch.Generator
-    ) -> list[dict[str, Any]]:
-        """Put a saved state back in place; returns the history so far, empty where there is no file.
+    def restore(self, networks: Sequence[nn.Module], optimisers: Sequence[Optimiser]) -> list[dict[str, Any]]:
+        """Put a saved state back in place; returns the history so far, which is empty where there is no file.
 
-        A damaged or foreign file is set aside (``.corrupt``) with a warning, and the training starts from its
-        beginning.
+        A file that is damaged or of another training is set aside (``.corrupt``) with a warning, and the training
+        starts over.
         """
         if not self.path.exists():
             return []
@@ -77,13 +71,15 @@ class Checkpoint:
         for n, (optimiser, schedule) in enumerate(zip(optimisers, content["schedules"], strict=True)):
             (own,) = optimiser.sgd.param_groups
             # A file keeps values without their layout in memory; a fused step takes the parameter's layout for granted.
-            states = {i: {"momentum_buffer": torch.empty_like(parameter).copy_(tensors[f"momentum.{n}.{i}"])}
-                      for i, parameter in enumerate(own["params"]) if f"momentum.{n}.{i}" in tensors}  # fmt: skip
-            # Fused or not is this machine's matter, not that of the one that saved.
+            states = {
+                i: {"momentum_buffer": torch.empty_like(parameter).copy_(tensors[f"momentum.{n}.{i}"])}
+                for i, parameter in enumerate(own["params"])
+                if f"momentum.{n}.{i}" in tensors
+            }
+            # Whether the step is fused depends on this machine, not on the one that saved.
             groups = [{**group, "fused": own["fused"]} for group in schedule["groups"]]
             optimiser.sgd.load_state_dict({"state": states, "param_groups": groups})
             optimiser.cycle.load_state_dict(schedule["cycle"])
-        draws.set_state(tensors["draws"])
         torch.set_rng_state(tensors["dropout"])
         if "dropout.cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["dropout.cuda"])
@@ -98,7 +94,7 @@ class Checkpoint:
         return content, tensors
 
     def remove(self) -> None:
-        """The training is done."""
+        """Delete the file, once the training is done and its result is kept."""
         self.path.unlink(missing_ok=True)
 
 

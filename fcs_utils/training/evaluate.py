@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fcs_utils.data.dataset import Dataset, Split
+from fcs_utils.data.dataset import Batch, Dataset, Split
 from fcs_utils.models import evaluating
 from fcs_utils.training.losses import distance
 from fcs_utils.training.passes import autocast
 
 
 @torch.no_grad()
+def _predict(networks: Sequence[nn.Module], batches: Iterable[Batch], precision: str) -> tuple[list[Tensor], Tensor]:
+    """Logits (N, K) float32 of each network and labels (N,), from one pass over the batches."""
+    device = next((parameter.device for parameter in networks[0].parameters()), torch.device("cpu"))
+    found: list[list[Tensor]] = [[] for _ in networks]
+    truth = []
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(evaluating(network))
+        stack.enter_context(autocast(device, precision))
+        for images, labels in batches:
+            images = images.to(device)
+            for network, logits in zip(networks, found, strict=True):
+                logits.append(network(images).float())
+            truth.append(labels.to(device))
+    return [torch.cat(logits) for logits in found], torch.cat(truth)
+
+
 def predict(model: nn.Module, dataset: Dataset, split: Split, precision: str = "fp32", batch_size: int = 500) -> Tensor:
-    """Logits (N, K) float32, in eval mode. The mode is put back."""
-    with evaluating(model), autocast(split.images.device, precision):
-        return torch.cat([model(dataset.normalise(images)).float() for images in split.images.split(batch_size)])
+    """Logits (N, K) float32 of a split's images, in eval mode. The mode is put back."""
+    return _predict([model], dataset.in_order(split, batch_size), precision)[0][0]
 
 
 def accuracy(model: nn.Module, dataset: Dataset, split: Split, precision: str = "fp32", batch_size: int = 500) -> float:
@@ -31,13 +48,18 @@ def top1(logits: Tensor, labels: Tensor) -> float:
     return 100 * (logits.argmax(1) == labels).sum().item() / len(labels)
 
 
-def evaluate(networks: Sequence[nn.Module], dataset: Dataset, precision: str) -> dict[str, float | None]:
-    """Validation accuracy and loss of one or two networks, and how far the second one's predictions are from the first's."""
-    logits = [predict(network, dataset, dataset.validation, precision) for network in networks]
+def evaluate(networks: Sequence[nn.Module], batches: Iterable[Batch], precision: str = "fp32") -> dict[str, float | None]:
+    """Accuracy and loss of one network or of a network and its peer on validation batches, in eval mode.
+
+    batches: images (B, C, H, W) and labels (B,), gone through once. Returns ``validation`` (top-1 in percent),
+    ``validation_loss`` (mean cross-entropy in nats), ``peer_validation`` and ``peer_kl``, which is KL(peer || first)
+    in nats; the last two are None without a peer.
+    """
+    logits, labels = _predict(networks, batches, precision)
     peer = logits[1] if len(logits) > 1 else None
     return {
-        "validation": top1(logits[0], dataset.validation.labels),
-        "validation_loss": F.cross_entropy(logits[0], dataset.validation.labels).item(),
-        "peer_validation": None if peer is None else top1(peer, dataset.validation.labels),
+        "validation": top1(logits[0], labels),
+        "validation_loss": F.cross_entropy(logits[0], labels).item(),
+        "peer_validation": None if peer is None else top1(peer, labels),
         "peer_kl": None if peer is None else distance(logits[0], peer, 1.0).item(),
     }

@@ -1,142 +1,226 @@
-"""One training loop. The method is how the loss is made and who trains, and nothing else.
+"""One training loop for references and for every arm of fine-tuning, with the same draws.
 
-References, TFT, MLFT, KD and training from scratch run the same code with the same draws. MLFT trains a second
-network, the peer, beside the first; KD is the same with a peer that is frozen in eval mode.
+The arm says which networks take part, which of them learn, and how the loss is made.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fcs_utils.data.dataset import Dataset
-from fcs_utils.errors import OutOfTime, StudyError
+from fcs_utils.data.dataset import Batch
+from fcs_utils.errors import OutOfTime, StudyError, refuse
 from fcs_utils.models import count_macs
+from fcs_utils.training.arms import Arm, get_arm
 from fcs_utils.training.checkpoint import Checkpoint
-from fcs_utils.training.evaluate import evaluate
-from fcs_utils.training.losses import Losses, cross_entropy
 from fcs_utils.training.optimiser import Optimiser, Training
-from fcs_utils.training.passes import Mode, autocast, training_passes
+from fcs_utils.training.passes import Execution, Pass, autocast, check_mode, training_passes
+
+Batches = Callable[[int, int], Iterable[Batch]]  # (seed, epoch), epochs from 1 on
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """State after one epoch; accuracies in percent, training MACs cumulative over all networks."""
+    """State after one epoch. Accuracies are top-1 in percent; what nobody evaluated is None."""
 
     epoch: int
-    loss: float  # mean training loss of the first network
-    validation: float
-    validation_loss: float  # mean cross-entropy in nats
+    loss: float  # mean training loss of the first network, in nats
+    validation: float | None
+    validation_loss: float | None  # mean cross-entropy, in nats
     peer_validation: float | None
-    peer_kl: float | None  # KL(peer || first) on the validation split, in nats
-    training_macs: int
-    seconds: float
+    peer_kl: float | None  # KL(peer || first) on the validation images, in nats
+    training_macs: int  # of all networks, since the training began
+    seconds: float  # since the training began
+
+
+MEASURES = ("validation", "validation_loss", "peer_validation", "peer_kl")
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What happens beside a training; each part is optional.
+
+    on_batch: called before each batch; may raise OutOfTime, and what the checkpoint does not hold is then lost.
+    on_epoch: called after each epoch with its training MACs; when it raises OutOfTime, the checkpoint is saved first.
+    evaluate: called with the networks after each epoch; returns measures of ``Epoch`` by name, as ``evaluate`` of
+    ``fcs_utils.training.evaluate`` does. checkpoint: a training that was cut off goes on from it, bit for bit.
+    label: names the training in errors.
+    """
+
+    on_batch: Callable[[], None] = lambda: None
+    on_epoch: Callable[[int], None] = lambda macs: None
+    evaluate: Callable[[Sequence[nn.Module]], Mapping[str, float | None]] = lambda networks: {}
+    checkpoint: Checkpoint | None = None
+    label: str = "training"
+
+
+PLAIN, NOTHING_BESIDE = Execution(), Callbacks()
 
 
 def fit(
     networks: Sequence[nn.Module],
-    dataset: Dataset,
     training: Training,
+    batches: Batches,
+    arm: Arm | str = "tft",
     *,
-    seed: int,
-    losses: Losses = cross_entropy,
-    trained: int | None = None,
-    peer_learning_rate: float | None = None,
-    sequential: bool = False,
-    precision: str = "fp32",
-    passes: Mode = "plain",
-    label: str = "training",
-    on_epoch: Callable[[int], None] = lambda macs: None,
-    on_batch: Callable[[], None] = lambda: None,
-    checkpoint: Checkpoint | None = None,
+    seed: int = 0,
+    execution: Execution = PLAIN,
+    callbacks: Callbacks = NOTHING_BESIDE,
 ) -> list[Epoch]:
-    """Train the networks in place, the first being the one that is studied; returns one entry per epoch.
+    """Train networks in place by an arm of fine-tuning; returns one ``Epoch`` for each epoch.
 
-    trained: how many train, from the first on (default all); the others are frozen in eval mode.
-    peer_learning_rate: the second network's, default the same. sequential: the first network's update comes
-    before the second one's losses are made, from its renewed predictions, as in Zhang et al.; the default is
-    simultaneous, all losses from the same forward passes. passes: plain, through torch.compile, or as CUDA graphs.
+    networks: the network under study, then its peer where the arm has one; all on one device.
+    training: epochs, peak learning rate, momentum and weight decay of SGD under a one-cycle schedule.
+    batches: ``(seed, epoch) -> iterable of (images, labels)`` with images (B, C, H, W) float and labels (B,) int64;
+    epochs count from 1 and must have equally many batches. Batches are moved to the networks' device. An iterable
+    without a length is gone through once before training, to count its batches.
+    arm: one of tft, mlft, twin, kd, scratch, or an ``Arm``. seed: of the batches and of dropout.
+    execution: precision and mode of passes. callbacks: evaluation, checkpoint, progress.
 
-    Draws depend on the seed alone: shuffling and augmentation are the same for every method. The last epoch
-    counts, no best epoch is picked. ``on_epoch`` receives the training MACs of each epoch, for progress bars;
-    ``on_batch`` is called before each batch and may raise OutOfTime: what the last checkpoint does not hold starts over.
-    checkpoint: where a training that was cut off goes on, bit for bit.
+    The last epoch counts; no best epoch is picked. A frozen peer stays in eval mode. With updates ``sequential`` the
+    first network moves before the peer's loss is made, from its renewed predictions, as in Zhang et al. (2018); by
+    default both losses come from the same forward passes.
 
-    Raises StudyError, naming run, epoch and learning rate, when a loss is NaN or infinite.
+    Raises StudyError for an unknown arm, a number of networks that the arm does not take, an execution mode that the
+    device lacks, no batches, epochs of unequal length, and a loss that is NaN or infinite.
+
+    >>> import torch
+    >>> from torch.utils.data import DataLoader, TensorDataset
+    >>> from fcs_utils import build_model, fit
+    >>> from fcs_utils.training.optimiser import Training
+    >>> loader = DataLoader(TensorDataset(torch.randn(64, 3, 32, 32), torch.arange(64) % 10), batch_size=32, shuffle=True)
+    >>> compact, original = (build_model("resnet20", num_classes=10, width=width) for width in (0.25, 0.5))
+    >>> schedule = Training(epochs=2, learning_rate=0.01)
+    >>> history = fit([compact, original], schedule, lambda seed, epoch: loader, "mlft")
+    >>> len(history), history[-1].loss > 0
+    (2, True)
     """
-    device = dataset.train.images.device
-    generator = torch.Generator().manual_seed(seed)
-    trained = len(networks) if trained is None else trained
-    again = 1 if sequential and trained > 1 else 0
-    # Backward is two more multiply-adds for each of the forward pass: one for inputs, one for weights.
-    macs = [count_macs(network, dataset.normalise(dataset.train.images[:1])) for network in networks]
-    macs_per_image = 3 * sum(macs[:trained]) + sum(macs[trained:]) + again * macs[0]
-    batches = max(1, len(dataset.train) // training.batch_size)
-    seen = batches * min(training.batch_size, len(dataset.train))
-    rates = [training.learning_rate, peer_learning_rate or training.learning_rate]
-    optimisers = [Optimiser(network, training, rate, batches) for network, rate in zip(networks[:trained], rates, strict=False)]
-    sample = dataset.normalise(dataset.train.images[: training.batch_size])
+    arm = get_arm(arm) if isinstance(arm, str) else arm
+    if len(networks) != arm.networks:
+        raise refuse("networks", len(networks), f"{arm.networks} for arm {arm.name}")
+    device = next(networks[0].parameters()).device
+    check_mode(execution.passes, device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        sample, steps = _look(batches, seed)
+        sample = sample.to(device)
+        rates = [training.learning_rate, arm.settings.get("peer_learning_rate") or training.learning_rate]
+        learning = zip(networks[: arm.trained], rates, strict=False)
+        optimisers = [Optimiser(network, training, rate, training.epochs * steps) for network, rate in learning]
+        macs = arm.macs_per_image([count_macs(network, sample[:1]) for network in networks])
+        with training_passes(networks, arm.trained, sample, execution) as passes:
+            torch.manual_seed(seed)  # for dropout, where a network has it
+            run = _Run(networks, optimisers, _Update(arm, passes, optimisers, execution), steps, macs, callbacks)
+            return run.train(training, lambda epoch: batches(seed, epoch))
 
-    saved = 0
 
-    def step(images: Tensor, labels: Tensor) -> Tensor:
-        """One batch; returns the losses (trained,), detached."""
-        with autocast(device, precision):
-            logits = [forward(images).float() for forward in forwards[:trained]]
+def _look(batches: Batches, seed: int) -> tuple[Tensor, int]:
+    """The images of the first batch, and how many batches an epoch has."""
+    epoch = batches(seed, 1)
+    left = iter(epoch)
+    first = next(left, None)
+    if first is None:
+        raise StudyError("batches(seed, 1) gave no batch: fit needs at least one of (images, labels)")
+    return first[0], len(epoch) if isinstance(epoch, Sized) else 1 + sum(1 for _ in left)
+
+
+@dataclass(frozen=True)
+class _Update:
+    """One step of every network that learns."""
+
+    arm: Arm
+    passes: Sequence[Pass]
+    optimisers: Sequence[Optimiser]
+    execution: Execution
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The losses (trained,) of a batch, detached."""
+        losses, trained, device = self.arm.losses(), self.arm.trained, images.device
+        with autocast(device, self.execution.precision):
+            logits = [forward(images).float() for forward in self.passes[:trained]]
             with torch.no_grad():
-                logits += [forward(images).float() for forward in forwards[trained:]]
+                logits += [forward(images).float() for forward in self.passes[trained:]]
         found = losses(logits, labels)[:trained]
-        if again:
-            optimisers[0].update(found[0])
-            with autocast(device, precision), torch.no_grad():
-                logits[0] = forwards[0](images).float()
+        if self.arm.sequential:
+            self.optimisers[0].update(found[0])
+            with autocast(device, self.execution.precision), torch.no_grad():
+                logits[0] = self.passes[0](images).float()
             found[1] = losses(logits, labels)[1]
-            optimisers[1].update(found[1])
+            self.optimisers[1].update(found[1])
         else:  # targets are detached: no gradient crosses over
-            for optimiser, loss in zip(optimisers, found, strict=True):
+            for optimiser, loss in zip(self.optimisers, found, strict=True):
                 optimiser.update(loss)
         return torch.stack(found).detach()
 
-    def keep() -> None:
-        nonlocal saved
-        if checkpoint:
-            saved = len(history)
-            checkpoint.save(networks, optimisers, generator, [asdict(entry) for entry in history])
 
-    with (
-        training_passes(networks, trained, passes, sample, precision) as forwards,
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-    ):
-        torch.manual_seed(seed)  # for dropout, where a network has it
-        history = [Epoch(**row) for row in checkpoint.restore(networks, optimisers, generator)] if checkpoint else []
-        saved = len(history)
-        started = time.perf_counter() - (history[-1].seconds if history else 0.0)
-        for epoch in range(len(history) + 1, training.epochs + 1):
-            for number, network in enumerate(networks):
-                network.train(number < trained)
-            total = torch.zeros(trained, device=device)  # summed on the device: no wait for it in an epoch
-            for images, labels in dataset.epoch(training.batch_size, generator):
-                try:
-                    on_batch()
-                except OutOfTime as error:
-                    raise OutOfTime(f"{error}, within epoch {epoch} of {label}; {saved} of its epochs are saved") from error
-                total += step(images, labels)
-            if not total.isfinite().all():
-                raise StudyError(f"{label}: the loss is NaN or infinite in epoch {epoch} of {training.epochs} at "
-                                 f"learning_rate={training.learning_rate}; use a smaller one")  # fmt: skip
-            now: dict[str, Any] = evaluate(networks, dataset, precision)
-            history.append(Epoch(epoch, total[0].item() / batches, **now, training_macs=macs_per_image * seen * epoch,
-                                 seconds=time.perf_counter() - started))  # fmt: skip
+class _Run:
+    """A training in progress: its networks, and its history so far."""
+
+    def __init__(self, networks: Sequence[nn.Module], optimisers: Sequence[Optimiser], update: _Update, steps: int, macs: int,
+                 callbacks: Callbacks) -> None:  # fmt: skip
+        self.networks, self.optimisers, self.update = networks, optimisers, update
+        self.steps, self.macs, self.callbacks = steps, macs, callbacks
+        restored = callbacks.checkpoint.restore(networks, optimisers) if callbacks.checkpoint else []
+        self.history = [Epoch(**entry) for entry in restored]
+        self.saved = len(self.history)
+
+    def train(self, training: Training, batches: Callable[[int], Iterable[Batch]]) -> list[Epoch]:
+        last = self.history[-1] if self.history else None
+        started, spent = time.perf_counter() - (last.seconds if last else 0.0), last.training_macs if last else 0
+        for epoch in range(len(self.history) + 1, training.epochs + 1):
+            losses, images = self._epoch(epoch, batches(epoch))
+            if not losses.isfinite().all():
+                raise StudyError(
+                    f"{self.callbacks.label}: the loss is NaN or infinite in epoch {epoch} of {training.epochs} at "
+                    f"learning_rate={training.learning_rate}; use a smaller one"
+                )
+            spent += self.macs * images
+            measures = self._evaluate()
+            seconds = time.perf_counter() - started
+            self.history.append(Epoch(epoch, losses[0].item() / self.steps, **measures, training_macs=spent, seconds=seconds))
             try:
-                on_epoch(macs_per_image * seen)
+                self.callbacks.on_epoch(self.macs * images)
             except OutOfTime:
-                keep()
+                self._save()
                 raise
-            if epoch < training.epochs and checkpoint and checkpoint.due:
-                keep()
-    return history
+            if epoch < training.epochs and self.callbacks.checkpoint and self.callbacks.checkpoint.due:
+                self._save()
+        return self.history
+
+    def _epoch(self, epoch: int, batches: Iterable[Batch]) -> tuple[Tensor, int]:
+        """Losses (trained,), summed over the batches of an epoch, and how many images these had."""
+        trained = len(self.optimisers)
+        for number, network in enumerate(self.networks):
+            network.train(number < trained)
+        device = next(self.networks[0].parameters()).device
+        total, done, seen = torch.zeros(trained, device=device), 0, 0  # summed on the device: no wait for it in an epoch
+        for images, labels in batches:
+            try:
+                self.callbacks.on_batch()
+            except OutOfTime as error:
+                where = f"within epoch {epoch} of {self.callbacks.label}; {self.saved} of its epochs are saved"
+                raise OutOfTime(f"{error}, {where}") from error
+            if done == self.steps:
+                break
+            total += self.update(images.to(device), labels.to(device))
+            done, seen = done + 1, seen + len(labels)
+        else:
+            if done == self.steps:
+                return total, seen
+        raise StudyError(f"{self.callbacks.label}: epoch {epoch} has more or fewer batches than the {self.steps} of epoch 1")
+
+    def _evaluate(self) -> dict[str, Any]:
+        found = self.callbacks.evaluate(self.networks)
+        if unknown := [name for name in found if name not in MEASURES]:
+            raise refuse("name of a measure that evaluate returned", unknown[0], ", ".join(MEASURES))
+        return {**dict.fromkeys(MEASURES), **found}
+
+    def _save(self) -> None:
+        if self.callbacks.checkpoint:
+            self.saved = len(self.history)
+            self.callbacks.checkpoint.save(self.networks, self.optimisers, [asdict(entry) for entry in self.history])

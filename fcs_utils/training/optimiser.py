@@ -1,4 +1,4 @@
-"""SGD under a one-cycle learning rate, and the schedule that it follows."""
+"""SGD with Nesterov momentum under a one-cycle learning rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from fcs_utils.config import Config, Count, Positive
 
 
 class Training(Config):
-    """SGD with Nesterov momentum under a one-cycle schedule; the same for references and fine-tuning."""
+    """A schedule: so many epochs of SGD with Nesterov momentum; ``learning_rate`` is the peak of the one cycle.
+
+    batch_size: images a step; the data set makes batches of that size, batches of your own have theirs.
+    """
 
     epochs: Count
     learning_rate: Positive
@@ -22,20 +25,23 @@ class Training(Config):
 
 
 class Optimiser:
-    """SGD with momentum under a one-cycle learning rate."""
+    """Updates one network, whose weights it puts into channels_last memory. steps: batches in the whole schedule."""
 
-    def __init__(self, network: nn.Module, training: Training, rate: float, batches: int) -> None:
+    def __init__(self, network: nn.Module, training: Training, learning_rate: float, steps: int) -> None:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.sgd = torch.optim.SGD(network.parameters(), rate, training.momentum, weight_decay=training.weight_decay,
-                                   nesterov=training.momentum > 0,
-                                   fused=next(network.parameters()).device.type == "cuda")  # fmt: skip
-        # Total steps of 1 leave OneCycle no room between its phases.
-        self.cycle = torch.optim.lr_scheduler.OneCycleLR(
-            self.sgd, rate, total_steps=max(2, training.epochs * batches), cycle_momentum=False
+        self.sgd = torch.optim.SGD(
+            network.parameters(),
+            learning_rate,
+            training.momentum,
+            weight_decay=training.weight_decay,
+            nesterov=training.momentum > 0,
+            fused=next(network.parameters()).device.type == "cuda",
         )
+        # Total steps of 1 leave OneCycle no room between its phases.
+        self.cycle = torch.optim.lr_scheduler.OneCycleLR(self.sgd, learning_rate, total_steps=max(2, steps), cycle_momentum=False)
 
     def update(self, loss: Tensor) -> None:
-        """One step down a loss."""
+        """One step down a scalar loss."""
         self.sgd.zero_grad()
         loss.backward()
         self.sgd.step()

@@ -1,6 +1,6 @@
-"""How a training pass through a network is done: plainly, through torch.compile, or as a replayed CUDA graph.
+"""Execution of training passes: plain, through torch.compile, or as replayed CUDA graphs; in fp32 or bf16.
 
-Compiling takes as long as some trainings; graphs take the host out of small steps and need a GPU. So both are options.
+Compiling takes as long as some trainings. Graphs spare a GPU the wait for the host in small steps. So both are options.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -20,6 +21,14 @@ from fcs_utils.errors import is_out_of_memory, refuse
 Pass = Callable[[Tensor], Tensor]
 Mode = Literal["plain", "compiled", "graphs"]
 FELL_BACK = ".*training goes on without it"  # of the warning
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How passes are executed: in fp32 or under bf16 autocast; plain, compiled or as CUDA graphs."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    passes: Mode = "plain"
 
 
 def check_mode(mode: str, device: torch.device) -> None:
@@ -35,15 +44,13 @@ def autocast(device: torch.device, precision: str, cache: bool = True) -> torch.
 
 
 @contextmanager
-def training_passes(
-    networks: Sequence[nn.Module], trained: int, mode: Mode, images: Tensor, precision: str
-) -> Iterator[list[Pass]]:
+def training_passes(networks: Sequence[nn.Module], trained: int, images: Tensor, execution: Execution) -> Iterator[list[Pass]]:
     """A pass for each network, equal to the plain one up to rounding; the networks are plain again afterwards.
 
-    trained: how many train, from the first on; the others get plain passes from graphs. images: a batch (B, C, H, W),
-    of the size that all batches have. Raises StudyError where the device lacks the mode.
+    trained: how many train, from the first on; the others get plain passes from graphs. images: a batch (B, C, H, W)
+    on the networks' device, of the size that all batches have. The device must have the mode, see ``check_mode``.
     """
-    check_mode(mode, images.device)
+    mode = execution.passes
     if mode == "plain":
         yield list(networks)
     elif mode == "compiled":
@@ -54,7 +61,7 @@ def training_passes(
     else:
         try:
             for network in networks[:trained]:
-                _graph(network, images, precision)
+                _graph(network, images, execution.precision)
             yield list(networks)
         finally:
             for network in networks:

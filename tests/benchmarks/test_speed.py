@@ -22,7 +22,7 @@ from fcs_utils.models import build_seeded
 from fcs_utils.report.tables import grid_cost_table
 from fcs_utils.study.measurements import measure_here, measurements, speeds
 from fcs_utils.study.study import Study
-from fcs_utils.training.loop import fit
+from fcs_utils.training.loop import Callbacks, fit
 from fcs_utils.training.optimiser import Training
 from tests.conftest import ROOT
 
@@ -32,13 +32,14 @@ def test_the_fast_path_and_a_loop_written_out_agree_step_by_step(digits: Dataset
     training = Training(epochs=2, learning_rate=0.01, batch_size=100)
     fast, plain = (build_seeded(0, network, num_classes=10, width=0.125, in_channels=1) for _ in range(2))
     before_step: list[list[torch.Tensor]] = []
-    (first, *_) = fit([fast], digits, training, seed=5, on_batch=lambda: before_step.append(weights(fast)))
+    callbacks = Callbacks(on_batch=lambda: before_step.append(weights(fast)))
+    (first, *_) = fit([fast], training, digits.batches(100), seed=5, callbacks=callbacks)
     optimiser = torch.optim.SGD(plain.parameters(), 0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.01, total_steps=20, cycle_momentum=False)
-    generator, losses, after_step = torch.Generator().manual_seed(5), [], [weights(plain)]
-    for _ in range(2):
+    losses, after_step = [], [weights(plain)]
+    for epoch in (1, 2):
         plain.train()
-        for images, labels in digits.epoch(100, generator):
+        for images, labels in digits.batches(100)(5, epoch):
             loss = F.cross_entropy(plain(images.contiguous()), labels)  # NCHW
             losses.append(loss.item())
             optimiser.zero_grad()

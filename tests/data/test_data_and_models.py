@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,7 @@ def test_calibration_is_fixed_by_its_seed_and_bounded(digits: Dataset) -> None:
 
 
 def test_augmentation_shifts_by_at_most_four_pixels(digits: Dataset) -> None:
-    generator = torch.Generator().manual_seed(0)
-    images, labels = next(digits.epoch(40, generator))
+    images, labels = next(iter(digits.batches(40)(0, 1)))
     order = torch.randperm(len(digits.train), generator=torch.Generator().manual_seed(0))[:40]
     assert labels.equal(digits.train.labels[order])
     padded = np.pad(digits.train.images[order].numpy(), ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
@@ -44,6 +44,26 @@ def test_augmentation_shifts_by_at_most_four_pixels(digits: Dataset) -> None:
         assert found
         offsets.add(found[0])
     assert len(offsets) > 20
+
+
+def test_an_epochs_draws_follow_from_seed_and_epoch_alone(digits: Dataset) -> None:
+    mirrored = replace(digits, flip=True)
+    generator = torch.Generator().manual_seed(3)  # one generator runs on from epoch to epoch
+    drawn = []
+    for _ in range(3):
+        order = torch.randperm(1000, generator=generator)
+        shifts = torch.randint(-4, 5, (2, 1000, 1), generator=generator)
+        drawn.append((order, shifts, torch.rand(1000, 1, generator=generator) < 0.5))
+    batches = mirrored.batches(300)
+    for epoch in (1, 2, 3, 3, 1, 2):  # one after the other, again, back, and on
+        found = batches(3, epoch)
+        assert all(
+            one.equal(other) for one, other in zip((found.order, found.shifts, found.mirrored), drawn[epoch - 1], strict=True)
+        )
+        assert len(found) == 3 and [len(labels) for _, labels in found] == [300] * 3
+    assert not batches(4, 1).order.equal(drawn[0][0])
+    with pytest.raises(StudyError, match="epoch=0 is not allowed"):
+        batches(3, 0)
 
 
 def test_part_of_the_training_split_is_stratified_and_leaves_the_other_splits(digits: Dataset) -> None:

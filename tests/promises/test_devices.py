@@ -20,7 +20,8 @@ from torch.utils import backend_registration
 from fcs_utils.data.dataset import Dataset, Split
 from fcs_utils.models import build_seeded
 from fcs_utils.training import loop as finetune
-from fcs_utils.training.loop import fit
+from fcs_utils.training.arms import ARMS
+from fcs_utils.training.loop import Callbacks, fit
 from fcs_utils.training.losses import mutual
 from fcs_utils.training.optimiser import Training
 from tests.conftest import ROOT
@@ -75,7 +76,8 @@ def test_no_batch_waits_for_the_host(digits: Dataset, monkeypatch: pytest.Monkey
             gpu = {part: Split(on_a_gpu(s.images), on_a_gpu(s.labels)) for part in ("train", "validation", "test")
                    if (s := getattr(digits, part))}  # fmt: skip
             data = replace(digits, **gpu, mean=on_a_gpu(digits.mean), std=on_a_gpu(digits.std), flip=True)
-            fit([moved(one) for one in networks], data, training, seed=0, losses=losses, on_batch=lambda: batches.append(1))
+            arm, callbacks = replace(ARMS["mlft"], loss=lambda: losses), Callbacks(on_batch=lambda: batches.append(1))
+            fit([moved(one) for one in networks], training, data.batches(training.batch_size), arm, callbacks=callbacks)
         return [frame for frame in traceback.extract_tb(looked.value.__traceback__) if "fcs_utils" in frame.filename]
 
     training = Training(epochs=1, learning_rate=0.1, batch_size=100)

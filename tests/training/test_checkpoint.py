@@ -13,10 +13,9 @@ from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import OutOfTime
 from fcs_utils.models import build_seeded
 from fcs_utils.training.checkpoint import Checkpoint
-from fcs_utils.training.loop import Epoch, fit
-from fcs_utils.training.losses import mutual
+from fcs_utils.training.loop import Epoch
 from fcs_utils.training.optimiser import Training
-from tests.training.test_loop import tiny
+from tests.training.test_loop import mlft, tiny, train
 
 TRAINING = Training(epochs=4, learning_rate=0.05, batch_size=128)
 
@@ -37,9 +36,9 @@ def rows(history: list[Epoch]) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4])
-@pytest.mark.parametrize("sequential", [False, True])
-def test_a_training_cut_off_goes_on_bit_for_bit(digits: Dataset, tmp_path: Path, stop: int, sequential: bool) -> None:
-    def train(checkpoint: Checkpoint | None, stop: int | None) -> tuple[list[nn.Module], list[Epoch]]:
+@pytest.mark.parametrize("updates", ["simultaneous", "sequential"])
+def test_a_training_cut_off_goes_on_bit_for_bit(digits: Dataset, tmp_path: Path, stop: int, updates: str) -> None:
+    def try_once(checkpoint: Checkpoint | None, stop: int | None) -> tuple[list[nn.Module], list[Epoch]]:
         networks: list[nn.Module] = [Dropping(), tiny(1)]
         networks[0].load_state_dict({f"body.{k}": v for k, v in tiny().state_dict().items()})
         epochs = 0
@@ -50,14 +49,14 @@ def test_a_training_cut_off_goes_on_bit_for_bit(digits: Dataset, tmp_path: Path,
             if epochs == stop:
                 raise OutOfTime("enough")
 
-        history = fit(networks, digits, TRAINING, seed=3, losses=mutual(), sequential=sequential, peer_learning_rate=0.02,
-                      on_epoch=on_epoch, checkpoint=checkpoint)  # fmt: skip
+        arm = mlft(updates=updates, peer_learning_rate=0.02)
+        history = train(networks, digits, TRAINING, arm, seed=3, on_epoch=on_epoch, checkpoint=checkpoint)
         return networks, history
 
-    whole, expected = train(None, None)
+    whole, expected = try_once(None, None)
     with pytest.raises(OutOfTime):
-        train(Checkpoint(tmp_path / "c.safetensors", "run"), stop)
-    parts, history = train(Checkpoint(tmp_path / "c.safetensors", "run"), None)
+        try_once(Checkpoint(tmp_path / "c.safetensors", "run"), stop)
+    parts, history = try_once(Checkpoint(tmp_path / "c.safetensors", "run"), None)
     assert rows(history) == rows(expected)
     assert [epoch.seconds for epoch in history] == sorted(epoch.seconds for epoch in history)
     for one, other in zip(whole, parts, strict=True):
@@ -73,7 +72,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_over(digits: 
         raise OutOfTime("enough")
 
     with pytest.raises(OutOfTime):
-        fit([tiny()], digits, TRAINING, seed=3, on_epoch=stop, checkpoint=Checkpoint(path, "run"))
+        train([tiny()], digits, TRAINING, seed=3, on_epoch=stop, checkpoint=Checkpoint(path, "run"))
     content = bytearray(path.read_bytes())
     if damage == "truncated":
         content = content[: len(content) // 2]
@@ -84,9 +83,10 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_over(digits: 
     path.write_bytes(content)
     network = tiny()
     with pytest.warns(UserWarning, match="starts over"):
-        history = fit([network], digits, TRAINING, seed=3, checkpoint=Checkpoint(path, "other" if damage == "foreign" else "run"))
+        checkpoint = Checkpoint(path, "other" if damage == "foreign" else "run")
+        history = train([network], digits, TRAINING, seed=3, checkpoint=checkpoint)
     alone = tiny()
-    assert rows(history) == rows(fit([alone], digits, TRAINING, seed=3))
+    assert rows(history) == rows(train([alone], digits, TRAINING, seed=3))
     assert network.conv.weight.equal(alone.conv.weight) and path.with_suffix(".corrupt").exists()
 
 
@@ -97,7 +97,7 @@ def vgg_cut_off(
     device, training, optimisers = data.mean.device, TRAINING.model_copy(update={"epochs": 2, "learning_rate": 0.001}), []
     real = torch.optim.SGD
 
-    def train(fuse: bool, **options: Any) -> nn.Module:
+    def train_one(fuse: bool, **options: Any) -> nn.Module:
         def sgd(*args: Any, **more: Any) -> torch.optim.SGD:
             optimisers.append(real(*args, **{**more, "fused": fuse}))
             return optimisers[-1]
@@ -105,20 +105,20 @@ def vgg_cut_off(
         if monkeypatch:
             monkeypatch.setattr(torch.optim, "SGD", sgd)
         network = build_seeded(0, "vgg16", num_classes=10, width=0.125, in_channels=1).to(device)
-        fit([network], data, training, seed=3, **options)
+        train([network], data, training, seed=3, **options)
         return network
 
     def stop(macs: int) -> None:
         raise OutOfTime("enough")
 
     with pytest.raises(OutOfTime):
-        train(fused[0], on_epoch=stop, checkpoint=Checkpoint(path, "run"))
-    parts = train(fused[1], checkpoint=Checkpoint(path, "run"))
+        train_one(fused[0], on_epoch=stop, checkpoint=Checkpoint(path, "run"))
+    parts = train_one(fused[1], checkpoint=Checkpoint(path, "run"))
     for optimiser in optimisers[1:]:
         assert optimiser.param_groups[0]["fused"] is fused[1]
         for parameter, state in optimiser.state.items():
             assert state["momentum_buffer"].stride() == parameter.stride()  # which a fused step on a GPU insists on
-    return train(fused[1]), parts
+    return train_one(fused[1]), parts
 
 
 @pytest.mark.parametrize("fused", [(True, True), (True, False), (False, True)])

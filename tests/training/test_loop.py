@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import StudyError
 from fcs_utils.models import count_macs
+from fcs_utils.training.arms import ARMS, Arm
 from fcs_utils.training.evaluate import accuracy, evaluate, predict
-from fcs_utils.training.loop import fit
+from fcs_utils.training.loop import PLAIN, Callbacks, Epoch, fit
 from fcs_utils.training.losses import cross_entropy, distance, mutual
 from fcs_utils.training.optimiser import Training
+from fcs_utils.training.passes import Execution
 
 LN = math.log
 
@@ -36,6 +39,25 @@ class Tiny(nn.Module):
 def tiny(seed: int = 0) -> Tiny:
     torch.manual_seed(seed)
     return Tiny()
+
+
+def train(
+    networks: list[Any],
+    data: Dataset,
+    training: Training,
+    arm: Arm | str = "tft",
+    seed: int = 0,
+    execution: Execution = PLAIN,
+    **beside: Any,
+) -> list[Epoch]:
+    """``fit`` on a data set's own batches, evaluated on its validation split after each epoch."""
+    precision = execution.precision
+    callbacks = Callbacks(evaluate=lambda nets: evaluate(nets, data.in_order(data.validation), precision), **beside)
+    return fit(networks, training, data.batches(training.batch_size), arm, seed=seed, execution=execution, callbacks=callbacks)
+
+
+def mlft(**options: Any) -> Arm:
+    return ARMS["mlft"].with_options(**options)
 
 
 def test_tft_is_the_mean_cross_entropy() -> None:
@@ -77,8 +99,8 @@ QUICK = Training(epochs=2, learning_rate=0.05, batch_size=128)
 
 def test_mlft_with_strength_zero_is_tft_bit_for_bit(digits: Dataset) -> None:
     alone, beside, peer = tiny(), tiny(), tiny(1)
-    fit([alone], digits, QUICK, seed=3)
-    fit([beside, peer], digits, QUICK, seed=3, losses=mutual(strength=0.0))
+    train([alone], digits, QUICK, seed=3)
+    train([beside, peer], digits, QUICK, mlft(strength=0.0), seed=3)
     for name, tensor in alone.state_dict().items():
         assert tensor.equal(beside.state_dict()[name]), name
 
@@ -87,15 +109,14 @@ def test_kd_is_mutual_learning_with_a_frozen_peer(digits: Dataset) -> None:
     """Against a literal loop: teacher in eval mode and without gradients, one optimiser."""
     compact, teacher, own = tiny(), tiny(1), tiny()
     before = copy.deepcopy(teacher.state_dict())
-    fit([compact, teacher], digits, QUICK, seed=3, losses=mutual(2.0, 0.7), trained=1)
+    train([compact, teacher], digits, QUICK, ARMS["kd"].with_options(temperature=2.0, strength=0.7), seed=3)
     assert all(tensor.equal(before[name]) for name, tensor in teacher.state_dict().items())  # statistics included
     teacher.eval()
     sgd = torch.optim.SGD(own.parameters(), 0.05, 0.9, weight_decay=5e-4, nesterov=True)
     cycle = torch.optim.lr_scheduler.OneCycleLR(sgd, 0.05, total_steps=14, cycle_momentum=False)
-    generator = torch.Generator().manual_seed(3)
-    for _ in range(2):
+    for epoch in (1, 2):
         own.train()
-        for images, labels in digits.epoch(128, generator):
+        for images, labels in digits.batches(128)(3, epoch):
             with torch.no_grad():
                 soft = (teacher(images) / 2.0).softmax(1)
             logits = own(images)
@@ -111,46 +132,47 @@ def test_kd_is_mutual_learning_with_a_frozen_peer(digits: Dataset) -> None:
 def test_a_frozen_peer_costs_one_forward_pass(digits: Dataset) -> None:
     macs = count_macs(tiny(), digits.normalise(digits.train.images[:1]))
     once = QUICK.model_copy(update={"epochs": 1})
-    for options, share in (({"trained": 1}, 4), ({}, 6), ({"sequential": True}, 7)):
-        history = fit([tiny(), tiny(1)], digits, once, seed=0, losses=mutual(), **options)
+    for arm, share in ((ARMS["kd"], 4), (ARMS["mlft"], 6), (mlft(updates="sequential"), 7)):
+        history = train([tiny(), tiny(1)], digits, once, arm)
         assert history[0].training_macs == share * macs * 896
 
 
 def test_sequential_updates_change_the_peer_and_not_the_first_step_of_the_compact_network(digits: Dataset) -> None:
     results = {}
-    for sequential in (False, True):
+    for updates in ("simultaneous", "sequential"):
         compact, peer = tiny(), tiny(1)
         one_batch = Training(epochs=1, learning_rate=0.05, batch_size=1000)
-        fit([compact, peer], digits, one_batch, seed=0, losses=mutual(), sequential=sequential)
-        results[sequential] = compact.head.weight, peer.head.weight
-    assert results[True][0].equal(results[False][0]) and not results[True][1].equal(results[False][1])
+        train([compact, peer], digits, one_batch, mlft(updates=updates))
+        results[updates] = compact.head.weight, peer.head.weight
+    both, one = results["simultaneous"], results["sequential"]
+    assert one[0].equal(both[0]) and not one[1].equal(both[1])
 
 
 def test_the_peer_may_learn_at_its_own_rate(digits: Dataset) -> None:
     compact, peer = tiny(), tiny(1)
     start = copy.deepcopy(peer)
-    fit([compact, peer], digits, QUICK, seed=0, losses=mutual(strength=0.0), peer_learning_rate=1e-9)
+    train([compact, peer], digits, QUICK, mlft(strength=0.0, peer_learning_rate=1e-9))
     torch.testing.assert_close(peer.head.weight, start.head.weight, rtol=1e-5, atol=1e-6)
     alone = tiny()
-    fit([alone], digits, QUICK, seed=0)
+    train([alone], digits, QUICK)
     assert compact.head.weight.equal(alone.head.weight)
 
 
 def test_history_tells_how_far_the_peers_predictions_are(digits: Dataset) -> None:
     compact, peer = tiny(), tiny(1)
-    before = evaluate([compact, peer], digits, "fp32")
-    history = fit([compact, peer], digits, QUICK.model_copy(update={"epochs": 6}), seed=0, losses=mutual())
+    before = evaluate([compact, peer], digits.in_order(digits.validation))
+    history = train([compact, peer], digits, QUICK.model_copy(update={"epochs": 6}), "mlft")
     assert history[-1].peer_kl < before["peer_kl"]
     logits = [predict(network, digits, digits.validation) for network in (compact, peer)]
     want = distance(logits[0], logits[1], 1.0).item()
     assert history[-1].peer_kl == pytest.approx(want, rel=1e-5)
-    assert evaluate([compact], digits, "fp32")["peer_kl"] is None
+    assert evaluate([compact], digits.in_order(digits.validation))["peer_kl"] is None
 
 
 def test_equal_seeds_give_equal_networks_and_others_do_not(digits: Dataset) -> None:
     networks = [tiny(), tiny(), tiny()]
     for network, seed in zip(networks, (1, 1, 2), strict=True):
-        fit([network], digits, QUICK, seed=seed)
+        train([network], digits, QUICK, seed=seed)
     weights = [network.head.weight for network in networks]
     assert weights[0].equal(weights[1]) and not weights[0].equal(weights[2])
 
@@ -158,7 +180,7 @@ def test_equal_seeds_give_equal_networks_and_others_do_not(digits: Dataset) -> N
 def test_training_learns_and_counts_its_compute(digits: Dataset) -> None:
     network, peer = tiny(), tiny(1)
     before = accuracy(network, digits, digits.validation)
-    history = fit([network, peer], digits, QUICK.model_copy(update={"epochs": 4}), seed=0, losses=mutual())
+    history = train([network, peer], digits, QUICK.model_copy(update={"epochs": 4}), "mlft")
     assert history[-1].validation > before + 20
     assert history[-1].validation == accuracy(network, digits, digits.validation)
     assert history[-1].peer_validation == accuracy(peer, digits, digits.validation)
@@ -171,13 +193,13 @@ def test_training_learns_and_counts_its_compute(digits: Dataset) -> None:
 def test_the_peer_learns_too_in_mlft(digits: Dataset) -> None:
     network, peer = tiny(), tiny(1)
     start = copy.deepcopy(peer.state_dict())
-    fit([network, peer], digits, QUICK.model_copy(update={"epochs": 1}), seed=0, losses=mutual())
+    train([network, peer], digits, QUICK.model_copy(update={"epochs": 1}), "mlft")
     assert not peer.head.weight.equal(start["head.weight"])
 
 
 def test_momentum_of_batchnorm_survives_training(digits: Dataset) -> None:
     network = tiny()
-    fit([network], digits, QUICK.model_copy(update={"epochs": 1}), seed=0)
+    train([network], digits, QUICK.model_copy(update={"epochs": 1}))
     assert network.bn.momentum == 0.1
 
 
@@ -185,7 +207,7 @@ def test_a_loss_that_is_not_finite_names_run_epoch_and_learning_rate(digits: Dat
     network = tiny()
     network.head.weight.data[0, 0] = torch.nan
     with pytest.raises(StudyError, match=r"tiny run: .*epoch 1 of 2 at learning_rate=0.05"):
-        fit([network], digits, QUICK, seed=0, label="tiny run")
+        train([network], digits, QUICK, label="tiny run")
 
 
 def test_accuracy_is_exact_and_keeps_the_mode(digits: Dataset) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,19 +14,19 @@ from fcs_utils.data.dataset import Dataset, Split
 from fcs_utils.errors import OutOfTime, StudyError
 from fcs_utils.models import build_seeded
 from fcs_utils.study.study import Study
+from fcs_utils.training.arms import ARMS, Arm
 from fcs_utils.training.checkpoint import Checkpoint
-from fcs_utils.training.loop import Epoch, fit
-from fcs_utils.training.losses import mutual
+from fcs_utils.training.loop import Epoch
 from fcs_utils.training.optimiser import Training
-from fcs_utils.training.passes import Mode, check_mode
-from tests.training.test_loop import Tiny, tiny
+from fcs_utils.training.passes import Execution, Mode, check_mode
+from tests.training.test_loop import Tiny, mlft, tiny, train
 
 ONCE = Training(epochs=1, learning_rate=0.05, batch_size=128)
 
 
-def pair(digits: Dataset, passes: Mode = "plain", **options: Any) -> tuple[list[Tiny], Epoch]:
+def pair(digits: Dataset, passes: Mode = "plain", arm: Arm = ARMS["mlft"], precision: str = "fp32") -> tuple[list[Tiny], Epoch]:
     networks = [tiny(), tiny(1)]
-    history = fit(networks, digits, ONCE, seed=3, losses=mutual(), passes=passes, **options)
+    history = train(networks, digits, ONCE, arm, seed=3, execution=Execution(precision, passes))
     return networks, history[-1]
 
 
@@ -60,7 +59,8 @@ def test_every_training_of_a_process_is_compiled(digits: Dataset, monkeypatch: p
     monkeypatch.setattr(torch, "compile", lambda network: real(network, backend=count))
     few = replace(digits, train=Split(digits.train.images[:128], digits.train.labels[:128]))
     for channels in range(4, 14):  # PyTorch's own limit is 8 of a class
-        fit([build_seeded(0, "resnet20", num_classes=10, width=channels / 16, in_channels=1)], few, ONCE, seed=3, passes="compiled")
+        network = build_seeded(0, "resnet20", num_classes=10, width=channels / 16, in_channels=1)
+        train([network], few, ONCE, seed=3, execution=Execution(passes="compiled"))
     assert len(compiled) == 10
 
 
@@ -131,43 +131,44 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return network
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
-    monkeypatch.setattr("fcs_utils.training.passes.check_mode", lambda way, device: None)  # no GPU here
+    monkeypatch.setattr("fcs_utils.training.loop.check_mode", lambda way, device: None)  # no GPU here
     return shapes
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("updates", ["simultaneous", "sequential"])
 def test_graphs_replay_training_and_nothing_else(
-    digits: Dataset, replays: list[tuple[int, ...]], precision: str, sequential: bool
+    digits: Dataset, replays: list[tuple[int, ...]], precision: str, updates: str
 ) -> None:
-    plain, expected = pair(digits, precision=precision, sequential=sequential)
+    arm = mlft(updates=updates)
+    plain, expected = pair(digits, arm=arm, precision=precision)
     assert not replays
-    fast, found = pair(digits, "graphs", precision=precision, sequential=sequential)
+    fast, found = pair(digits, "graphs", arm, precision)
     assert found.loss == expected.loss and found.validation_loss == expected.validation_loss
     assert all(equal(one, other) for one, other in zip(plain, fast, strict=True))
     steps = len(digits.train) // ONCE.batch_size
-    assert replays == [(ONCE.batch_size, 1, 32, 32)] * steps * (3 if sequential else 2)
+    assert replays == [(ONCE.batch_size, 1, 32, 32)] * steps * (3 if updates == "sequential" else 2)
     assert all("forward" not in vars(network) for network in fast)  # a copy would go on replaying the original
 
 
 def test_graphs_go_on_from_a_checkpoint(digits: Dataset, replays: list[tuple[int, ...]], tmp_path: Path) -> None:
-    training = ONCE.model_copy(update={"epochs": 2})
+    training, graphs = ONCE.model_copy(update={"epochs": 2}), Execution(passes="graphs")
     plain, fast = tiny(), tiny()
-    expected = fit([plain], digits, training, seed=3)
+    expected = train([plain], digits, training, seed=3)
 
     def stop(macs: int) -> None:
         raise OutOfTime("enough")
 
     checkpoint = Checkpoint(tmp_path / "c.safetensors", "run")
     with pytest.raises(OutOfTime):
-        fit([tiny()], digits, training, seed=3, passes="graphs", on_epoch=stop, checkpoint=checkpoint)
-    found = fit([fast], digits, training, seed=3, passes="graphs", checkpoint=checkpoint)
+        train([tiny()], digits, training, seed=3, execution=graphs, on_epoch=stop, checkpoint=checkpoint)
+    found = train([fast], digits, training, seed=3, execution=graphs, checkpoint=checkpoint)
     assert [epoch.loss for epoch in found] == [epoch.loss for epoch in expected] and equal(plain, fast) and replays
 
 
 def test_a_frozen_teacher_is_not_captured(digits: Dataset, replays: list[tuple[int, ...]]) -> None:
-    plain, expected = pair(digits, trained=1)
-    fast, found = pair(digits, "graphs", trained=1)
+    plain, expected = pair(digits, arm=ARMS["kd"])
+    fast, found = pair(digits, "graphs", ARMS["kd"])
     assert found.loss == expected.loss and equal(plain[0], fast[0])
     assert len(replays) == len(digits.train) // ONCE.batch_size
 
@@ -179,7 +180,7 @@ def test_a_capture_that_fails_leaves_no_trace_but_a_warning(digits: Dataset, mon
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     plain, expected = pair(digits)
-    monkeypatch.setattr("fcs_utils.training.passes.check_mode", lambda way, device: None)
+    monkeypatch.setattr("fcs_utils.training.loop.check_mode", lambda way, device: None)
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", broken)
     with pytest.warns(UserWarning, match="capturing a CUDA graph failed, .* without it: operation not permitted .* capturing$"):
         fallen, found = pair(digits, "graphs")
@@ -201,7 +202,7 @@ def test_graphs_train_as_plain_passes_do_on_a_gpu(digits: Dataset, precision: st
     on_gpu, losses, weights = digits.to(torch.device("cuda")), {}, {}
     for way in ("plain", "graphs"):
         networks = [tiny().cuda(), tiny(1).cuda()]
-        losses[way] = fit(networks, on_gpu, ONCE, seed=3, losses=mutual(), passes=way, precision=precision)[-1].loss
+        losses[way] = train(networks, on_gpu, ONCE, "mlft", seed=3, execution=Execution(precision, way))[-1].loss
         weights[way] = torch.cat([tensor.flatten().float() for network in networks for tensor in network.state_dict().values()])
     assert not [w for w in recwarn if "capturing" in str(w.message)]
     close = 1e-3 if precision == "fp32" else 2e-2
