@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from copy import copy
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fcs_utils.errors import Elsewhere, OutOfTime, StudyError
 from fcs_utils.study.grid import grid
-from fcs_utils.study.pool import Here
+from fcs_utils.study.guards import Deadline
+from fcs_utils.study.pool import Here, executor, report_macs
 from fcs_utils.study.profiles import get_profile
 from fcs_utils.study.runs import Run
 from fcs_utils.study.schedule import Schedule, perform
+from fcs_utils.study.study import Study
 
 GRID = grid(get_profile("smoke"), "fp32")
 VGG, RESNET = GRID["reference"]
@@ -57,7 +64,7 @@ class Together(Executor):
 def test_every_run_comes_after_its_parent_whatever_the_executor() -> None:
     runs = [VGG, RESNET, *CUTS, *TUNED]
     with ThreadPoolExecutor(3) as threads:
-        for executor, at_once in ((Here(), 1), (threads, 3)):
+        for pool, at_once in ((Here(), 1), (threads, 3)):
             done: list[str] = []
 
             def ensure(run: Run, *, wait: bool, done: list[str] = done) -> None:
@@ -65,7 +72,7 @@ def test_every_run_comes_after_its_parent_whatever_the_executor() -> None:
                 assert parent is None or parent.identity in done
                 done.append(run.identity)
 
-            ends = list(perform(scheduled(runs), executor, at_once, ensure))
+            ends = list(perform(scheduled(runs), pool, at_once, ensure))
             assert not any(error for _, error in ends)
             assert sorted(done) == sorted(run.identity for run in runs) == sorted(run.identity for run, _ in ends)
 
@@ -82,10 +89,10 @@ def test_what_the_longest_way_hangs_on_comes_first() -> None:
 def test_runs_that_share_a_pass_are_one_submission_and_no_stage_is_waited_for() -> None:
     runs = [VGG, RESNET, *CUTS, *TUNED]
     free = [run for run in runs if run.reference == VGG.reference]
-    executor = Stuck(RESNET)
-    ends = islice(perform(scheduled(runs), executor, 2, lambda run, wait: None), len(free))
+    stuck = Stuck(RESNET)
+    ends = islice(perform(scheduled(runs), stuck, 2, lambda run, wait: None), len(free))
     assert sorted(run.identity for run, _ in ends) == sorted(run.identity for run in free)  # though RESNET is still in hand
-    pruned = [group for group in executor.groups if group[0].kind == "pruned"]
+    pruned = [group for group in stuck.groups if group[0].kind == "pruned"]
     assert len(pruned) == 2 and all(len({run.pruning.criterion for run in group if run.pruning}) == 1 for group in pruned)
     assert [len(group) for group in pruned] == [2, 2]
 
@@ -129,7 +136,7 @@ def test_what_is_in_hand_elsewhere_comes_last_and_is_then_waited_for() -> None:
 
 
 def test_when_time_is_up_runs_in_hand_end_and_no_other_begins() -> None:
-    executor, ended = Together(), []
+    both, ended = Together(), []
 
     def ensure(run: Run, *, wait: bool) -> None:
         if run == VGG:
@@ -137,8 +144,8 @@ def test_when_time_is_up_runs_in_hand_end_and_no_other_begins() -> None:
         ended.append(run)
 
     with pytest.raises(OutOfTime):
-        list(perform(scheduled([VGG, RESNET, *CUTS]), executor, 2, ensure))
-    assert ended == [RESNET] and len(executor.held) == 2
+        list(perform(scheduled([VGG, RESNET, *CUTS]), both, 2, ensure))
+    assert ended == [RESNET] and len(both.held) == 2
 
 
 def test_an_interrupt_leaves_this_process_as_executor_at_once() -> None:
@@ -147,3 +154,21 @@ def test_an_interrupt_leaves_this_process_as_executor_at_once() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         Here().submit(interrupted, VGG, wait=True)
+
+
+def test_workers_tell_of_every_epoch_and_a_dead_one_is_an_error() -> None:
+    heard = threading.Event()
+    with executor(2, lambda macs: heard.set()) as pool:
+        pool.submit(report_macs, 7).result()
+        assert heard.wait(60)
+    with pytest.raises(StudyError, match="a worker process died"), executor(2, lambda macs: None) as pool:
+        pool.submit(os._exit, 1).result()
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_opens_a_study_once_and_hears_of_every_deadline(tmp_path: Path) -> None:
+    study = Study("smoke", tmp_path)
+    first = copy(study)  # by the same means as when it is sent to a worker
+    study.bench.deadline = Deadline(5.0)
+    assert copy(study) is first and first is not study
+    assert first.bench.deadline.at == 5.0 and first.store.root == study.store.root
