@@ -107,7 +107,10 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
     run = add("run", "the runs alone, without Jupyter, for servers", "python -m fcs_utils run --profile smoke --stages reference")
     add_running(run)
     run.add_argument("--stages", nargs="+", choices=STAGES, metavar="STAGE", help="some of: " + ", ".join(STAGES))
-    run.add_argument("--only", default="", metavar="WORDS", help="only runs whose description has these words, such as 'vgg16 fcs'")
+    text = "only runs with these values, such as criterion=fcs seed=2 network=vgg16; reference.epochs=30 is for fields of one name"
+    run.add_argument("--only", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
+    run.add_argument("--list", action="store_true", help="list the runs that would be done and do nothing")
+    run.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="import a module that adds criteria or arms")
     run.add_argument("--time-budget", type=_seconds, metavar="TIME", help="stop cleanly within this time, such as 9m or 2h")
     add_device(run)
     add_passes(run)
@@ -279,9 +282,14 @@ def _publish(name: str, options: argparse.Namespace) -> None:
 def _run(name: str, options: argparse.Namespace, started: float) -> None:
     from fcs_utils.machine import pick_workers
     from fcs_utils.study.guards import Deadline
+    from fcs_utils.study.runs import describe
     from fcs_utils.study.study import Study
 
-    study = Study(name, options.out, options.data, *_training(options))
+    device, passes = _training(options)
+    study = Study(name, options.out, options.data, device, passes, tuple(options.plugin))
+    if options.list:
+        print("\n".join(map(describe, study.pending(options.stages, options.only))))
+        return
     if options.time_budget:
         # Something is left for a run without epochs that is in hand, and for ending the workers.
         study.bench.deadline = Deadline(started + options.time_budget - min(10.0, options.time_budget / 10))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -126,6 +127,12 @@ def read_or_set_aside(path: Path) -> dict[str, Any] | None:
     except StudyError as error:
         set_aside(path, f"{error}; it is made again")
         return None
+
+
+def module_sum(module: str) -> str | None:
+    """SHA-256 of the file of an imported module; None where there is no file that others can import (a notebook, a script)."""
+    file = None if module == "__main__" else getattr(sys.modules.get(module), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
 
 
 def set_aside(path: Path, why: str) -> None:

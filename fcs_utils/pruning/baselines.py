@@ -1,4 +1,7 @@
-"""The baseline criteria: what FCS is compared with, each one function of a layer's weights or statistics."""
+"""The baseline criteria: what FCS is compared with, each one function of a layer's weights or statistics.
+
+Their order is the order in which lists and menus show them.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,31 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.models import evaluating
+from fcs_utils.pruning.criteria import criterion
 from fcs_utils.pruning.layers import Layer, check_images, traceable
 from fcs_utils.pruning.statistics import ChannelStatistics, pick_layers, watched
 from fcs_utils.pruning.sums import Extra
 
 
+@criterion("random", reads="noise", reading="random channels")
 def random(layer: nn.Conv2d, generator: torch.Generator) -> Tensor:
     """Uniform noise: the floor that every criterion must beat."""
     return torch.rand(layer.out_channels, generator=generator, dtype=torch.float64)
 
 
+@criterion("kernel_l1", reads="weights", reading="L1 norm of the filter")
 def kernel_l1(layer: nn.Conv2d) -> Tensor:
     """L1 norm of each output filter (Li et al. 2017), the paper's kernel-norm baseline."""
     return _filters(layer).abs().sum(1)
 
 
+@criterion("kernel_l2", reads="weights", reading="L2 norm of the filter")
 def kernel_l2(layer: nn.Conv2d) -> Tensor:
     """L2 norm of each output filter (Li et al. 2017, their alternative)."""
     return _filters(layer).norm(dim=1)
 
 
+@criterion("fpgm", reads="weights", reading="distance to the layer's other filters")
 def fpgm(layer: nn.Conv2d) -> Tensor:
     """Sum of Euclidean distances to all filters of the layer (He et al. 2019): low near their geometric median."""
     filters = _filters(layer)
@@ -40,11 +48,13 @@ def _filters(layer: nn.Conv2d) -> Tensor:
     return layer.weight.detach().double().flatten(1).cpu()
 
 
+@criterion("feature_norm", reads="statistics", reading="L1 norm of the map, whole layer")
 def feature_norm(statistics: ChannelStatistics) -> Tensor:
     """a_c of (M1), ranked over the whole layer: the paper's layer-wise feature-norm baseline."""
     return statistics.l1
 
 
+@criterion("bn_scale", reads="network", reading="scale of the BatchNorm")
 def bn_scale(model: nn.Module, statistics: ChannelStatistics) -> Tensor:
     """|gamma| of the BatchNorm behind the convolution (Liu et al. 2017), without their sparsity training."""
     if statistics.norm is None:
@@ -55,27 +65,13 @@ def bn_scale(model: nn.Module, statistics: ChannelStatistics) -> Tensor:
     return weight.detach().double().abs().cpu()
 
 
+@criterion("apoz", reads="statistics", reading="share of non-zeros in the map", extra="apoz")
 def apoz(statistics: ChannelStatistics) -> Tensor:
     """Minus the average percentage of zeros (Hu et al. 2016), here of the maps that the consumer reads."""
     return 1 - _extra(statistics, "apoz")
 
 
-def hrank(statistics: ChannelStatistics) -> Tensor:
-    """Mean rank of the channel's map over images (Lin et al. 2020)."""
-    return _extra(statistics, "hrank")
-
-
-def chip(statistics: ChannelStatistics) -> Tensor:
-    """Channel independence (Sui et al. 2021): mean drop of an image's nuclear norm without the channel."""
-    return _extra(statistics, "chip")
-
-
-def _extra(statistics: ChannelStatistics, name: Extra) -> Tensor:
-    if name not in statistics.extras:
-        raise StudyError(f"criterion {name!r} needs extras=({name!r},) passed to collect_statistics")
-    return statistics.extras[name]
-
-
+@criterion("taylor", reads="gradients", reading="first-order Taylor on activations")
 def taylor(
     model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[str] | None = None, batch_size: int = 64
 ) -> dict[str, Tensor]:
@@ -111,3 +107,21 @@ def taylor(
     if broken := [name for name, score in scores.items() if not score.isfinite().all()]:
         raise StudyError(f"criterion 'taylor': gradients of {broken[0]} are NaN or infinite")
     return {name: score / score.norm().clamp_min(torch.finfo(score.dtype).tiny) for name, score in scores.items()}
+
+
+@criterion("hrank", reads="statistics", reading="mean rank of the map", extra="hrank")
+def hrank(statistics: ChannelStatistics) -> Tensor:
+    """Mean rank of the channel's map over images (Lin et al. 2020)."""
+    return _extra(statistics, "hrank")
+
+
+@criterion("chip", reads="statistics", reading="nuclear-norm drop", extra="chip")
+def chip(statistics: ChannelStatistics) -> Tensor:
+    """Channel independence (Sui et al. 2021): mean drop of an image's nuclear norm without the channel."""
+    return _extra(statistics, "chip")
+
+
+def _extra(statistics: ChannelStatistics, name: Extra) -> Tensor:
+    if name not in statistics.extras:
+        raise StudyError(f"criterion {name!r} needs extras=({name!r},) passed to collect_statistics")
+    return statistics.extras[name]

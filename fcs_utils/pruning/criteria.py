@@ -1,7 +1,7 @@
 """Importance of channels: statistics or weights in, one number per channel out, higher = keep.
 
-Every criterion is a function in one registry. What it returns is finite, one-dimensional, float64;
-sign flips stay inside it. ``keep_count`` is the only rounding rule.
+Every criterion is a function that ``@criterion`` enters into one registry. What it returns is finite, one-dimensional,
+float64; sign flips stay inside it. ``keep_count`` is the only rounding rule.
 """
 
 from __future__ import annotations
@@ -9,77 +9,115 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.pruning.baselines import apoz, bn_scale, chip, feature_norm, fpgm, hrank, kernel_l1, kernel_l2, random, taylor
-from fcs_utils.pruning.fcs import fcs
-from fcs_utils.pruning.linear import fcs_linear
+from fcs_utils.files import module_sum
 from fcs_utils.pruning.statistics import ChannelStatistics
 from fcs_utils.pruning.sums import Extra, Reading
+
+Reads = Literal["noise", "weights", "statistics", "network", "gradients"]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A criterion's function, what it reads, options fixed by its name, and how tables name its reading."""
+    """A criterion's function, what it reads, options fixed by its name, and how tables name its reading.
+
+    code: SHA-256 of the file of its module, taken when that was imported; None for one that a notebook or a script defines.
+    """
 
     function: Callable[..., Any]
-    reads: Literal["noise", "weights", "statistics", "network", "gradients"]
+    reads: Reads
     reading: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
     extra: Extra | None = None
+    code: str | None = None
 
     def options(self) -> dict[str, Any]:
         """Options a caller may set, with their defaults."""
         parameters = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in self.fixed}
 
+    @property
+    def module(self) -> str:
+        return self.function.__module__
 
-FCS = "{reading} cosine, {redundancy}, quota by {quota}, B = {bins}"
-CRITERIA: dict[str, Criterion] = {
-    "random": Criterion(random, "noise", "random channels"),
-    "kernel_l1": Criterion(kernel_l1, "weights", "L1 norm of the filter"),
-    "kernel_l2": Criterion(kernel_l2, "weights", "L2 norm of the filter"),
-    "fpgm": Criterion(fpgm, "weights", "distance to the layer's other filters"),
-    "feature_norm": Criterion(feature_norm, "statistics", "L1 norm of the map, whole layer"),
-    "bn_scale": Criterion(bn_scale, "network", "scale of the BatchNorm"),
-    "apoz": Criterion(apoz, "statistics", "share of non-zeros in the map", extra="apoz"),
-    "taylor": Criterion(taylor, "gradients", "first-order Taylor on activations"),
-    "hrank": Criterion(hrank, "statistics", "mean rank of the map", extra="hrank"),
-    "chip": Criterion(chip, "statistics", "nuclear-norm drop", extra="chip"),
-    "fcs": Criterion(fcs, "statistics", FCS),
-    "fcs_greedy": Criterion(fcs, "statistics", FCS, fixed={"redundancy": "greedy"}),
-    "fcs_linear": Criterion(fcs_linear, "network", "residual of least squares on the kept channels"),
-}
+    @property
+    def outside(self) -> bool:
+        """Whether it is no part of this package."""
+        return self.module.partition(".")[0] != __name__.partition(".")[0]
+
+
+CRITERIA: dict[str, Criterion] = {}
+
+
+def criterion(
+    name: str, *, reads: Reads, reading: str, fixed: Mapping[str, Any] | None = None, extra: Extra | None = None
+) -> Callable[[Function], Function]:
+    """Enter a function into ``CRITERIA``; its keyword-only arguments are the criterion's options.
+
+    reads: what the function is called with, for each layer: ``noise`` (convolution, generator), ``weights``
+    (convolution), ``statistics`` (ChannelStatistics), ``network`` (model, ChannelStatistics); ``gradients`` is called once
+    with (model, images, labels, names of layers or None) and returns a dict by layer. reading: how tables name it; ``{option}``
+    stands for an option's value. fixed: options that the name fixes. extra: what ``collect_statistics`` must gather for it.
+
+    Raises StudyError where another function has the name.
+    """
+
+    def enter(function: Function) -> Function:
+        known = CRITERIA.get(name)
+        if known and (known.module, known.function.__qualname__) != (function.__module__, function.__qualname__):
+            raise refuse("name of a criterion", name, f"a name that is not taken; {known.module} has a criterion of this name")
+        CRITERIA[name] = Criterion(function, reads, reading, fixed or {}, extra, module_sum(function.__module__))
+        return function
+
+    return enter
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> Criterion:
     """The criterion of a name. Raises StudyError for an unknown name or an option it does not take."""
     if name not in CRITERIA:
         raise refuse("criterion", name, ", ".join(CRITERIA))
-    criterion = CRITERIA[name]
-    allowed = criterion.options()
+    found = CRITERIA[name]
+    allowed = found.options()
     for option, value in options.items():
         if option not in allowed:
             raise refuse(f"options of {name}", option, ", ".join(allowed) or "none")
         if type(value) is not type(allowed[option]):
             raise refuse(f"{name}'s option {option}", value, f"a value like {allowed[option]!r}")
-    return criterion
+    return found
+
+
+def code_of(name: str) -> str | None:
+    """What a run's identity holds of a criterion's code: nothing for this package's own, else its file's SHA-256.
+
+    Raises StudyError for an unknown criterion, and for one that a notebook or a script defines: no other process can import it.
+    """
+    found = check_options(name, {})
+    if not found.outside:
+        return None
+    if found.code is None:
+        raise StudyError(
+            f"criterion {name!r} is defined in {found.module}, a notebook or a script; a study needs a module: "
+            "move the function to a file of its own and name that file's module in plugins"
+        )
+    return found.code
 
 
 def describe(name: str, options: Mapping[str, Any] = {}) -> str:  # noqa: B006 - read only
     """The reading a table must name beside a criterion, such as 'pooled cosine, mean, quota by bin, B = 4'."""
-    criterion = check_options(name, options)
-    return criterion.reading.format(**{**criterion.options(), **criterion.fixed, **options})
+    found = check_options(name, options)
+    return found.reading.format(**{**found.options(), **found.fixed, **options})
 
 
 def needs(name: str, options: Mapping[str, Any] = {}) -> tuple[tuple[Reading, ...], tuple[Extra, ...]]:  # noqa: B006
     """The readings and extras that ``collect_statistics`` must gather for a criterion."""
-    criterion = check_options(name, options)
-    return (options.get("reading", "pooled"),), (criterion.extra,) if criterion.extra else ()
+    extra = check_options(name, options).extra
+    return (options.get("reading", "pooled"),), (extra,) if extra else ()
 
 
 def importance(
@@ -102,27 +140,30 @@ def importance(
     Raises StudyError for an unknown criterion or option, missing statistics, images or labels, a scored
     layer that the network does not have, and values that are not finite.
     """
-    criterion = check_options(name, options)
-    if criterion.reads in ("statistics", "network") and statistics is None:
+    found = check_options(name, options)
+    if found.reads in ("statistics", "network") and statistics is None:
         raise StudyError(f"criterion {name!r} needs statistics: pass what collect_statistics returns")
     convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     if unknown := [n for n, s in (statistics or {}).items() if n not in convolutions or convolutions[n].out_channels != len(s.l1)]:
         raise StudyError(f"statistics are of another network: this one has no convolution {unknown[0]} of that width")
     layers = {n: m for n, m in convolutions.items() if (n in statistics if statistics is not None else m.groups == 1)}
-    if criterion.reads == "gradients":
+    keywords = {**found.fixed, **options}
+    if found.reads == "gradients":
         if images is None or labels is None:
             raise StudyError(f"criterion {name!r} needs images and labels")
-        return taylor(model, images, labels, list(layers) if statistics is not None else None)
-    generator = torch.Generator().manual_seed(seed)
-    keywords = {**criterion.fixed, **options}
-    if "seed" in inspect.signature(criterion.function).parameters:
-        keywords.setdefault("seed", seed)
-    scores = {}
-    for layer, module in layers.items():
-        known = statistics[layer] if statistics is not None else None
-        arguments = {"noise": (module, generator), "weights": (module,), "statistics": (known,), "network": (model, known)}
-        score = criterion.function(*arguments[criterion.reads], **keywords)
+        scores = found.function(model, images, labels, list(layers) if statistics is not None else None, **keywords)
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        if "seed" in inspect.signature(found.function).parameters:
+            keywords.setdefault("seed", seed)
+        scores = {}
+        for layer, module in layers.items():
+            known = statistics[layer] if statistics is not None else None
+            arguments = {"noise": (module, generator), "weights": (module,), "statistics": (known,), "network": (model, known)}
+            scores[layer] = found.function(*arguments[found.reads], **keywords)
+    for layer, score in scores.items():
+        if score.shape != ((channels := convolutions[layer].out_channels),):
+            raise StudyError(f"criterion {name!r}: layer {layer} needs {channels} scores, not {tuple(score.shape)}")
         if not score.isfinite().all():
             raise StudyError(f"criterion {name!r}: layer {layer} has NaN or infinite values")
-        scores[layer] = score
     return scores

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from fcs_utils.errors import refuse
+from fcs_utils.pruning.criteria import criterion
 from fcs_utils.pruning.statistics import ChannelStatistics
 from fcs_utils.pruning.sums import Reading
 
+READING = "{reading} cosine, {redundancy}, quota by {quota}, B = {bins}"
 ALONE, DEAD = 2.0, -1.0  # (M6), quota "bin": outside the open interval (0, 1) of the ranks
 
 
@@ -71,6 +73,8 @@ def break_ties(importance: Tensor, norms: Tensor) -> Tensor:
     return values
 
 
+@criterion("fcs_greedy", reads="statistics", reading=READING, fixed={"redundancy": "greedy"})
+@criterion("fcs", reads="statistics", reading=READING)
 def fcs(
     statistics: ChannelStatistics,
     *,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fcs_utils.pruning.criteria import criterion
 from fcs_utils.pruning.layers import Consumer
 from fcs_utils.pruning.statistics import ChannelStatistics
 
@@ -55,6 +56,7 @@ def elimination_order(gram: Tensor, weights: Tensor, norms: Tensor) -> list[int]
     return order
 
 
+@criterion("fcs_linear", reads="network", reading="residual of least squares on the kept channels")
 def fcs_linear(model: nn.Module, statistics: ChannelStatistics) -> Tensor:
     """The place in backward elimination, as a share in (0, 1): what goes last matters most (M13).
 

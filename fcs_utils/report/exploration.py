@@ -95,7 +95,7 @@ class Exploration:
         if seed not in seeds:
             raise refuse("seed", seed, ", ".join(map(str, seeds)))
         self.reference: Reference = next(r for r in references if (r.network, r.seed) == (network, seed))
-        study.run(["reference"], only=f"{network} x{self.reference.width:g} seed {seed}")
+        study.run(["reference"], only=[f"network={network}", f"seed={seed}"])
         self.dense: nn.Module = self.bench.trained(self.reference)
         count = study.profile.calibration
         self.calibration: Split = self.bench.dataset.calibration(count, seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pandas as pd
 import torch
@@ -11,31 +10,13 @@ import torch
 from fcs_utils.benchmarks.speed import Job, Way, measure_isolated
 from fcs_utils.machine import pick_workers
 from fcs_utils.models import build_seeded, count_macs
-from fcs_utils.study.grid import Stage, grid
-from fcs_utils.study.networks import expected_macs
+from fcs_utils.study.grid import STAGES
 from fcs_utils.study.profiles import Network
-from fcs_utils.study.runs import Run
+from fcs_utils.study.schedule import expected_macs
 from fcs_utils.study.study import Study
 from fcs_utils.training.passes import Mode
 
 Throughput = Callable[[Network], float]  # multiply-adds a second
-
-
-def lacking(study: Study) -> dict[Stage, list[Run]]:
-    """Runs without a record by stage, each once and with what it builds on.
-
-    While the arms' learning rates are open, the first of the list stands for the chosen one: the cost is the same.
-    """
-    arms = study.profile.arms
-    rates = study.rates() or {(name, method): arms.learning_rates[0] for name in arms.networks for method in arms.methods}
-    found: dict[Stage, list[Run]] = {}
-    seen: set[str] = set()
-    for stage, runs in grid(study.profile, study.precision, rates).items():
-        missing = study.with_ancestors(run for run in runs if study.record(run) is None)
-        todo = {run.identity: run for run in missing if run.identity not in seen}
-        seen |= todo.keys()
-        found[stage] = list(todo.values())
-    return found
 
 
 def training_throughput(device: torch.device, passes: Mode = "plain") -> Throughput:
@@ -60,18 +41,20 @@ def training_throughput(device: torch.device, passes: Mode = "plain") -> Through
 
 
 def estimate(study: Study, throughput: Throughput) -> pd.DataFrame:
-    """Runs, multiply-adds and hours by stage, and in all.
+    """Runs, multiply-adds and hours by stage, and in all; a run that several stages need counts in the first of them.
 
     Hours take every network for as fast as its dense original at equal multiply-adds; pruned ones are slower.
     Raises StudyError where the data set is missing.
     """
-    stages = lacking(study)
-    needed = {run.reference.network for runs in stages.values() for run in runs}
+    pending = {run.identity: (stage, run) for stage in reversed(STAGES) for run in study.pending([stage])}
+    runs = [run for _, run in pending.values()]
+    macs, needed = expected_macs(study.bench, runs), {run.reference.network for run in runs}
     rates = {network.network: throughput(network) for network in study.profile.networks if network.network in needed}
-    rows: list[dict[str, Any]] = []
-    for stage, runs in stages.items():
-        macs = expected_macs(study.bench, runs) if runs else []
-        seconds = sum(count / rates[run.reference.network] for count, run in zip(macs, runs, strict=True))
-        rows.append({"stage": stage, "runs": len(runs), "10^12 MACs": sum(macs) / 1e12, "hours (ESTIMATE)": seconds / 3600})
-    totals = {name: sum(row[name] for row in rows) for name in list(rows[0])[1:]}
-    return pd.DataFrame([*rows, {"stage": "all", **totals}])
+    rows = [
+        (stage, 1, macs[run.identity] / 1e12, macs[run.identity] / rates[run.reference.network] / 3600)
+        for stage, run in pending.values()
+    ]
+    table = pd.DataFrame(rows, columns=["stage", "runs", "10^12 MACs", "hours (ESTIMATE)"]).groupby("stage").sum()
+    table = table.reindex([*STAGES], fill_value=0)
+    table.loc["all"] = table.sum()
+    return table.reset_index().astype({"runs": int})

@@ -1,80 +1,133 @@
-"""A profile as runs, stage by stage, and what they are expected to cost."""
+"""A profile as runs, stage by stage."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from fcs_utils.pruning.criteria import check_options
-from fcs_utils.study.profiles import Network, Profile
+from fcs_utils.errors import StudyError, refuse
+from fcs_utils.pruning.criteria import check_options, code_of
+from fcs_utils.study.profiles import Profile
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
 
 # In the order of the study; each notebook needs some of them.
 Stage = Literal["reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms"]
 STAGES: tuple[Stage, ...] = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")
 Rates = Mapping[tuple[str, str], float]  # the learning rate of a network's arm
+Precision = Literal["fp32", "bf16"]
 
 
-def grid(profile: Profile, precision: Literal["fp32", "bf16"], rates: Rates | None = None) -> dict[Stage, list[Run]]:
-    """Every run of a profile by stage, in the order they are done.
+def import_plugins(names: Iterable[str]) -> None:
+    """Import modules that add criteria or arms. Raises StudyError, naming the module, whatever is wrong with it."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except StudyError:
+            raise
+        except Exception as error:
+            where = "it is a module's name, and its folder must be the current one or on PYTHONPATH"
+            raise StudyError(f"plugin {name!r} cannot be imported ({type(error).__name__}: {error}); {where}") from error
+
+
+def check_stages(stages: Iterable[Stage] | None) -> tuple[Stage, ...]:
+    """Stages as they were asked for, None being all. Raises StudyError for an unknown one."""
+    wanted = STAGES if stages is None else tuple(stages)
+    if unknown := [stage for stage in wanted if stage not in STAGES]:
+        raise refuse("stages", unknown, ", ".join(STAGES))
+    return wanted
+
+
+def grid(profile: Profile, precision: Precision, rates: Rates | None = None) -> dict[Stage, list[Run]]:
+    """Every run of a profile by stage. Runs that two stages share appear in both and are done once.
 
     rates: the chosen learning rates; without them the stage ``arms`` is left out, for it is not known yet.
-    Runs that two stages share (TFT at the schedule of the comparison of criteria) appear in both and are done
-    once.
+    Raises StudyError for an unknown criterion or option, and for a criterion that is in no module.
     """
-
-    def reference(network: Network, seed: int) -> Run:
-        return Run(reference=Reference(dataset=profile.dataset, network=network.network, width=network.width, seed=seed,
-                                       training=network.training, precision=precision))  # fmt: skip
-
-    def pruned(run: Run, criterion: str, ratio: float, **more: Any) -> Run:
-        check_options(criterion, more.get("options", {}))
-        pruning = Pruning(**{"criterion": criterion, "ratio": ratio, "calibration": profile.calibration, **more})
-        return run.model_copy(update={"pruning": pruning})
-
-    def tuned(run: Run, method: str, **training: Any) -> Run:
-        return run.model_copy(update={"tuning": Tuning(method=method, training=profile.tuning.model_copy(update=training))})
-
-    references = [reference(network, seed) for network in profile.networks for seed in profile.seeds]
-    cut = [pruned(run, c, ratio) for run in references for ratio in profile.ratios for c in profile.criteria]
     ablations, arms = profile.ablations, profile.arms
-    further = [reference(network, seed) for network in profile.networks if network.network in arms.networks
-               for seed in arms.further_seeds]  # fmt: skip
+    references = _references(profile, precision, profile.seeds)
+    further = _references(profile, precision, arms.further_seeds, arms.networks)
+    cut = [_pruned(profile, run, c, ratio) for run in references for ratio in profile.ratios for c in profile.criteria]
+    compact = [_pruned(profile, run, arms.criterion, arms.ratio) for run in references if run.reference.network in arms.networks]
+    more = [_pruned(profile, run, arms.criterion, arms.ratio) for run in further]
+    headstart = [_varied(run, compensate=how) for run in compact for how in ("none", "merge")]
+    pilots = [
+        _pruned(profile, run, arms.criterion, arms.ratio)
+        for run in _references(profile, precision, arms.pilot_seeds, arms.networks)
+    ]
     stages: dict[Stage, list[Run]] = {
         "reference": [*references, *further],
         "similarity": [r.model_copy(update={"similarity": Similarity(calibration=profile.calibration)}) for r in references],
         "pruned": cut,
-        "tuned": [tuned(run, "tft") for run in cut],
-    }  # fmt: skip
+        "tuned": [_tuned(profile, run, "tft") for run in cut],
+        "ablation": [varied for run in references for varied in _ablated(profile, run)],
+        "headstart": [_tuned(profile, run, "tft", epochs=ablations.headstart) for run in headstart],
+        "rates": [
+            _tuned(profile, run, method, epochs=arms.pilot_epochs, learning_rate=rate)
+            for run in pilots
+            for method in arms.methods
+            for rate in arms.learning_rates
+        ],
+    }
+    if rates is not None:
+        tuned = [
+            _tuned(profile, run, method, epochs=epochs, learning_rate=rates[run.reference.network, method])
+            for run in (*compact, *more)
+            for method in arms.methods
+            for epochs in arms.epochs
+        ]
+        scratch = [
+            run.model_copy(update={"tuning": Tuning(method="scratch", training=run.reference.training, budget=budget)})
+            for run in compact
+            if run.reference.seed in profile.seeds[: arms.scratch_seeds]
+            for budget in arms.scratch
+        ]
+        stages["arms"] = [*tuned, *scratch]
+    return stages
+
+
+def _references(
+    profile: Profile, precision: Precision, seeds: tuple[int, ...], networks: tuple[str, ...] | None = None
+) -> list[Run]:
+    return [
+        Run(
+            reference=Reference(
+                dataset=profile.dataset, network=one.network, width=one.width, seed=seed, training=one.training, precision=precision
+            )
+        )
+        for one in profile.networks
+        if networks is None or one.network in networks
+        for seed in seeds
+    ]
+
+
+def _pruned(profile: Profile, run: Run, criterion: str, ratio: float, **more: Any) -> Run:
+    check_options(criterion, more.get("options", {}))
+    known = {"criterion": criterion, "ratio": ratio, "calibration": profile.calibration, "source": code_of(criterion)}
+    return run.model_copy(update={"pruning": Pruning(**{**known, **more})})
+
+
+def _varied(run: Run, **pruning: Any) -> Run:
+    assert run.pruning is not None
+    return run.model_copy(update={"pruning": run.pruning.model_copy(update=pruning)})
+
+
+def _tuned(profile: Profile, run: Run, method: str, **training: Any) -> Run:
+    return run.model_copy(update={"tuning": Tuning(method=method, training=profile.tuning.model_copy(update=training))})
+
+
+def _ablated(profile: Profile, run: Run) -> list[Run]:
+    """FCS on one reference, varied one thing at a time; none on a reference that the ablations leave out."""
+    ablations = profile.ablations
+    chosen = ablations.networks or [run.reference.network]
+    if run.reference.seed not in profile.seeds[: ablations.seeds] or run.reference.network not in chosen:
+        return []
     counts = dict.fromkeys((profile.calibration, *ablations.calibrations))
     draws = [(count, seed) for count in counts for seed in (None, *range(1000, 1000 + ablations.draws))]
-    varying = [run for run in references if run.reference.seed in profile.seeds[: ablations.seeds]
-               and run.reference.network in (ablations.networks or [run.reference.network])]  # fmt: skip
-    stages["ablation"] = [
-        varied for run in varying for varied in (
-            pruned(run, "fcs", ablations.ratio),
-            *(pruned(run, "fcs", ablations.ratio, options=options) for options in ablations.variants()),
-            *(pruned(run, "fcs", ablations.ratio, calibration=count, calibration_seed=seed) for count, seed in draws),
-            *(pruned(run, c, ratio, compensate=how) for c in ablations.merged for ratio in profile.ratios
-              for how in ("none", "merge")),
-        )
-    ]  # fmt: skip
-    compact = [pruned(run, arms.criterion, arms.ratio) for run in references if run.reference.network in arms.networks]
-    stages["headstart"] = [
-        tuned(run.model_copy(update={"pruning": run.pruning.model_copy(update={"compensate": how})}), "tft",
-              epochs=ablations.headstart)
-        for run in compact if run.pruning for how in ("none", "merge")
-    ]  # fmt: skip
-    pilots = [pruned(reference(network, seed), arms.criterion, arms.ratio)
-              for network in profile.networks if network.network in arms.networks for seed in arms.pilot_seeds]  # fmt: skip
-    stages["rates"] = [tuned(run, method, epochs=arms.pilot_epochs, learning_rate=rate)
-                       for run in pilots for method in arms.methods for rate in arms.learning_rates]  # fmt: skip
-    if rates is not None:
-        stages["arms"] = [
-            *(tuned(run, method, epochs=epochs, learning_rate=rates[run.reference.network, method])
-              for run in (*compact, *(pruned(run, arms.criterion, arms.ratio) for run in further))
-              for method in arms.methods for epochs in arms.epochs),
-            *(run.model_copy(update={"tuning": Tuning(method="scratch", training=run.reference.training, budget=budget)})
-              for run in compact if run.reference.seed in profile.seeds[: arms.scratch_seeds] for budget in arms.scratch),
-        ]  # fmt: skip
-    return stages
+    merged = [(c, ratio, how) for c in ablations.merged for ratio in profile.ratios for how in ("none", "merge")]
+    return [
+        _pruned(profile, run, "fcs", ablations.ratio),
+        *(_pruned(profile, run, "fcs", ablations.ratio, options=options) for options in ablations.variants()),
+        *(_pruned(profile, run, "fcs", ablations.ratio, calibration=count, calibration_seed=seed) for count, seed in draws),
+        *(_pruned(profile, run, c, ratio, compensate=how) for c, ratio, how in merged),
+    ]

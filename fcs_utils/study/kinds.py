@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from fcs_utils.models import count_macs, initialise, measure_cost
+from fcs_utils.pruning.criteria import code_of
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.redundancy import near_duplicate_shares
 from fcs_utils.study.networks import Bench, OnMacs, Result
@@ -103,7 +104,8 @@ def _peers(bench: Bench, run: Run) -> list[nn.Module]:
     if tuning.arm.peer == "none":
         return []
     if tuning.arm.peer == "compact":
-        other = run.model_copy(update={"pruning": pruning.model_copy(update={"criterion": tuning.twin_criterion, "options": {}})})
+        criterion: dict[str, Any] = {"criterion": tuning.twin_criterion, "options": {}, "source": code_of(tuning.twin_criterion)}
+        other = run.model_copy(update={"pruning": pruning.model_copy(update=criterion)})
         return [bench.compact(other, bench.plan(other))]
     original = bench.untrained(run.reference)
     original.load_state_dict(bench.trained(run.reference).state_dict())

@@ -1,10 +1,12 @@
-"""The workbench: data, networks and statistics behind a study's runs, and how each kind of run is done."""
+"""The workbench of a study: its data set, the networks trained on it, their statistics, and what pruning makes of them."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.data.dataset import Dataset, load_dataset
-from fcs_utils.errors import StudyError
+from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import read_tensors, set_aside, tensors_sum, write_tensors
 from fcs_utils.machine import one_thread
-from fcs_utils.models import build_seeded, count_macs
-from fcs_utils.pruning.criteria import importance, needs
+from fcs_utils.models import build_seeded
+from fcs_utils.pruning.criteria import code_of, importance, needs
 from fcs_utils.pruning.layers import Scope, prunable_layers
 from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import ChannelStatistics, collect_statistics
@@ -37,23 +39,22 @@ OnMacs = Callable[[int], None]
 
 
 class Bench:
-    """One data set on one device and the networks trained on it; remembers the last network and its statistics."""
+    """One data set on one device and the networks trained on it; keeps the last network and the last few statistics.
+
+    deadline: when work here must end.
+    """
 
     def __init__(self, store: Store, dataset: str, data: str | Path | None, device: torch.device, passes: Mode = "plain") -> None:
         self.store, self.device, self.passes = store, device, passes
-        self.deadline = Deadline()  # when trainings here must end
+        self.deadline = Deadline()
         self._source = (dataset, data)
-        self._dataset: Dataset | None = None
-        self._trained: tuple[str, nn.Module] | None = None
-        self._gathered: tuple[tuple[Reading, ...], tuple[Extra, ...]] = ((), ())
-        self._statistics: tuple[tuple[object, ...], dict[str, ChannelStatistics]] | None = None
+        self._trained = lru_cache(maxsize=1)(self._load_or_train)
+        self._statistics = lru_cache(maxsize=4)(self._collect)
 
-    @property
+    @cached_property
     def dataset(self) -> Dataset:
         """Loaded at first use. Raises StudyError when it cannot be found or read."""
-        if self._dataset is None:
-            self._dataset = load_dataset(*self._source, device=self.device)
-        return self._dataset
+        return load_dataset(*self._source, device=self.device)
 
     @property
     def example(self) -> Tensor:
@@ -71,45 +72,55 @@ class Bench:
         would differ from a trained one in its statistics besides what training taught.
         """
         network = build_seeded(
-            reference.seed, reference.network, num_classes=len(self.dataset.classes), width=reference.width,
-            in_channels=self.dataset.channels, shortcut=reference.shortcut,
-        )  # fmt: skip
+            reference.seed,
+            reference.network,
+            num_classes=len(self.dataset.classes),
+            width=reference.width,
+            in_channels=self.dataset.channels,
+            shortcut=reference.shortcut,
+        )
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if images is not None:
             recalibrate(network, images)
         return network
 
+    @contextmanager
+    def in_hand(self, run: Run, *, wait: bool = True) -> Iterator[None]:
+        """Hold a run's lock while this process does it; once it is done, the checkpoint of its training is removed.
+
+        Raises OutOfTime when the deadline comes before the lock is free, Elsewhere where nobody is to wait for it.
+        """
+        with file_lock(self.store.lock(run.identity), describe(run), self.deadline, wait=wait):
+            yield
+            self.store.unfinished(run.identity).unlink(missing_ok=True)
+
     def trained(self, reference: Reference) -> nn.Module:
         """The trained reference, in eval mode; shared, so copy before changing it.
 
         Weights that are not on this machine are trained again, with a warning where they differ from those
-        behind the record.
+        behind the record. Raises OutOfTime when the deadline comes first.
         """
-        run = Run(reference=reference)
-        if self._trained is None or self._trained[0] != run.identity:
-            network = self.untrained(reference)
-            state = self._load_weights(run)
-            network.load_state_dict(self._train_again(run, network) if state is None else state)
-            self._trained = (run.identity, network.eval())
-        return self._trained[1]
+        return self._trained(reference)
 
-    def _train_again(self, run: Run, network: nn.Module) -> dict[str, Tensor]:
-        record = read_record(self.store, run.kind, run.identity)
-        if record:
-            print(f"weights of {describe(run)} are not on this machine: training them again", file=sys.stderr)
-        with file_lock(self.store.lock(run.identity), describe(run)):
-            state = self._load_weights(run)  # another process may have trained it meanwhile
-            if state is None:
-                with one_thread():  # as it was behind the record
-                    self.train_reference(run, network)
-                state = network.state_dict()
-        if record and record["result"]["weights_sha256"] != self.weights_sha256(run):
-            warnings.warn(
-                f"{describe(run)}, trained again here, is not bit-equal to the one behind the records (made on "
-                f"{record['provenance']['device']}): its pictures may differ a little; --fresh does all here",
-                stacklevel=3,
-            )
-        return state
+    def _load_or_train(self, reference: Reference) -> nn.Module:
+        run, network = Run(reference=reference), self.untrained(reference)
+        if (state := self._load_weights(run)) is None:
+            record = read_record(self.store, run.kind, run.identity)
+            if record:
+                print(f"weights of {describe(run)} are not on this machine: training them again", file=sys.stderr)
+            with self.in_hand(run):
+                if (state := self._load_weights(run)) is None:  # no other process has trained it meanwhile
+                    with one_thread():  # as it was behind the record
+                        self.train_reference(run, network, self.deadline.watch(lambda macs: None))
+                    state = network.state_dict()
+            if record and record["result"]["weights_sha256"] != self.weights_sha256(run):
+                warnings.warn(
+                    f"{describe(run)}, trained again here, is not bit-equal to the one behind the records (made on "
+                    f"{record['provenance']['device']}): its pictures may differ a little; --fresh does all here",
+                    stacklevel=4,
+                )
+        network.load_state_dict(state)
+        return network.eval()
 
     def _load_weights(self, run: Run) -> dict[str, Tensor] | None:
         path = self.store.weights(run.identity)
@@ -135,34 +146,39 @@ class Bench:
         readings: Sequence[Reading] = ("pooled",),
         extras: Sequence[Extra] = (),
     ) -> dict[str, ChannelStatistics]:
-        """Channel statistics of a trained reference; one pass serves every criterion that asks for the same images.
+        """Channel statistics of a trained reference; one pass serves every criterion that reads the same.
 
-        seed: of the calibration images; default the reference's. A pass is made again only for readings or
-        extras that the last one did not gather.
+        seed: of the calibration images; default the reference's.
         """
         seed = reference.seed if seed is None else seed
-        key = (Run(reference=reference).identity, calibration, seed, scope)
-        had_readings, had_extras = self._gathered if self._statistics and self._statistics[0] == key else ((), ())
-        if not had_readings or set(readings) - set(had_readings) or set(extras) - set(had_extras):
-            self._gathered = (tuple(dict.fromkeys((*had_readings, *readings))), tuple(dict.fromkeys((*had_extras, *extras))))
-            images, dense = self.calibration_images(seed, calibration), self.trained(reference)
-            layers = list(prunable_layers(dense, images, scope))
-            found = collect_statistics(dense, images, layers=layers, readings=self._gathered[0], extras=self._gathered[1])
-            self._statistics = (key, found)
-        assert self._statistics is not None
-        return self._statistics[1]
+        return self._statistics(reference, calibration, seed, scope, tuple(readings), tuple(extras))
+
+    def _collect(
+        self, reference: Reference, count: int, seed: int, scope: Scope, readings: Sequence[Reading], extras: Sequence[Extra]
+    ) -> dict[str, ChannelStatistics]:
+        images, dense = self.calibration_images(seed, count), self.trained(reference)
+        layers = list(prunable_layers(dense, images, scope))
+        return collect_statistics(dense, images, layers=layers, readings=readings, extras=extras)
 
     def importance(self, reference: Reference, pruning: Pruning) -> dict[str, Tensor]:
-        """A criterion's importance of the trained reference's channels."""
+        """A criterion's importance of the trained reference's channels.
+
+        Raises StudyError where the criterion's module was edited after this process or the study imported it.
+        """
+        if (code := code_of(pruning.criterion)) != pruning.source:
+            raise refuse(f"source of criterion {pruning.criterion}", pruning.source, f"{code}: its module was edited; start again")
         readings, extras = needs(pruning.criterion, pruning.options)
-        seed = reference.seed if pruning.calibration_seed is None else pruning.calibration_seed
+        seed = _draw(reference, pruning)
         statistics = self.statistics(reference, pruning.calibration, seed, scope=pruning.scope, readings=readings, extras=extras)
         calibration = self.dataset.calibration(pruning.calibration, seed)
         return importance(
-            pruning.criterion, model=self.trained(reference), statistics=statistics,
-            images=self.dataset.normalise(calibration.images), labels=calibration.labels,
+            pruning.criterion,
+            model=self.trained(reference),
+            statistics=statistics,
+            images=self.dataset.normalise(calibration.images),
+            labels=calibration.labels,
             **{"seed": reference.seed, **pruning.options},  # type: ignore[arg-type]
-        )  # fmt: skip
+        )
 
     def plan(self, run: Run) -> PruningPlan:
         """Which channels of the trained reference a run keeps."""
@@ -185,8 +201,7 @@ class Bench:
         pruning, network = run.pruning, self.cut(run, plan)
         assert pruning is not None
         if pruning.recalibrate:
-            seed = run.reference.seed if pruning.calibration_seed is None else pruning.calibration_seed
-            recalibrate(network, self.calibration_images(seed, pruning.calibration))
+            recalibrate(network, self.calibration_images(_draw(run.reference, pruning), pruning.calibration))
         return network
 
     def checkpoint(self, run: Run) -> Checkpoint:
@@ -217,35 +232,14 @@ class Bench:
         state = {name: _halved(tensor).cpu().contiguous() for name, tensor in network.state_dict().items()}
         network.load_state_dict(state)  # what is measured is what the file holds
         write_tensors(self.store.weights(run.identity), state)
-        self.checkpoint(run).remove()
         return history
+
+
+def _draw(reference: Reference, pruning: Pruning) -> int:
+    """The seed of the calibration images."""
+    return reference.seed if pruning.calibration_seed is None else pruning.calibration_seed
 
 
 def _halved(tensor: Tensor) -> Tensor:
     # BatchNorm's vectors stay as they are: they are few, and variances may leave the range of half precision.
     return tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor
-
-
-def expected_macs(bench: Bench, runs: Sequence[Run]) -> list[int]:
-    """Training MACs of runs before they are done: for the time left and for what to do first.
-
-    Records count the MACs of the real networks.
-    """
-    networks = {(r.reference.network, r.reference.width): r.reference for r in runs}
-    dense = {key: count_macs(bench.untrained(reference), bench.example) for key, reference in networks.items()}
-    images = len(bench.dataset.train)
-    expected = []
-    for run in runs:
-        macs = dense[run.reference.network, run.reference.width]
-        if run.tuning and run.pruning:
-            arm, left = run.tuning.arm, round((run.pruning.macs or 1 - (run.pruning.ratio or 0)) * macs)
-            if run.tuning.budget == "macs":
-                left = macs  # so many epochs that it is as much as the dense network's training
-            peers = {"none": [], "original": [macs], "compact": [left]}[arm.peer]
-            expected.append(run.tuning.training.epochs * images * arm.macs_per_image([left, *peers]))
-        elif run.kind == "reference":
-            expected.append(3 * run.reference.training.epochs * images * macs)
-        else:  # no training: judged on the validation images, and before and after recalibration on the test images
-            judged = len(bench.dataset.validation) + 2 * len(bench.dataset.test)
-            expected.append(judged * macs)
-    return expected

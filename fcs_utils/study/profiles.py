@@ -11,7 +11,6 @@ from fcs_utils.benchmarks.scoring import Scoring
 from fcs_utils.benchmarks.speed import Speed
 from fcs_utils.config import Config
 from fcs_utils.errors import refuse
-from fcs_utils.pruning.criteria import CRITERIA
 from fcs_utils.training.arms import ARMS
 from fcs_utils.training.optimiser import Training
 
@@ -86,7 +85,8 @@ class Ablations(Config):
 class Profile(Config):
     """One study: the data set, the networks, and how much of everything.
 
-    others: further data sets that are studied too, each in a results folder of its own.
+    others: further data sets that are studied too, each in a results folder of its own. plugins: modules that add
+    criteria or arms; every worker imports them.
     """
 
     name: str
@@ -96,18 +96,24 @@ class Profile(Config):
     networks: tuple[Network, ...]
     seeds: tuple[int, ...]
     ratios: tuple[float, ...]
-    criteria: tuple[str, ...] = tuple(CRITERIA)
+    criteria: tuple[str, ...]
     calibration: int = 512
     tuning: Training  # the one schedule after which criteria are compared (C2)
     ablations: Ablations
     arms: Arms
     scoring: Scoring = Scoring()
     speed: Speed = Speed()
+    plugins: tuple[str, ...] = ()
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: what the first machine is fastest in
 
 
 # Where a run costs minutes: the paper's criteria, FCS's variants, and chance.
 MAIN = ("random", "kernel_l1", "feature_norm", "fcs", "fcs_greedy", "fcs_linear")
+
+EVERY = (
+    *("random", "kernel_l1", "kernel_l2", "fpgm", "feature_norm", "bn_scale", "apoz", "taylor", "hrank", "chip"),
+    *("fcs", "fcs_greedy", "fcs_linear"),
+)
 
 BRIEF = Scoring(images=(128, 256, 512), heavy=128, literal=2)
 FULL_SPEED = Speed(networks=(("vgg16", 1.0), ("resnet56", 1.0)), rounds=1)
@@ -145,6 +151,7 @@ PROFILES = {
             ),
             seeds=(0, 1, 2, 3, 4),
             ratios=(0.3, 0.5, 0.7),
+            criteria=EVERY,
             tuning=Training(epochs=1, learning_rate=0.01, batch_size=32),
             ablations=Ablations(calibrations=(50, 200, 800), draws=2, headstart=4, seeds=3),
             arms=Arms(
@@ -214,6 +221,7 @@ PROFILES = {
             ),
             seeds=(0, 1, 2, 3, 4),
             ratios=(0.3, 0.5, 0.7),
+            criteria=EVERY,
             calibration=1024,
             tuning=Training(epochs=40, learning_rate=0.05),
             ablations=Ablations(calibrations=(50, 200, 5000), headstart=10),

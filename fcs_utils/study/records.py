@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -134,6 +134,11 @@ def read_record(store: Store, kind: str, identity: str) -> dict[str, Any] | None
         set_aside(path, f"{path} is not the record of {kind} {identity}; the run is done again")
         return None
     return record
+
+
+def write_record(store: Store, record: Mapping[str, Any]) -> None:
+    """Keep the record of a run. Raises StudyError where the disk refuses it."""
+    write_checksummed(store.record(record["kind"], record["id"]), record)
 
 
 class Settings:

@@ -59,7 +59,8 @@ class Similarity(Config):
 class Pruning(Config):
     """Which channels go: a criterion with its options, and a share of every layer, or the MACs to leave.
 
-    calibration_seed: draws the calibration images; None is the reference's seed.
+    calibration_seed: draws the calibration images; None is the reference's seed. source: SHA-256 of the file of a criterion
+    that is not this package's own, so that an edited criterion is another run; None, and in no record, for the package's own.
     """
 
     criterion: str
@@ -71,6 +72,7 @@ class Pruning(Config):
     calibration_seed: Annotated[int, Field(ge=0)] | None = None
     compensate: Literal["none", "merge"] = "none"
     recalibrate: bool = True
+    source: str | None = Field(default=None, exclude_if=lambda source: source is None)
 
     @model_validator(mode="after")
     def _ratio_or_macs(self) -> Pruning:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from fcs_utils.errors import refuse
 from fcs_utils.training.losses import Losses, cross_entropy, mutual
 
+N = TypeVar("N", int, float)
 GREY = ("#6b6b6b", "P")
 
 
@@ -76,7 +77,7 @@ class Arm:
         """Whether the first network is updated before the peer's loss is made, from its renewed predictions."""
         return bool(self.settings.get("updates") == "sequential")
 
-    def macs_per_image(self, forward: Sequence[int]) -> int:
+    def macs_per_image(self, forward: Sequence[N]) -> N:
         """Training MACs for one image, from the MACs of a forward pass of each network (first, peer)."""
         # Backward is two more multiply-adds for each of the forward pass: one for inputs, one for weights.
         return 3 * sum(forward[: self.trained]) + sum(forward[self.trained :]) + (forward[0] if self.sequential else 0)

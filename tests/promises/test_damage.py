@@ -51,7 +51,7 @@ def test_damaged_files_are_named_set_aside_and_made_again(smoke: Path, tmp_path:
         study.store.record(run.kind, run.identity).unlink()  # or nobody would look at them
     with pytest.warns(UserWarning, match=f"{path.name}.*set aside as {path.stem}.corrupt"):
         again = Study("smoke", tmp_path)
-        again.run(["similarity"], only="resnet20")
+        again.run(["similarity"], only=["network=resnet20"])
     assert path.with_suffix(".corrupt").read_bytes() == damaged
     assert again.precision == "fp32"
     assert (read_tensors if path.suffix == ".safetensors" else read_checksummed)(path)

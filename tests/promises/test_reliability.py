@@ -154,7 +154,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_loses_nothing_and_the_next_start_goes_on(smoke: Path, small_disk: Path) -> None:
     command = ["run", "--profile", "smoke", "--stages", "reference", "similarity", "--out", str(small_disk), "--workers", "1"]
-    assert study_command(*command, "--only", "vgg16").returncode == 0
+    assert study_command(*command, "--only", "network=vgg16").returncode == 0
     kept = {path: path.read_bytes() for path in Store(small_disk, "smoke").all_records()}
     filler = small_disk / "filler"
     with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):

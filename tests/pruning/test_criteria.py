@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from fcs_utils.errors import StudyError
-from fcs_utils.pruning.criteria import CRITERIA, describe, importance
+from fcs_utils.pruning.criteria import CRITERIA, code_of, criterion, describe, importance
 from fcs_utils.pruning.plan import keep_count, select
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.sums import EXTRAS, READINGS
+from fcs_utils.study.profiles import get_profile
+from fcs_utils.study.study import Study
 from tests.pruning.test_fcs import SIX, toy
 
 
@@ -173,3 +178,49 @@ def test_nan_weights_are_an_error_and_not_the_largest_importance() -> None:
 def test_statistics_of_another_network_are_refused() -> None:
     with pytest.raises(StudyError, match="another network"):
         importance("fcs", model=layer([[1, 1]] * 5), statistics={"0": SIX})
+
+
+def constant(convolution: nn.Conv2d, *, value: float = 1.0) -> torch.Tensor:
+    return torch.full((convolution.out_channels,), value, dtype=torch.float64)
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """What a test enters is taken out again."""
+    before = dict(CRITERIA)
+    yield
+    CRITERIA.clear()
+    CRITERIA.update(before)
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_criterion_from_outside_scores_like_the_packages_own() -> None:
+    criterion("constant", reads="weights", reading="always {value}")(constant)
+    assert importance("constant", model=layer([[1, 1]] * 3), value=2.0)["0"].tolist() == [2.0] * 3
+    assert describe("constant") == "always 1.0" and CRITERIA["constant"].options() == {"value": 1.0}
+    assert code_of("constant") == hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    criterion("constant", reads="weights", reading="the same function again")(constant)  # as when a cell is run twice
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_name_of_another_criterion_is_refused() -> None:
+    with pytest.raises(StudyError, match="name of a criterion='fcs' is not allowed.*fcs_utils.pruning.fcs has a criterion"):
+        criterion("fcs", reads="weights", reading="mine")(constant)
+    assert not CRITERIA["fcs"].outside and code_of("fcs") is None
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_notebooks_criterion_is_for_exploring_and_no_study_takes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constant, "__module__", "__main__")
+    criterion("constant", reads="weights", reading="always {value}")(constant)
+    assert importance("constant", model=layer([[1, 1]] * 3))["0"].tolist() == [1.0] * 3
+    profile = get_profile("smoke").model_copy(update={"criteria": ("constant",)})
+    with pytest.raises(StudyError, match="criterion 'constant' is defined in __main__.*a study needs a module"):
+        Study(profile, tmp_path)
+
+
+@pytest.mark.usefixtures("registry")
+def test_scores_of_the_wrong_length_are_refused() -> None:
+    criterion("short", reads="weights", reading="one number")(lambda convolution: torch.zeros(1))
+    with pytest.raises(StudyError, match=r"criterion 'short': layer 0 needs 3 scores, not \(1,\)"):
+        importance("short", model=layer([[1, 1]] * 3))

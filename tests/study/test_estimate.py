@@ -10,7 +10,8 @@ import torch
 
 from fcs_utils.benchmarks.speed import Job
 from fcs_utils.study import estimate as estimates
-from fcs_utils.study.estimate import estimate, lacking, training_throughput
+from fcs_utils.study.estimate import estimate, training_throughput
+from fcs_utils.study.grid import STAGES
 from fcs_utils.study.profiles import Network, get_profile
 from fcs_utils.study.study import Study
 from tests.conftest import study_command
@@ -18,14 +19,17 @@ from tests.conftest import study_command
 
 def test_what_is_lacking_is_what_a_study_then_does(smoke: Path, tmp_path: Path) -> None:
     done = Study("smoke", smoke)
-    assert not any(lacking(done).values())
-    fresh = lacking(Study("smoke", tmp_path))
-    listed = [run for runs in fresh.values() for run in runs]
+    assert not done.pending()
+    fresh = Study("smoke", tmp_path)
+    listed = fresh.pending()
     assert len({run.identity for run in listed}) == len(listed)
+    known = {run.identity: place for place, run in enumerate(listed)}
+    assert all(known[parent.identity] < known[run.identity] for run in listed if (parent := run.parent()))
     # Which arms there are depends on the chosen rates; all else is known beforehand, the pilots' networks included.
-    before = {run.identity for stage, runs in fresh.items() if stage != "arms" for run in runs}
+    before = {run.identity for run in fresh.pending([stage for stage in STAGES if stage != "arms"])}
     made = {path.stem.rsplit("-", 1)[1] for path in (smoke / "smoke" / "records").glob("*.json")}
     assert made == before | {run.identity for run in done.grid["arms"]}
+    assert len(listed) == len(made)
 
 
 def test_hours_are_multiply_adds_over_throughput_network_by_network(tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from fcs_utils.errors import OutOfTime, StudyError
 from fcs_utils.machine import pick_workers
 from fcs_utils.study.guards import Deadline, file_lock
-from fcs_utils.study.pool import Workers
+from fcs_utils.study.pool import Here
 from fcs_utils.study.profiles import studies
+from fcs_utils.study.records import write_record
 from fcs_utils.study.runs import Run
+from fcs_utils.study.schedule import Schedule, perform
 from fcs_utils.study.study import Study
 from fcs_utils.training.optimiser import Training
 from tests.conftest import ROOT, study_command
@@ -50,29 +52,18 @@ def test_a_study_stops_in_time_and_goes_on_to_the_same_record(smoke: Path, tmp_p
 def test_a_run_that_was_given_up_does_not_count_as_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, shown = Study("smoke", tmp_path), MagicMock()
     shown.return_value.__enter__.return_value.n = 0
-    first, second = study.runs(["reference"])
     monkeypatch.setattr("fcs_utils.study.study.tqdm", shown)
-    monkeypatch.setattr(study, "_perform", lambda *_: iter([(first, OutOfTime("enough")), (second, None)]))
+    ends: list[StudyError | None] = [None, OutOfTime("enough")]
+
+    def ensure(run: Run, *, wait: bool) -> None:
+        if error := ends.pop(0):
+            raise error
+
+    monkeypatch.setattr(study, "ensure", ensure)
     with pytest.raises(OutOfTime):
         study.run(["reference"])
     (said,) = shown.return_value.__enter__.return_value.set_postfix_str.call_args_list
-    assert said.args[0].startswith("1 of 2 runs")
-
-
-def test_runs_in_hand_are_waited_for_when_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = Study("smoke", tmp_path)
-    first, second = study.runs(["reference"])
-    waited = []
-
-    def perform(*_):
-        yield first, OutOfTime("enough")
-        waited.append(second)  # another worker ends its epoch and keeps it
-        yield second, None
-
-    monkeypatch.setattr(study, "_perform", perform)
-    with pytest.raises(OutOfTime):
-        study.run(["reference", "pruned"])
-    assert waited == [second]
+    assert said.args[0].startswith("1 of 2 runs") and not ends
 
 
 def test_workers_are_at_least_one(tmp_path: Path) -> None:
@@ -81,22 +72,30 @@ def test_workers_are_at_least_one(tmp_path: Path) -> None:
         Study("smoke", tmp_path).run(["reference"], workers=0)
 
 
-def test_a_part_of_the_runs_by_words(tmp_path: Path) -> None:
+def test_a_part_of_the_runs_by_fields(tmp_path: Path) -> None:
     out = ["--out", str(tmp_path), "--profile", "smoke"]
-    done = study_command("run", *out, "--stages", "reference", "--only", "resnet20", "--workers", "2")
+    listed = study_command("run", *out, "--only", "network=resnet20", "ratio=0.5", "criterion=fcs", "method=tft", "--list")
+    assert listed.returncode == 0 and not list(tmp_path.iterdir()), listed.stderr
+    assert listed.stdout.splitlines() == [
+        "resnet20 x0.25 seed 0",
+        "resnet20 x0.25 seed 0, fcs ratio 0.5",
+        "resnet20 x0.25 seed 0, fcs ratio 0.5, tft 1 epochs lr 0.02",
+    ]
+    done = study_command("run", *out, "--stages", "reference", "--only", "network=resnet20", "--workers", "2")
     assert done.returncode == 0 and "1 runs of profile smoke" in done.stdout, done.stderr
     assert [path.name.split("-")[0] for path in Study("smoke", tmp_path).store.all_records()] == ["reference"]
-    # Words that fit the runs of one stage only; what those build on is done with them.
-    done = study_command("run", *out, "--only", "resnet20 fcs 0.5 tft", "--stages", "reference", "tuned")
+    # What the one wanted run builds on is done with it; stage arms, of which nothing is wanted, stays open.
+    done = study_command("run", *out, "--only", "network=resnet20", "ratio=0.5", "criterion=fcs", "kind=tuned", "--workers", "1")
     assert done.returncode == 0 and "1 runs of profile smoke" in done.stdout, done.stderr
-    done = study_command("run", *out, "--stages", "reference", "--only", "resnet56")
-    assert done.returncode == 1 and "only='resnet56' is not allowed" in done.stderr
+    assert len(Study("smoke", tmp_path).store.all_records()) == 3
+    done = study_command("run", *out, "--stages", "reference", "--only", "network=resnet56")
+    assert done.returncode == 1 and "only='reference.network=resnet56' is not allowed; allowed: vgg16, resnet20" in done.stderr
 
 
 def test_a_profile_of_several_data_sets_is_a_study_of_each(tmp_path: Path) -> None:
     assert studies("paper") == ["paper", "paper:cifar100"] and studies("paper", ["cifar10"]) == ["paper"]
     assert studies("paper", ["imagefolder:x", "cifar10"]) == ["paper:imagefolder:x", "paper"] and studies("quick") == ["quick"]
-    command = ["run", "--out", str(tmp_path), "--profile", "smoke", "--stages", "reference", "--only", "resnet20"]
+    command = ["run", "--out", str(tmp_path), "--profile", "smoke", "--stages", "reference", "--only", "network=resnet20"]
     refused = study_command(*command, "--datasets", "digits,imagefolder:nothing")
     assert refused.returncode == 1 and "'imagefolder:nothing' not found" in refused.stderr
     assert not list(tmp_path.rglob("*.json"))  # known before the first one took its hours
@@ -124,14 +123,17 @@ def test_a_failed_reference_fails_its_runs_and_no_others(tmp_path: Path, monkeyp
     study = Study("smoke", tmp_path)
     tried = []
 
-    def broken(run, on_macs=None, *, wait=True):
-        tried.append(run.kind)
-        raise StudyError(f"{run.reference.network} broke")
+    def broken(run: Run, *, wait: bool) -> None:
+        tried.append(run.reference.network)
+        if run.reference.network == "vgg16":
+            raise StudyError("vgg16 broke")
 
     monkeypatch.setattr(study, "ensure", broken)
-    with pytest.raises(StudyError, match="runs failed, the others have their records. First: vgg16 broke"):
+    count = len([run for run in study.runs(["pruned"]) if run.reference.network == "vgg16"])
+    message = f"1 runs failed and {count} that build on them were not done, the others have their records. First: vgg16 broke"
+    with pytest.raises(StudyError, match=message):
         study.run(["reference", "pruned"])
-    assert tried == ["reference", "reference"]  # what builds on them was not tried
+    assert sorted(tried) == ["resnet20"] * (count + 1) + ["vgg16"]
 
 
 def test_a_network_of_the_study_is_what_its_file_holds(tmp_path: Path) -> None:
@@ -171,8 +173,9 @@ def test_what_another_process_has_in_hand_comes_last(tmp_path: Path) -> None:
     study = Study("smoke", tmp_path)
     first, second = study.runs(["reference"])
     with hold(study.store.lock(first.identity)) as holder:
-        done = []
-        for run, error in Workers(1, study).do([[first], [second]], lambda macs: None):
+        schedule, done = Schedule(), []
+        schedule.add([first, second], {first.identity: 2, second.identity: 1})
+        for run, error in perform(schedule, Here(), 1, study.ensure):
             done.append((run, error))
             holder.kill()
     assert done == [(second, None), (first, None)]
@@ -190,3 +193,33 @@ def test_a_lock_is_waited_for_and_ends_with_its_holder(tmp_path: Path, capsys: p
         holder.kill()
     with file_lock(path, "the run", Deadline(time.monotonic() + 5)):
         pass
+
+
+def test_weights_that_are_missing_are_waited_for_within_the_time_budget(tmp_path: Path) -> None:
+    study = Study("smoke", tmp_path)
+    run = study.runs(["reference"])[0]
+    study.ensure(run)
+    study.store.weights(run.identity).unlink()
+    with hold(study.store.lock(run.identity)) as holder:
+        study.bench.deadline = Deadline(time.monotonic() + 0.2)
+        with pytest.raises(OutOfTime):
+            study.bench.trained(run.reference)
+        holder.kill()
+
+
+def test_weights_that_are_missing_are_trained_again_as_the_record_says(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = Study("smoke", tmp_path)
+    run = study.runs(["reference"])[1]
+    record, path = study.ensure(run), study.store.weights(run.identity)
+    before = path.read_bytes()
+    path.unlink()
+    study.bench.trained(run.reference)
+    assert path.read_bytes() == before and not recwarn.list
+    assert "training them again" in capsys.readouterr().err and not study.store.unfinished(run.identity).exists()
+    path.unlink()
+    record["result"]["weights_sha256"] = "of another machine"
+    write_record(study.store, record)
+    with pytest.warns(UserWarning, match="not bit-equal to the one behind the records"):
+        Study("smoke", tmp_path).bench.trained(run.reference)

@@ -1,0 +1,82 @@
+"""A criterion from outside: a module that a study names, part of the identity of the runs that it decides."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fcs_utils.errors import StudyError
+from fcs_utils.study.grid import import_plugins
+from fcs_utils.study.runs import Run
+from tests.conftest import ROOT
+
+MODULE = """
+from fcs_utils.pruning.criteria import criterion
+
+@criterion("mine", reads="statistics", reading="the map's L1 norm, backwards")
+def mine(statistics):
+    return {sign}statistics.l1
+"""
+SCRIPT = """
+import json, sys
+from fcs_utils import Study
+from fcs_utils.study.profiles import get_profile
+
+if __name__ == "__main__":
+    smoke = get_profile("smoke")
+    profile = smoke.model_copy(update={"criteria": ("kernel_l1", "mine"), "plugins": ("mycriteria",)})
+    study = Study(profile, sys.argv[1])
+    only = ["network=resnet20", "criterion=mine", "criterion=kernel_l1", "ratio=0.5"]
+    records = study.run(["pruned"], workers=2, only=only)
+    print(json.dumps(records))
+"""
+
+
+def run_script(folder: Path, script: str = SCRIPT) -> subprocess.CompletedProcess[str]:
+    (folder / "script.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
+    command = [sys.executable, "script.py", "out"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_workers_do_a_criterion_from_outside_and_editing_it_makes_other_runs(tmp_path: Path) -> None:
+    found = []
+    for sign in ("-", "1 * "):
+        (tmp_path / "mycriteria.py").write_text(MODULE.format(sign=sign))
+        done = run_script(tmp_path)
+        assert done.returncode == 0, done.stderr
+        found.append({record["config"]["pruning"]["criterion"]: record for record in json.loads(done.stdout)})
+    before, after = found
+    assert before["kernel_l1"] == after["kernel_l1"] and "source" not in before["kernel_l1"]["config"]["pruning"]
+    assert before["mine"]["id"] != after["mine"]["id"]
+    assert before["mine"]["result"]["plan"] != after["mine"]["result"]["plan"]  # each by its own function
+    edited = before["mine"]["config"]
+    edited["pruning"]["source"] = after["mine"]["config"]["pruning"]["source"]
+    assert Run.model_validate(edited).identity == after["mine"]["id"]  # the source is all that tells them apart
+
+
+def test_a_module_that_is_edited_under_a_running_study_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mycriteria.py").write_text(MODULE.format(sign="-"))
+    edit = f"    from pathlib import Path\n    Path('mycriteria.py').write_text({MODULE.format(sign='1 * ')!r})\n    only ="
+    done = run_script(tmp_path, SCRIPT.replace("    only =", edit))
+    assert done.returncode == 1 and "its module was edited; start again" in done.stderr, done.stderr
+    assert "1 runs failed, the others have their records" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [("", "No module named 'broken_plugin'"), ("1 / 0", "ZeroDivisionError"), (MODULE.replace("mine", "fcs"), "not taken")],
+)
+def test_a_plugin_that_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    if code:
+        (tmp_path / "broken_plugin.py").write_text(code.format(sign=""))
+    with pytest.raises(StudyError, match=message):
+        import_plugins(["broken_plugin"])
