@@ -11,7 +11,8 @@ import torch
 from fcs_utils.benchmarks.speed import Job, Way, measure_isolated
 from fcs_utils.machine import pick_workers
 from fcs_utils.models import build_seeded, count_macs
-from fcs_utils.study.grid import Stage, grid
+from fcs_utils.study.catalogue import Stage
+from fcs_utils.study.grid import grid
 from fcs_utils.study.networks import expected_macs
 from fcs_utils.study.profiles import Network
 from fcs_utils.study.runs import Run

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fcs_utils.pruning.criteria import check_options
+from fcs_utils.study.catalogue import Stage
 from fcs_utils.study.profiles import Network, Profile
 from fcs_utils.study.runs import Method, Pruning, Reference, Run, Similarity, Tuning
 
-# In the order of the study; each notebook needs some of them.
-Stage = Literal["reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms"]
-STAGES: tuple[Stage, ...] = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")
 Rates = Mapping[tuple[str, str], float]  # the learning rate of a network's arm
 
 

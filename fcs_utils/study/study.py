@@ -15,7 +15,8 @@ from tqdm import tqdm
 from fcs_utils.errors import OutOfTime, StudyError, is_out_of_memory, refuse
 from fcs_utils.files import write_checksummed
 from fcs_utils.machine import describe_machine, describe_moment, one_thread, pick_device
-from fcs_utils.study.grid import STAGES, Rates, Stage, grid
+from fcs_utils.study.catalogue import STAGES, Stage
+from fcs_utils.study.grid import Rates, grid
 from fcs_utils.study.guards import file_lock
 from fcs_utils.study.kinds import do
 from fcs_utils.study.networks import Bench, OnMacs, expected_macs
