@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal, get_args
 from fcs_utils.errors import StudyError, refuse
 
 FOLDER = Path(__file__).with_name("profiles")  # a profile is the file NAME.toml in it
+DATASET = re.compile(r"\w[\w:.@\[\]-]*")
 HEADLINE = "cifar"  # the profile whose findings stand in the README
 
 # In the order of the study; each notebook needs some of them.
@@ -33,10 +35,21 @@ def profile_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 
 
-def check_profile(name: str) -> None:
-    """Refuses a name that no profile has."""
-    if name not in profile_names():
-        raise refuse("profile", name, ", ".join(profile_names()) + ", or NAME:DATASET such as paper:cifar100")
+def check_profile(text: str) -> str:
+    """``NAME`` or ``NAME:DATASET`` as it is. Raises StudyError for a profile that there is not or a malformed data set."""
+    base, colon, dataset = text.partition(":")
+    if base not in profile_names():
+        raise refuse("profile", text, ", ".join(profile_names()) + ", or NAME:DATASET such as paper:cifar100")
+    if bool(colon) != bool(DATASET.fullmatch(dataset)):
+        raise refuse("profile", text, "NAME or NAME:DATASET, such as paper:cifar100")
+    return text
+
+
+def check_datasets(text: str) -> list[str]:
+    """``A,B`` as a list. Raises StudyError for names that no data set can have."""
+    if not all(DATASET.fullmatch(name) for name in text.split(",")):
+        raise refuse("datasets", text, "names joined by commas, such as cifar10,cifar100")
+    return text.split(",")
 
 
 def read_profile(name: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Notebooks and the command line call the same ``Study.run``. A run that has a rec
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -44,9 +45,12 @@ class Study:
         data: str | Path | None = None,
         device: str = "auto",
         passes: Mode = "plain",
+        plugins: Sequence[str] = (),
     ) -> None:
         self.arguments = (profile, out, data, device, passes)  # a worker opens the same study
         self.profile = profile if isinstance(profile, Profile) else get_profile(profile)
+        for module in (*self.profile.plugins, *plugins):
+            importlib.import_module(module)
         self.store = Store(out, self.profile.name)
         self.bench = Bench(self.store, self.profile.dataset, data, pick_device(device), passes)
         check_mode(passes, self.bench.device)
@@ -88,7 +92,7 @@ class Study:
         """The record of a run, or None where it has not been done."""
         return read_record(self.store, run.kind, run.identity)
 
-    def records(self, stages: Iterable[Stage] | None = None, only: str = "") -> list[Record]:
+    def records(self, stages: Iterable[Stage] | None = None, only: Sequence[str] = ()) -> list[Record]:
         """The records of some stages, reading only. Raises StudyError naming the missing ones."""
         runs = _picked(self.runs(stages), only)
         if missing := self.without_record(runs):
@@ -108,7 +112,13 @@ class Study:
     def without_record(self, runs: Iterable[Run]) -> list[str]:
         return [f"{run.kind}-{run.identity} ({describe(run)})" for run in runs if self.record(run) is None]
 
-    def run(self, stages: Iterable[Stage] | None = None, *, workers: int = 1, only: str = "") -> list[Record]:
+    def pending(self, stages: Iterable[Stage] | None = None, only: Sequence[str] = ()) -> list[Run]:
+        """The runs that ``run`` would do."""
+        wanted = STAGES if stages is None else tuple(stages)
+        known = self.runs(stage for stage in wanted if stage != "arms" or self.rates() is not None)
+        return self.with_ancestors(run for run in _picked(known, only) if self.record(run) is None)
+
+    def run(self, stages: Iterable[Stage] | None = None, *, workers: int = 1, only: Sequence[str] = ()) -> list[Record]:
         """Do what has no record yet, then return all records of the stages.
 
         workers: runs at once; more than one need a script to start under ``if __name__ == "__main__":``, for every
@@ -143,7 +153,7 @@ class Study:
         grids = (grid(self.profile, self.precision, dict.fromkeys(keys, rate)) for rate in arms.learning_rates)
         return [run for one in grids for run in one["arms"]]
 
-    def _do_stage(self, stage: Stage, pool: Workers, only: str) -> list[str]:
+    def _do_stage(self, stage: Stage, pool: Workers, only: Sequence[str]) -> list[str]:
         """Do a stage's runs that have no record; returns what failed."""
         runs = _picked(self.runs([stage]), only)
         todo = self.with_ancestors(run for run in runs if self.record(run) is None)
@@ -233,6 +243,7 @@ class Study:
         }  # fmt: skip
 
 
-def _picked(runs: Sequence[Run], only: str) -> list[Run]:
+def _picked(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
     """Runs whose description has all of some words."""
-    return [run for run in runs if set(only.split()) <= set(describe(run).replace(",", "").split())]
+    words = {word.partition("=")[2] for word in only}
+    return [run for run in runs if words <= set(describe(run).replace(",", "").split())]
