@@ -14,7 +14,8 @@ find_python() {
 
 make_venv() {
     local python=$1 want
-    want=$(sha256sum requirements.lock pyproject.toml | sha256sum)
+    want=$("$python" -c 'import hashlib, sys; print(hashlib.sha256(b"".join(open(p, "rb").read() for p in sys.argv[1:])).hexdigest())' \
+        requirements.lock pyproject.toml)
     # The stamp is written last: an installation that was cut off is taken up again.
     if [ -x .venv/bin/python ] && [ "$(cat .venv/installed 2>/dev/null)" = "$want" ]; then
         return
@@ -26,7 +27,7 @@ make_venv() {
     }
     if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock >.venv/install.log 2>&1 ||
         ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e . >>.venv/install.log 2>&1; then
-        echo "error: installation failed: $(grep -m1 '^ERROR' .venv/install.log || tail -n1 .venv/install.log) (whole log: .venv/install.log)" >&2
+        echo "error: installation failed: $("$python" .ci/cause.py .venv/install.log) (whole log: .venv/install.log)" >&2
         return 1
     fi
     echo "$want" >.venv/installed

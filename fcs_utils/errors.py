@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class StudyError(Exception):
     """Something the user can put right; the command line prints it as one line, without a traceback."""
 
 
 def refuse(parameter: str, value: object, allowed: str) -> StudyError:
-    """The error for a bad value: names the parameter, the value and what is allowed."""
-    return StudyError(f"{parameter}={value!r} is not allowed; allowed: {allowed}")
+    """The error for a bad value: names the parameter, the value, what is allowed, and the name that is nearest to a typo."""
+    return StudyError(f"{parameter}={value!r} is not allowed; allowed: {allowed}{did_you_mean(value, allowed.split(', '))}")
+
+
+def did_you_mean(value: object, names: Iterable[str]) -> str:
+    """The end of an error about a name: the most similar one that is allowed, or nothing."""
+    near = difflib.get_close_matches(value, names, 1) if isinstance(value, str) else []
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Where and when a record was made, and what the machine gains by."""
+"""The machine: its device and cores, and what a record says about where and when it was made."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torchvision
 
 import fcs_utils
 from fcs_utils.errors import refuse
-
-if TYPE_CHECKING:
-    pass
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -88,9 +85,11 @@ def _cpu_name() -> str:
 
 def pick_workers(workers: int | None, device: torch.device) -> int:
     """How many runs at once: None is one for each core that this process may use, or one on a GPU."""
-    if workers is None:
-        return len(os.sched_getaffinity(0)) if device.type == "cpu" and hasattr(os, "sched_getaffinity") else 1
-    return workers
+    if workers is not None:
+        return workers
+    if device.type != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no affinity
 
 
 @contextmanager

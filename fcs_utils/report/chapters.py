@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fcs_utils.errors import refuse
 
 if TYPE_CHECKING:  # imports torch, which takes seconds; an up-to-date start needs none of it
-    from fcs_utils.study.grid import Stage
+    from fcs_utils.study.catalogue import Stage
 
 
 PACKAGE = Path(__file__).parents[1]

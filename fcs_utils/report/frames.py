@@ -11,7 +11,7 @@ import pandas as pd
 from fcs_utils.files import write_json
 from fcs_utils.pruning.criteria import describe
 from fcs_utils.report import ablations, claims, tables
-from fcs_utils.study.grid import STAGES
+from fcs_utils.study.catalogue import STAGES
 from fcs_utils.study.rates import margin
 from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study

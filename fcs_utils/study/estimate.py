@@ -10,7 +10,7 @@ import torch
 from fcs_utils.benchmarks.speed import Job, Way, measure_isolated
 from fcs_utils.machine import pick_workers
 from fcs_utils.models import build_seeded, count_macs
-from fcs_utils.study.grid import STAGES
+from fcs_utils.study.catalogue import STAGES
 from fcs_utils.study.profiles import Network
 from fcs_utils.study.schedule import expected_macs
 from fcs_utils.study.study import Study

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from fcs_utils.errors import StudyError, refuse
+from fcs_utils.errors import refuse
 from fcs_utils.pruning.criteria import check_options, code_of
+from fcs_utils.study.catalogue import STAGES, Stage
 from fcs_utils.study.profiles import Profile
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
 
-# In the order of the study; each notebook needs some of them.
-Stage = Literal["reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms"]
-STAGES: tuple[Stage, ...] = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")
 Rates = Mapping[tuple[str, str], float]  # the learning rate of a network's arm
 Precision = Literal["fp32", "bf16"]
-
-
-def import_plugins(names: Iterable[str]) -> None:
-    """Import modules that add criteria or arms. Raises StudyError, naming the module, whatever is wrong with it."""
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except StudyError:
-            raise
-        except Exception as error:
-            where = "it is a module's name, and its folder must be the current one or on PYTHONPATH"
-            raise StudyError(f"plugin {name!r} cannot be imported ({type(error).__name__}: {error}); {where}") from error
 
 
 def check_stages(stages: Iterable[Stage] | None) -> tuple[Stage, ...]:

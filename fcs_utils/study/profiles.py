@@ -1,16 +1,18 @@
-"""What a profile says: the data set, the networks, and how much of everything. The profiles are in ``profiles.py``."""
+"""What a profile says: the data set, the networks, and how much of everything. Each profile is a file of ``profiles/``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import ValidationError, field_validator
 
 from fcs_utils.benchmarks.scoring import Scoring
 from fcs_utils.benchmarks.speed import Speed
 from fcs_utils.config import Config
-from fcs_utils.errors import refuse
+from fcs_utils.errors import StudyError, refuse
+from fcs_utils.study.catalogue import read_profile
 from fcs_utils.training.arms import ARMS
 from fcs_utils.training.optimiser import Training
 
@@ -97,182 +99,42 @@ class Profile(Config):
     seeds: tuple[int, ...]
     ratios: tuple[float, ...]
     criteria: tuple[str, ...]
+    plugins: tuple[str, ...] = ()
     calibration: int = 512
     tuning: Training  # the one schedule after which criteria are compared (C2)
     ablations: Ablations
     arms: Arms
     scoring: Scoring = Scoring()
     speed: Speed = Speed()
-    plugins: tuple[str, ...] = ()
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: what the first machine is fastest in
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: what the machine of the first run is fastest in
 
 
-# Where a run costs minutes: the paper's criteria, FCS's variants, and chance.
-MAIN = ("random", "kernel_l1", "feature_norm", "fcs", "fcs_greedy", "fcs_linear")
-
-EVERY = (
-    *("random", "kernel_l1", "kernel_l2", "fpgm", "feature_norm", "bn_scale", "apoz", "taylor", "hrank", "chip"),
-    *("fcs", "fcs_greedy", "fcs_linear"),
-)
-
-BRIEF = Scoring(images=(128, 256, 512), heavy=128, literal=2)
-FULL_SPEED = Speed(networks=(("vgg16", 1.0), ("resnet56", 1.0)), rounds=1)
-BRIEF_SPEED = Speed(images=512, batches=(32,), rounds=1, compiled=False)
-
-PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile(
-            name="smoke",
-            summary="digits, one seed, tiny networks: shows that everything works, says nothing about the claims",
-            dataset="digits",
-            networks=(
-                Network(network="vgg16", width=0.125, training=Training(epochs=4, learning_rate=0.05, batch_size=32)),
-                Network(network="resnet20", width=0.25, training=Training(epochs=4, learning_rate=0.1, batch_size=32)),
-            ),
-            seeds=(0,),
-            ratios=(0.3, 0.5),
-            calibration=128,
-            criteria=("random", "kernel_l1", "feature_norm", "taylor", "chip", "fcs", "fcs_greedy", "fcs_linear"),
-            tuning=Training(epochs=1, learning_rate=0.02, batch_size=64),
-            ablations=Ablations(bins=(2,), calibrations=(50,), draws=1, binning_seeds=1, merged=("fcs",), headstart=2),
-            arms=Arms(networks=("vgg16",), epochs=(1, 2), learning_rates=(0.02, 0.05), pilot_epochs=1),
-            scoring=Scoring(networks=("resnet20",), images=(16, 32), widths=(0.5,), heavy=16, literal=2),
-            speed=Speed(networks=(("vgg16", 0.125),), images=256, batches=(64,), rounds=1, compiled=False),
-            precision="fp32",
-        ),
-        Profile(
-            name="quick",
-            summary="digits, quarter-width VGG-16 and ResNet-20, five seeds",
-            dataset="digits",
-            networks=(
-                Network(network="vgg16", width=0.25, training=Training(epochs=10, learning_rate=0.05, batch_size=32)),
-                Network(network="resnet20", width=0.25, training=Training(epochs=10, learning_rate=0.1, batch_size=32)),
-            ),
-            seeds=(0, 1, 2, 3, 4),
-            ratios=(0.3, 0.5, 0.7),
-            criteria=EVERY,
-            tuning=Training(epochs=1, learning_rate=0.01, batch_size=32),
-            ablations=Ablations(calibrations=(50, 200, 800), draws=2, headstart=4, seeds=3),
-            arms=Arms(
-                networks=("vgg16",),
-                epochs=(2, 4, 8),
-                learning_rates=(0.002, 0.005, 0.02, 0.05),
-                pilot_seeds=(100, 101, 102),
-                pilot_epochs=4,
-                scratch_seeds=3,
-            ),
-            scoring=Scoring(networks=("resnet56",), images=(128, 256, 512), widths=(0.5,), heavy=128, literal=2),
-            speed=BRIEF_SPEED,
-            precision="fp32",  # a fresh clone trains the references again, on whatever it runs
-        ),
-        Profile(
-            name="cifar",
-            summary="CIFAR-10 (JPEG), quarter-width VGG-16 and full-width ResNet-20, three seeds, five for TFT and MLFT",
-            dataset="imagefolder:cifar10_jpeg",
-            networks=(
-                Network(network="vgg16", width=0.25, training=Training(epochs=30, learning_rate=0.1)),
-                Network(network="resnet20", training=Training(epochs=30, learning_rate=0.2)),
-            ),
-            seeds=(0, 1, 2),
-            ratios=(0.3, 0.5, 0.7),
-            criteria=MAIN,
-            tuning=Training(epochs=1, learning_rate=0.02),
-            ablations=Ablations(calibrations=(50, 2000), draws=1, binning_seeds=1, headstart=2, networks=("vgg16",)),
-            arms=Arms(
-                networks=("vgg16",),
-                epochs=(2, 4, 8, 16),
-                further_seeds=(3, 4),
-                learning_rates=(0.005, 0.02, 0.05),
-                pilot_epochs=2,
-                methods=("tft", "mlft", "kd"),
-                scratch=(),
-            ),
-        ),
-        Profile(
-            name="fashion",
-            summary="20,000 images of Fashion-MNIST, eighth-width VGG-16, three seeds",
-            dataset="fashion_mnist[:20000]",
-            networks=(Network(network="vgg16", width=0.125, training=Training(epochs=6, learning_rate=0.1, batch_size=64)),),
-            seeds=(0, 1, 2),
-            ratios=(0.3, 0.5, 0.7),
-            criteria=MAIN,
-            tuning=Training(epochs=1, learning_rate=0.02, batch_size=64),
-            ablations=Ablations(calibrations=(50, 200, 2000), draws=2, binning_seeds=2, headstart=2),
-            arms=Arms(
-                networks=("vgg16",),
-                epochs=(1, 2, 4),
-                learning_rates=(0.005, 0.02, 0.05),
-                pilot_epochs=2,
-                methods=("tft", "mlft", "kd"),
-                scratch=("epochs",),
-            ),
-            scoring=BRIEF,
-            speed=BRIEF_SPEED,
-        ),
-        Profile(
-            name="paper",
-            summary="CIFAR-10 and CIFAR-100, full-width VGG-16 and ResNet-56, five seeds; meant for a GPU",
-            dataset="cifar10",
-            others=("cifar100",),
-            networks=(
-                Network(network="vgg16", training=Training(epochs=160, learning_rate=0.1)),
-                Network(network="resnet56", training=Training(epochs=160, learning_rate=0.2)),
-            ),
-            seeds=(0, 1, 2, 3, 4),
-            ratios=(0.3, 0.5, 0.7),
-            criteria=EVERY,
-            calibration=1024,
-            tuning=Training(epochs=40, learning_rate=0.05),
-            ablations=Ablations(calibrations=(50, 200, 5000), headstart=10),
-            arms=Arms(networks=("vgg16", "resnet56"), epochs=(10, 20, 40), learning_rates=(0.01, 0.02, 0.05, 0.1), pilot_epochs=10),
-            speed=FULL_SPEED,
-        ),
-        Profile(
-            name="paper-core",
-            summary="CIFAR-10, full-width VGG-16 and ResNet-56, two seeds: what half an hour of a large GPU can hold",
-            dataset="cifar10",
-            networks=(
-                Network(network="vgg16", training=Training(epochs=40, learning_rate=0.1)),
-                Network(network="resnet56", training=Training(epochs=40, learning_rate=0.2)),
-            ),
-            seeds=(0, 1),
-            ratios=(0.3, 0.5, 0.7),
-            criteria=("kernel_l1", "feature_norm", "fcs", "fcs_linear"),
-            calibration=1024,
-            tuning=Training(epochs=10, learning_rate=0.02),
-            ablations=Ablations(bins=(1, 8), calibrations=(200,), draws=1, binning_seeds=1, merged=("fcs",), headstart=5),
-            arms=Arms(
-                networks=("vgg16",),
-                epochs=(5, 10, 20),
-                learning_rates=(0.01, 0.05),
-                pilot_epochs=5,
-                methods=("tft", "mlft", "kd"),
-                scratch=("epochs",),
-            ),
-            speed=FULL_SPEED,
-        ),
-    )
-}
-_PAPER = PROFILES["paper"]
-PROFILES["paper-resnet110"] = _PAPER.model_copy(
-    update={
-        "name": "paper-resnet110",
-        "summary": "paper with ResNet-110 in place of its two networks; meant for a GPU",
-        "networks": (Network(network="resnet110", training=_PAPER.networks[1].training),),
-        "arms": _PAPER.arms.model_copy(update={"networks": ("resnet110",)}),
-        "scoring": _PAPER.scoring.model_copy(update={"networks": ("resnet110",)}),
-        "speed": FULL_SPEED.model_copy(update={"networks": (("resnet110", 1.0),)}),
-    }
-)
+def import_plugins(names: Iterable[str]) -> None:
+    """Import modules that add criteria or arms. Raises StudyError, naming the module, whatever is wrong with it."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except StudyError:
+            raise
+        except Exception as error:
+            where = "it is a module's name, and its folder must be the current one or on PYTHONPATH"
+            raise StudyError(f"plugin {name!r} cannot be imported ({type(error).__name__}: {error}); {where}") from error
 
 
 def get_profile(name: str) -> Profile:
-    """A profile by name; ``NAME:DATASET`` is the same study of another data set. Raises StudyError for an unknown one."""
+    """A profile by name, with its plugins imported; ``NAME:DATASET`` is the same study of another data set.
+
+    Raises StudyError for an unknown profile and for a file with a wrong field.
+    """
     base, _, dataset = name.partition(":")
-    if base not in PROFILES:
-        raise refuse("profile", name, ", ".join(PROFILES) + ", or NAME:DATASET such as paper:cifar100")
-    profile = PROFILES[base]
+    fields = read_profile(base)
+    import_plugins(fields.get("plugins", ()))  # before its criteria and arms are checked
+    try:
+        profile = Profile.model_validate({"name": base, **fields})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise StudyError(f"profile {base}: {field}={first['input']!r} is not allowed: {first['msg']}") from error
     return profile.model_copy(update={"name": name, "dataset": dataset}) if dataset else profile
 
 

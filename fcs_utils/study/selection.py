@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 from fcs_utils.config import Config
-from fcs_utils.errors import StudyError, refuse
+from fcs_utils.errors import StudyError, did_you_mean, refuse
 from fcs_utils.pruning.criteria import CRITERIA
-from fcs_utils.study.grid import Stage
+from fcs_utils.study.catalogue import Stage
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
 from fcs_utils.training.optimiser import Training
 
@@ -89,5 +88,4 @@ def _as_text(value: object) -> str:
 
 
 def _unknown(word: str, part: str, allowed: Sequence[str]) -> StudyError:
-    near = difflib.get_close_matches(part, allowed, 1)
-    return refuse("only", word, ", ".join(allowed) + (f"; did you mean {near[0]}?" if near else ""))
+    return StudyError(f"only={word!r} is not allowed; allowed: {', '.join(allowed)}{did_you_mean(part, allowed)}")

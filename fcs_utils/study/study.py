@@ -16,12 +16,13 @@ from tqdm import tqdm
 from fcs_utils.errors import StudyError, is_out_of_memory, refuse
 from fcs_utils.machine import describe_machine, describe_moment, one_thread, pick_device
 from fcs_utils.pruning.criteria import CRITERIA
-from fcs_utils.study.grid import STAGES, Rates, Stage, check_stages, grid, import_plugins
+from fcs_utils.study.catalogue import STAGES, Stage
+from fcs_utils.study.grid import Rates, check_stages, grid
 from fcs_utils.study.guards import Deadline
 from fcs_utils.study.kinds import do
 from fcs_utils.study.networks import Bench, OnMacs
 from fcs_utils.study.pool import executor, report_macs
-from fcs_utils.study.profiles import Profile, get_profile
+from fcs_utils.study.profiles import Profile, get_profile, import_plugins
 from fcs_utils.study.rates import choose_learning_rates, margin
 from fcs_utils.study.records import Settings, Store, read_record, write_record
 from fcs_utils.study.runs import SCHEMA, Run, describe
@@ -50,8 +51,9 @@ class Study:
         passes: Mode = "plain",
         plugins: Sequence[str] = (),
     ) -> None:
+        import_plugins(plugins)
         self.profile = profile if isinstance(profile, Profile) else get_profile(profile)
-        import_plugins((*self.profile.plugins, *plugins))
+        import_plugins(self.profile.plugins)
         self._arguments, self._plugins = (self.profile, out, data, device, passes), plugins
         self.store = Store(out, self.profile.name)
         self.bench = Bench(self.store, self.profile.dataset, data, pick_device(device), passes)

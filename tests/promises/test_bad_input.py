@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from fcs_utils import __version__
 from fcs_utils.cli import main
 from fcs_utils.data.dataset import load_dataset
 from fcs_utils.errors import StudyError
@@ -24,59 +25,65 @@ from fcs_utils.pruning.statistics import collect_statistics, feature_maps
 from fcs_utils.pruning.surgery import prune
 from fcs_utils.report.chapters import pick_notebooks
 from fcs_utils.report.notebook import check_injected, pick
+from fcs_utils.study import catalogue
 from fcs_utils.study.profiles import get_profile
 from fcs_utils.study.study import Study
-from tests.conftest import ROOT, study_command, warm
+from tests.conftest import ROOT, warm
 
-COMMANDS: list[tuple[list[str], str]] = [
-    ([], "COMMAND"),
-    (["runn"], "runn"),
-    (["study", "--profile", "quik"], "quik"),
-    (["study", "--profile", ""], "'' is not allowed"),
-    (["study", "--profile", "paper:"], "'paper:' is not allowed"),
-    (["run", "--profile", "quick:../x"], "'quick:../x' is not allowed"),
-    (["run", "--profile", "smoke:nowhere"], "dataset='nowhere'"),
-    (["run", "--profile", "smoke:digits[:3]"], "dataset='digits[:3]'"),
-    (["run", "--profile", "smoke:imagefolder:nothing"], "'imagefolder:nothing' not found. Looked in"),
-    (["run", "--profile", "paper", "--datasets", "cifar10,,x"], "'cifar10,,x' is not allowed; allowed: names joined by commas"),
-    (["run", "--profile", "paper", "--datasets", "../x"], "'../x' is not allowed"),
-    (["run", "--profile", "smoke:digits", "--datasets", "digits"], "datasets='digits' is not allowed; allowed: none beside"),
-    (["study", "--workers", "0"], "'0' is not allowed; allowed: a whole number from 1"),
-    (["study", "--workers", "-2"], "--workers"),
-    (["run", "--workers", "1.5"], "'1.5' is not allowed"),
-    (["run", "--workers", "all"], "'all' is not allowed"),
-    (["study", "--notebooks", "3"], "notebooks='3'"),
-    (["study", "--notebooks", "03,,06"], "notebooks="),
-    (["study", "--notebooks", "03;06"], "notebooks='03;06'"),
-    (["study", "--notebook", "03"], "--notebook"),
-    (["study", "--prof", "quick"], "--prof"),
-    (["study", "--data", "/nowhere"], "data='/nowhere'"),
-    (["study", "--data", __file__], "allowed: an existing folder"),
-    (["study", "--out", __file__], "allowed: a folder, this is a file"),
-    (["run", "--out", f"{__file__}/below"], "out="),
-    (["run", "--stages", "prunned"], "prunned"),
-    (["run", "--stages"], "--stages"),
-    (["run", "--profile", "smoke", "--only", "resnet99"], "only='resnet99' is not allowed; allowed: FIELD=VALUE"),
-    (["run", "--profile", "smoke", "--only", "netwrk=vgg16"], "did you mean network?"),
-    (["run", "--profile", "smoke", "--only", "network=vgg19"], "allowed: vgg16, resnet20; did you mean vgg16?"),
-    (["run", "--profile", "smoke", "--plugin", "no_such_module"], "plugin 'no_such_module' cannot be imported"),
-    (["run", "--device", "tpu"], "tpu"),
-    (["run", "--time-budget", "0m"], "'0m' is not allowed; allowed: a number with s, m or h"),
-    (["run", "--time-budget", "soon"], "'soon' is not allowed"),
-    (["run", "--time-budget", "nanh"], "'nanh' is not allowed"),
-    (["run", "--time-budget=-1h"], "'-1h' is not allowed"),
-    (["tables", "--profile", "smoke"], "have no record in"),
-    (["readme", "--profile", "smoke", "--check"], "have no record in"),
+COMMANDS: list[tuple[str, str]] = [
+    ("", "COMMAND"),
+    ("runn", "command='runn' is not allowed; allowed: study, run, estimate, speed, tables, publish, readme (did you mean run?)"),
+    ("study --profile quik", "profile='quik' is not allowed; allowed: cifar, fashion, paper"),
+    ("study --profile quik", "(did you mean quick?)"),
+    ("study --profile=", "profile='' is not allowed"),
+    ("study --profile paper:", "profile='paper:' is not allowed; allowed: NAME or NAME:DATASET"),
+    ("run --profile quick:../x", "'quick:../x' is not allowed"),
+    ("run --profile smoke:nowhere", "dataset='nowhere'"),
+    ("run --profile smoke:digits[:3]", "dataset='digits[:3]'"),
+    ("run --profile smoke:imagefolder:nothing", "'imagefolder:nothing' not found. Looked in"),
+    ("run --profile paper --datasets cifar10,,x", "'cifar10,,x' is not allowed; allowed: names joined by commas"),
+    ("run --profile paper --datasets ../x", "'../x' is not allowed"),
+    ("run --profile smoke:digits --datasets digits", "datasets='digits' is not allowed; allowed: none beside"),
+    ("study --workers 0", "workers='0' is not allowed; allowed: a whole number from 1"),
+    ("study --workers -2", "workers"),
+    ("run --workers 1.5", "'1.5' is not allowed"),
+    ("run --workers all", "'all' is not allowed"),
+    ("study --notebooks 3", "notebooks='3' is not allowed; allowed: 01, 02"),
+    ("study --notebooks 3", "(did you mean 03?)"),
+    ("study --notebooks 03,,06", "notebooks="),
+    ("study --notebooks 03;06", "notebooks='03;06'"),
+    ("study --notebook 03", "unknown: --notebook 03 (did you mean --notebooks?)"),
+    ("study --prof quick", "unknown: --prof quick (did you mean --profile?)"),
+    ("study --data /nowhere", "data='/nowhere'"),
+    (f"study --data {__file__}", "allowed: an existing folder"),
+    (f"study --out {__file__}", "allowed: a folder, this is a file"),
+    (f"run --out {__file__}/below", "out="),
+    ("run --stages prunned", "stages='prunned' is not allowed; allowed: reference, similarity, pruned"),
+    ("run --stages prunned", "(did you mean pruned?)"),
+    ("run --stages", "--stages"),
+    ("run --profile smoke --only resnet99", "only='resnet99' is not allowed; allowed: FIELD=VALUE"),
+    ("run --profile smoke --only netwrk=vgg16", "(did you mean network?)"),
+    ("run --profile smoke --only network=vgg19", "allowed: vgg16, resnet20 (did you mean vgg16?)"),
+    ("run --profile smoke --plugin no_such_module", "plugin 'no_such_module' cannot be imported"),
+    ("run --device tpu", "device='tpu' is not allowed; allowed: auto, cpu, cuda"),
+    ("run --time-budget 0m", "time-budget='0m' is not allowed; allowed: a number with s, m or h"),
+    ("run --time-budget soon", "'soon' is not allowed"),
+    ("run --time-budget nanh", "'nanh' is not allowed"),
+    ("run --time-budget infh", "'infh' is not allowed"),
+    ("run --time-budget 5", "'5' is not allowed"),
+    ("run --time-budget=-1h", "'-1h' is not allowed"),
+    ("tables --profile smoke", "have no record in"),
+    ("readme --profile smoke --check", "have no record in"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), COMMANDS, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(("arguments", "message"), COMMANDS)
 def test_commands(
-    arguments: Sequence[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     try:
-        status = main(arguments)
+        status = main(arguments.split())
     except SystemExit as end:
         status = int(end.code or 0)
     said = capsys.readouterr().err
@@ -97,9 +104,30 @@ def test_a_python_without_the_packages_is_told_where_they_are(tmp_path: Path) ->
     assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-def test_the_process_itself_says_it_in_one_line_too() -> None:
-    done = study_command("study", "--profile", "quik")
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+def test_help_and_refusals_need_no_packages() -> None:
+    bare = [sys.executable, "-S", "-m", "fcs_utils"]
+    refused, helped, version = (
+        subprocess.run([*bare, *words], cwd=ROOT, capture_output=True, text=True)
+        for words in (["study", "--profile", "quik"], ["study", "--help"], ["--version"])
+    )
+    assert refused.returncode == 2 and refused.stderr.startswith("error: profile='quik'") and refused.stderr.count("\n") == 1
+    assert helped.returncode == 0 and "digits, quarter-width" in helped.stdout
+    assert version.returncode == 0 and version.stdout == f"fcs-mlft {__version__}\n"
+
+
+def test_a_profile_with_a_wrong_field_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "FOLDER", tmp_path)
+    monkeypatch.setattr(catalogue, "profile_names", lambda: ("mine", "base", "loop"))
+    (tmp_path / "mine.toml").write_text("seeds = [0")
+    with pytest.raises(StudyError, match="mine.toml is not valid TOML"):
+        get_profile("mine")
+    (tmp_path / "base.toml").write_text((ROOT / "fcs_utils" / "study" / "profiles" / "smoke.toml").read_text())
+    (tmp_path / "mine.toml").write_text('extends = "base"\n[arms]\nepochs = ["two"]')
+    with pytest.raises(StudyError, match=r"profile mine: arms.epochs.0='two' is not allowed"):
+        get_profile("mine")
+    (tmp_path / "loop.toml").write_text('extends = "mine"')
+    with pytest.raises(StudyError, match="extends in profile loop='mine' is not allowed; allowed: a profile that extends no other"):
+        get_profile("loop")
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +183,7 @@ CALLS: list[tuple[str, Call, str]] = [
     ("a stranger's field", bad_plan(run="rm -rf"), "not a pruning plan"),
     ("plan is no JSON", lambda net: PruningPlan.from_json("{"), "not a pruning plan"),
     ("file not there", lambda net: load_compact("nowhere.safetensors", net), "nowhere.safetensors cannot be read"),
-    ("profile", lambda net: get_profile("quik"), "profile='quik' is not allowed; allowed: smoke"),
+    ("profile", lambda net: get_profile("quik"), "profile='quik' is not allowed; allowed: cifar"),
     ("data set", lambda net: load_dataset("minst"), "dataset='minst' is not allowed; allowed: digits"),
     ("stages", lambda net: Study("smoke", "nowhere").runs(["prunned"]), "stages=['prunned'] is not allowed"),  # type: ignore[list-item]
     ("chapters", lambda net: pick_notebooks("99"), "notebooks='99' is not allowed; allowed: 01"),

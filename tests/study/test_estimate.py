@@ -11,7 +11,7 @@ import torch
 from fcs_utils.benchmarks.speed import Job
 from fcs_utils.study import estimate as estimates
 from fcs_utils.study.estimate import estimate, training_throughput
-from fcs_utils.study.grid import STAGES
+from fcs_utils.study.catalogue import STAGES
 from fcs_utils.study.profiles import Network, get_profile
 from fcs_utils.study.study import Study
 from tests.conftest import study_command

@@ -51,7 +51,7 @@ def test_options_of_criteria_are_fields_with_their_defaults() -> None:
         (["criterion="], "FIELD=VALUE"),
         (["criterium=fcs"], "did you mean criterion"),
         (["training=1"], "only='training=1' is not allowed"),
-        (["criterion=fsc"], "only='pruning.criterion=fsc' is not allowed; allowed: random, .*; did you mean fcs"),
+        (["criterion=fsc"], "only='pruning.criterion=fsc' is not allowed; allowed: random, .*did you mean fcs"),
         (["seed=7"], "only='reference.seed=7' is not allowed; allowed: 0, 100"),
         (
             ["network=resnet20", "method=mlft"],

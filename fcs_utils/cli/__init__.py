@@ -1,0 +1,167 @@
+"""What the commands do. Each imports what it needs, so a wrong word costs no import of torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from fcs_utils.cli.parser import build_parser
+from fcs_utils.errors import OutOfTime, StudyError
+
+if TYPE_CHECKING:
+    from fcs_utils.study.study import Study
+
+# glibc keeps what a step frees for the next one, and takes it in huge pages: up to a seventh of a training step's time.
+ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=2147483647"
+
+
+def console() -> int:
+    """What ``fcs-mlft`` and ``python -m fcs_utils`` start.
+
+    glibc reads its settings when a process starts, so on Linux this one starts itself again with them.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:  # what the user has set is left alone
+        os.environ["GLIBC_TUNABLES"] = ALLOCATOR
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is meant
+    return main(prog="fcs-mlft" if Path(sys.argv[0]).stem == "fcs-mlft" else "python -m fcs_utils")
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_utils") -> int:
+    """Run a command; returns the exit status. Whatever the user can put right is one line on stderr."""
+    if not sys.stderr.isatty():  # tqdm reads it when it is imported: where nobody watches, a line every ten seconds
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
+    options = argparse.Namespace()
+    try:
+        build_parser(prog).parse_args(arguments, options)
+        signal.signal(signal.SIGTERM, _interrupt)  # what a scheduler sends is handled like Ctrl-C
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell's & switched it off
+            signal.signal(signal.SIGINT, _interrupt)
+        if not options.parse_only:
+            _dispatch(options)
+        return 0
+    except OutOfTime as error:
+        print(f"{error}; finished runs are kept, start again to go on", file=sys.stderr)
+        return 0
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        print(f"error: {error}: use the study's own environment, .venv/bin/python, which ./run_all.sh makes", file=sys.stderr)
+    except OSError as error:  # the disk or the system refused something that no module foresaw
+        print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
+    except KeyboardInterrupt as error:
+        kept = (
+            "this measurement is not kept" if options.command == "speed" else "records made so far are kept, start again to go on"
+        )
+        print(f"interrupted: {kept}", file=sys.stderr)
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
+    return 1
+
+
+def _interrupt(number: int, _frame: object) -> NoReturn:
+    for again in (signal.SIGINT, signal.SIGTERM):  # whoever asks twice need not wait: what is on disk is whole at every moment
+        signal.signal(again, lambda *_: os._exit(128 + number))
+    raise KeyboardInterrupt(number)
+
+
+def _open(name: str, options: argparse.Namespace) -> Study:
+    from fcs_utils.study.study import Study
+
+    return Study(name, options.out, options.data, options.device, options.passes, options.plugin)
+
+
+def _dispatch(options: argparse.Namespace) -> None:
+    started = time.monotonic()
+    if options.command in ALONE:
+        return ALONE[options.command](options)
+    from fcs_utils.study.profiles import import_plugins, studies
+    from fcs_utils.study.records import Store
+
+    import_plugins(options.plugin)
+    names = studies(options.profile, options.datasets)
+    if len(names) > 1 or options.fresh:  # missing data is said before results are set aside, or the first study takes its hours
+        for study in (_open(name, options) for name in names):
+            if options.fresh or study.missing():
+                _ = study.bench.dataset
+    for name in names:
+        if options.fresh and (kept := Store(options.out, name).set_aside()):
+            print(f"existing results are kept in {kept}", file=sys.stderr)
+        if options.command == "study":
+            _build(name, options)
+        elif options.command == "estimate":
+            _estimate(name, options)
+        else:
+            _run(name, options, started)
+
+
+def _build(name: str, options: argparse.Namespace) -> None:
+    from fcs_utils.report.publish import publish as build
+
+    index = build(name, options.out, options.data, options.notebooks, options.workers)
+    print(f"open {index.resolve()} in a browser")
+
+
+def _run(name: str, options: argparse.Namespace, started: float) -> None:
+    from fcs_utils.machine import pick_workers
+    from fcs_utils.study.guards import Deadline
+    from fcs_utils.study.runs import describe
+
+    study = _open(name, options)
+    if options.list:
+        print(*map(describe, study.pending(options.stages, options.only)), sep="\n")
+        return
+    if options.time_budget:
+        # Something is left for a run without epochs that is in hand, and for ending the workers.
+        study.bench.deadline = Deadline(started + options.time_budget - min(10.0, options.time_budget / 10))
+    records = study.run(options.stages, workers=pick_workers(options.workers, study.bench.device), only=options.only)
+    print(f"{len(records)} runs of profile {name} have records in {study.store.root}")
+
+
+def _estimate(name: str, options: argparse.Namespace) -> None:
+    from fcs_utils.study.estimate import estimate, training_throughput
+
+    study = _open(name, options)
+    _ = study.bench.dataset  # missing data is said before anything is measured
+    print(f"{study.profile.name} on {study.bench.device.type}, passes {options.passes}:")
+    table = estimate(study, training_throughput(study.bench.device, options.passes))
+    print(table.to_string(index=False, float_format="{:,.2f}".format))
+
+
+def _speed(options: argparse.Namespace) -> None:
+    from fcs_utils.benchmarks.speed_tables import speed_table
+    from fcs_utils.study.measurements import measure_here
+
+    study = _open(options.profile, options)
+    print(speed_table(measure_here(study.store, study.profile.speed, study.bench.device.type)[-1:]).to_string(index=False))
+    print("usual: DataLoader, PIL images, fp32, NCHW; study: a run as done here; two at once: both together, a thread each;")
+    print(f"convolutions alone: what a loop cannot go below. Kept in {study.store.speed()}")
+
+
+def _tables(options: argparse.Namespace) -> None:
+    from fcs_utils.report.frames import make_report
+
+    study = _open(options.profile, options)
+    report = make_report(study, allow_missing=options.allow_missing)
+    report.write(study.store)
+    print(f"{len(report.tables())} tables in {study.store.table('claims').parent}, {len(report.missing)} runs missing")
+
+
+def _publish(options: argparse.Namespace) -> None:
+    from fcs_utils.report.published import publish
+
+    publish(options.profile, options.out, options.data)
+
+
+def _readme(options: argparse.Namespace) -> None:
+    from fcs_utils.report.readme import update_readme
+
+    sys.exit(update_readme(options.profile, options.out, check=options.check))
+
+
+# The commands for one profile on its own data set.
+ALONE = {"tables": _tables, "speed": _speed, "publish": _publish, "readme": _readme}

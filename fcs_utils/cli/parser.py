@@ -1,0 +1,145 @@
+"""The command line's words. They need the standard library alone, so help and refusals come before installation."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fcs_utils import __version__
+from fcs_utils.errors import StudyError, did_you_mean, refuse
+from fcs_utils.report.chapters import pick_notebooks
+from fcs_utils.study.catalogue import ABOUT_STAGES, HEADLINE, STAGES, check_datasets, check_profile, profile_names, read_profile
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors in one line that name the nearest allowed word."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}. See {self.prog} --help\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise refuse(action.dest, value, ", ".join(action.choices))
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        try:
+            options, unknown = super().parse_known_args(args, namespace)
+        except StudyError as error:
+            self.error(str(error))
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            self.error(f"unknown: {' '.join(unknown)}{did_you_mean(unknown[0].partition('=')[0], known)}")
+        return options, unknown
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,3}", text):
+        raise refuse("workers", text, "a whole number from 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    """``90s``, ``9m``, ``1.5h`` in seconds."""
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)([smh])", text)
+    seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    if not 0 < seconds < float("inf"):
+        raise refuse("time-budget", text, "a number with s, m or h, such as 9m")
+    return seconds
+
+
+def _notebooks(text: str) -> str:
+    pick_notebooks(text)
+    return text
+
+
+def _out(text: str) -> str:
+    if any(place.is_file() for place in (Path(text), *Path(text).parents)):
+        raise refuse("out", text, "a folder, this is a file")
+    return text
+
+
+def _data(text: str) -> str:
+    if not Path(text).is_dir():
+        raise refuse("data", text, "an existing folder")
+    return text
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--out": {"type": _out, "default": "results", "metavar": "DIR", "help": "results folder (default: results)"},
+    "--data": {"type": _data, "metavar": "DIR", "help": "data folder (default: FCS_DATA, else ./data)"},
+    "--datasets": {
+        "type": check_datasets, "default": (), "metavar": "A,B", "help": "study these data sets in turn, not the profile's own",
+    },
+    "--fresh": {"action": "store_true", "help": "set existing results of the profile aside and do all again"},
+    "--workers": {"type": _count, "metavar": "N", "help": "runs at once (default: one a core, or one on a GPU)"},
+    "--parse-only": {"action": "store_true", "help": argparse.SUPPRESS},
+    "--notebooks": {"type": _notebooks, "metavar": "NN,NN", "help": "only these notebooks and the runs they need, such as 03,06"},
+    "--stages": {"nargs": "+", "choices": STAGES, "metavar": "STAGE", "help": "some of the stages below (default: all)"},
+    "--only": {
+        "nargs": "+", "default": (), "metavar": "KEY=VALUE", "help": "only runs with these fields, such as criterion=fcs seed=2",
+    },
+    "--list": {"action": "store_true", "help": "print the runs that would be done, and do none"},
+    "--plugin": {
+        "action": "append", "default": [], "metavar": "MODULE", "help": "a module that adds criteria or arms; may be repeated",
+    },
+    "--time-budget": {"type": _seconds, "metavar": "TIME", "help": "stop cleanly within this time, such as 9m or 2h"},
+    "--device": {"default": "auto", "choices": ("auto", "cpu", "cuda"), "help": "where to run (default: auto)"},
+    "--passes": {
+        "default": "plain", "choices": ("plain", "compiled", "graphs"),
+        "help": "how training passes are done: plain (default), compiled (torch.compile), or graphs (CUDA graphs, on a GPU)",
+    },
+    "--allow-missing": {"action": "store_true", "help": "list runs without a record in a table instead of refusing"},
+    "--check": {"action": "store_true", "help": "change nothing; fail when they are stale"},
+}  # fmt: skip
+
+# Each command: what it does, an example, its default profile, and its options beside --profile and --out.
+COMMANDS: dict[str, tuple[str, str, str, str]] = {
+    "study": (
+        "run a profile: all runs, the notebooks, tables and pages (./run_all.sh does this too, and ./run_all.sh lab explores)",
+        "--profile quick --notebooks 03,06", "quick", "--data --datasets --fresh --workers --parse-only --notebooks",
+    ),
+    "run": (
+        "the runs alone, without Jupyter, for servers", "--profile smoke --stages reference --only network=vgg16", "quick",
+        "--data --datasets --fresh --workers --stages --only --list --plugin --time-budget --device --passes",
+    ),
+    "estimate": (
+        "what the runs that a profile still lacks will take on this machine, from some seconds of measured training",
+        "--profile paper", "paper", "--data --datasets --device --passes",
+    ),
+    "speed": (
+        "measure how fast this machine trains and evaluates a profile's networks; notebook 08 shows it beside other machines",
+        "--profile paper-core", "paper-core", "--device",
+    ),
+    "tables": ("write tables and verdicts from records, running nothing", "--profile cifar", "quick", "--data --allow-missing"),
+    "publish": ("pack a profile's results into the files that are committed", "--profile cifar", HEADLINE, "--data"),
+    "readme": ("render the README's table and figure from records", "", HEADLINE, "--check"),
+}  # fmt: skip
+
+
+def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
+    """The command line. Raises StudyError for a profile's file that is not TOML."""
+    profiles = _listed("profiles", {name: read_profile(name)["summary"] for name in profile_names()})
+    stages = _listed("stages", ABOUT_STAGES)
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog=prog, description="Reproducible study of FCS pruning and MLFT fine-tuning.", epilog=f"{profiles}\n\n{stages}",
+        allow_abbrev=False, formatter_class=shape,
+    )  # fmt: skip
+    parser.set_defaults(data=None, datasets=(), device="auto", passes="plain", plugin=[], fresh=False, parse_only=False)
+    parser.add_argument("--version", action="version", version=f"fcs-mlft {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    for name, (text, example, profile, options) in COMMANDS.items():
+        end = "\n\n".join([profiles, *([stages] if "--stages" in options.split() else []), f"example: {prog} {name} {example}"])
+        command = commands.add_parser(name, help=text, description=text, epilog=end, allow_abbrev=False, formatter_class=shape)
+        about = f"a profile below (default: {profile}); NAME:DATASET is the same on another data set"
+        command.add_argument("--profile", type=check_profile, default=profile, metavar="NAME", help=about)
+        for option in ("--out", *options.split()):
+            command.add_argument(option, **OPTIONS[option])
+    return parser
+
+
+def _listed(title: str, lines: Mapping[Any, str]) -> str:
+    return "\n".join([f"{title}:", *(f"  {name:<17}{text}" for name, text in lines.items())])

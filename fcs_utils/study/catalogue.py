@@ -1,0 +1,82 @@
+"""What can be asked for by name: profiles and stages. It needs the standard library alone, so help comes before installation."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fcs_utils.errors import StudyError, refuse
+
+FOLDER = Path(__file__).with_name("profiles")  # a profile is the file NAME.toml in it
+DATASET = re.compile(r"\w[\w:.@\[\]-]*")
+HEADLINE = "cifar"  # the profile whose findings stand in the README
+
+# In the order of the study; each notebook needs some of them.
+Stage = Literal["reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+ABOUT_STAGES: dict[Stage, str] = {
+    "reference": "train the networks that are pruned",
+    "similarity": "measure how similar their channels are, against untrained networks and chance (C1)",
+    "pruned": "prune by every criterion at every ratio and evaluate before fine-tuning",
+    "tuned": "fine-tune every pruned network by one schedule, to compare criteria (C2)",
+    "ablation": "vary FCS one choice at a time, before fine-tuning",
+    "headstart": "fine-tune from plain and from merged weights",
+    "rates": "choose the learning rate of each way to fine-tune, on validation",
+    "arms": "fine-tune by TFT, MLFT and their controls for several schedules (C3)",
+}
+
+
+@cache
+def profile_names() -> tuple[str, ...]:
+    """The profiles, in the order of the alphabet."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+
+def check_profile(text: str) -> str:
+    """``NAME`` or ``NAME:DATASET`` as it is. Raises StudyError for a profile that there is not or a malformed data set."""
+    base, colon, dataset = text.partition(":")
+    if base not in profile_names():
+        raise refuse("profile", text, ", ".join(profile_names()) + ", or NAME:DATASET such as paper:cifar100")
+    if bool(colon) != bool(DATASET.fullmatch(dataset)):
+        raise refuse("profile", text, "NAME or NAME:DATASET, such as paper:cifar100")
+    return text
+
+
+def check_datasets(text: str) -> list[str]:
+    """``A,B`` as a list. Raises StudyError for names that no data set can have."""
+    if not all(DATASET.fullmatch(name) for name in text.split(",")):
+        raise refuse("datasets", text, "names joined by commas, such as cifar10,cifar100")
+    return text.split(",")
+
+
+def read_profile(name: str) -> dict[str, Any]:
+    """The fields of a profile as its file spells them, over those of the profile that it ``extends``.
+
+    Raises StudyError for an unknown profile and for a file that is not TOML.
+    """
+    fields = _read(name)
+    base = fields.pop("extends", None)
+    if base is None:
+        return fields
+    below = _read(base)
+    if "extends" in below:
+        raise refuse(f"extends in profile {name}", base, "a profile that extends no other")
+    return _merged(below, fields)
+
+
+def _read(name: str) -> dict[str, Any]:
+    check_profile(name)
+    path = FOLDER / f"{name}.toml"
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StudyError(f"{path} is not valid TOML: {error}") from error
+
+
+def _merged(base: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Tables are merged key by key; everything else is replaced."""
+    tables = {key: _merged(base[key], value) for key, value in fields.items() if isinstance(value, dict) and key in base}
+    return {**base, **fields, **tables}
