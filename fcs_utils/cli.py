@@ -244,7 +244,7 @@ def _training(options: argparse.Namespace) -> tuple[str, Mode]:
 
 
 def _speed(options: argparse.Namespace) -> None:
-    from fcs_utils.benchmarks.speed_tables import speed_table
+    from fcs_utils.benchmarks.speed import speed_table
     from fcs_utils.study.measurements import measure_here
     from fcs_utils.study.study import Study
 
