@@ -1,14 +1,13 @@
-"""Compact networks outside of PyTorch: ONNX files, and how much faster they really are.
+"""How much faster compact networks really are: milliseconds in PyTorch and, where it is installed, in onnxruntime.
 
-ONNX needs the extra packages of ``pip install -e .[deploy]``. Fewer multiply-adds are not fewer milliseconds: the speed-up is
-measured here, in PyTorch and where it is installed in onnxruntime, on one thread, dense and compact in turns.
+Fewer multiply-adds are not fewer milliseconds, so the speed-up is measured: on one thread, dense and compact in turns.
+onnxruntime needs the extra packages of ``pip install -e .[deploy]``.
 """
 
 from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from fcs_utils.benchmarks.isolated import in_turns
 from fcs_utils.machine import one_thread
 from fcs_utils.pruning.export import export_onnx, has_onnx, session
 
@@ -27,31 +27,31 @@ ROUNDS = 25
 
 
 def latencies(networks: Mapping[str, nn.Module], example: Tensor) -> dict[str, list[float]]:
-    """Milliseconds of every round by 'runtime network batch', all in turns with each other."""
+    """Milliseconds of every round by 'runtime network batch', such as 'pytorch dense 64'; all take turns.
+
+    networks: by name; they stay as they are. example: a batch (N, C, H, W) of the images' shape.
+    """
     generator = torch.Generator().manual_seed(0)
     inputs = {batch: torch.randn(batch, *example.shape[1:], generator=generator) for batch in BATCHES}
-    ways: dict[str, Callable[[], object]] = {}
+    calls: dict[str, Callable[[], object]] = {}
     with tempfile.TemporaryDirectory() as folder, one_thread(), torch.no_grad():
         for name, shared in networks.items():
             network = copy.deepcopy(shared).eval().cpu()
             for batch, images in inputs.items():
-                ways[f"pytorch {name} {batch}"] = partial(network, images.contiguous(memory_format=torch.channels_last))
+                calls[f"pytorch {name} {batch}"] = partial(network, images.contiguous(memory_format=torch.channels_last))
             if has_onnx():
                 runner = session(export_onnx(network, Path(folder) / name, inputs[BATCHES[-1]]))
                 for batch, images in inputs.items():
-                    ways[f"onnxruntime {name} {batch}"] = partial(runner.run, None, {"images": images.numpy()})
-        times: dict[str, list[float]] = {way: [] for way in ways}
-        for turn in range(ROUNDS + 2):
-            for way, do in ways.items():
-                started = time.perf_counter()
-                do()
-                if turn >= 2:  # the first two warm up
-                    times[way].append(1000 * (time.perf_counter() - started))
-    return times
+                    calls[f"onnxruntime {name} {batch}"] = partial(runner.run, None, {"images": images.numpy()})
+        seconds = in_turns(calls, ROUNDS, warm_up=2)
+    return {name: [1000 * taken for taken in rounds] for name, rounds in seconds.items()}
 
 
 def deployment_table(found: Mapping[str, Any]) -> pd.DataFrame:
-    """Speed-up beside MACs: dense over compact milliseconds of the same round, median and middle half of the rounds."""
+    """MACs and speed-up of every compact network: dense over compact milliseconds of the same round, median and middle half.
+
+    found: ``rows``, each with a ``network``, its ``macs`` by ratio ('dense' first), and its ``milliseconds`` from ``latencies``.
+    """
     rows = []
     for measured in found["rows"]:
         taken, macs = measured["milliseconds"], measured["macs"]

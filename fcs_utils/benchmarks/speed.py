@@ -1,39 +1,39 @@
-"""How fast training and evaluation are, against a loop written the usual way, in turns within one run.
+"""How fast training and evaluation are, in images a second, against a loop written the usual way.
 
-The usual way: PIL images, torchvision's transforms, a DataLoader with workers, fp32, NCHW memory. Both do the same
-steps on the same network with the same batch; only the way differs. ``python -m fcs_utils.benchmarks.speed JSON`` is one
-measurement; each has a process of its own.
+The usual loop: PIL images, torchvision's transforms, a DataLoader with two workers, fp32, NCHW memory. Every loop does the same
+steps on the same network with the same batch. Each measurement has a process of its own, and the loops take turns, so that a busy
+minute meets all of them.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
 import sys
-import time
 import warnings
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from fcs_utils.benchmarks.isolated import in_turns, measure_isolated
 from fcs_utils.config import Config, Count, Positive
 from fcs_utils.data.dataset import Dataset, Split
 from fcs_utils.errors import StudyError
 from fcs_utils.machine import describe_machine, describe_moment, pick_device, pick_precision
-from fcs_utils.models import build_seeded
-from fcs_utils.training import passes
+from fcs_utils.models import build_seeded, count_macs
 from fcs_utils.training.evaluate import accuracy
 from fcs_utils.training.loop import fit
 from fcs_utils.training.optimiser import Training
-from fcs_utils.training.passes import FELL_BACK, Execution, autocast
+from fcs_utils.training.passes import FELL_BACK, Execution, Mode, autocast
+
+EPOCHS = 3  # the first one warms up and is not counted
 
 
 class Speed(Config):
@@ -49,106 +49,87 @@ class Speed(Config):
     compiled: bool = True
 
 
-Way = Literal[
-    "usual", "study", "study, compiled", "study, graphs", "study, two at once", "study, compiled, two at once",
-    "convolutions alone",
-]  # fmt: skip
-PASSES: dict[Way, passes.Mode] = {  # plain otherwise
-    "study, compiled": "compiled", "study, compiled, two at once": "compiled", "study, graphs": "graphs",
-}  # fmt: skip
-EPOCHS = 3  # the first one warms up
+class SpeedJob(Config):
+    """One measurement: so many images, again and again, through one network in one loop.
 
-
-class Job(Config):
-    """One measurement: so many images, again and again, through one network in one way."""
+    way: the loop's name: 'usual', 'convolutions alone', or the study's own, from ``study_loop``.
+    """
 
     network: str
     width: Positive
     batch_size: Count
     images: Count
     what: Literal["training", "evaluation"]
-    way: Way
+    way: str
     device: str = "cpu"
 
 
-def measure(job: Job) -> float:
-    """Images a second, the median of the epochs after the first."""
-    pixels = torch.randint(0, 256, (job.images, 32, 32, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    labels = torch.arange(job.images) % 10
-    network = build_seeded(0, job.network, num_classes=10, width=job.width).to(job.device)
-    how = {"usual": _usual, "convolutions alone": _convolutions}.get(job.way, _study)
-    seconds = how(job, network, pixels, labels)
-    return job.images / statistics.median(seconds[1:])
+def study_loop(passes: Mode = "plain", two_at_once: bool = False) -> str:
+    """The name of the study's own loop in an execution mode, in one process or in two at once with one thread each."""
+    return "study" + ("" if passes == "plain" else f", {passes}") + (", two at once" if two_at_once else "")
 
 
-def _study(job: Job, network: nn.Module, pixels: Tensor, labels: Tensor) -> list[float]:
+def _study(job: SpeedJob, network: nn.Module, pixels: Tensor, labels: Tensor) -> list[float]:
+    """Like the other loops: seconds of every epoch that counts. pixels: (N, 32, 32, 3) bytes; labels: (N,)."""
     device = pick_device(job.device)  # which settles what a study settles
-    train, few = Split(pixels, labels), Split(pixels[:1], labels[:1])
-    channels = torch.full((3,), 127.0)
+    train, few, channels = Split(pixels, labels), Split(pixels[:1], labels[:1]), torch.full((3,), 127.0)
     data = Dataset("random", "random", tuple("0123456789"), train, few, few, channels, channels / 2, True, "").to(device)
-    precision, training = pick_precision(device), Training(epochs=EPOCHS, learning_rate=0.01, batch_size=job.batch_size)
-    if job.what == "training":
-        with warnings.catch_warnings():  # what fell back to plain passes must not count as another way
-            warnings.filterwarnings("error", message=FELL_BACK)
-            execution = Execution(precision, PASSES.get(job.way, "plain"))
-            history = fit([network], training, data.batches(job.batch_size), execution=execution)
-        ends = [epoch.seconds for epoch in history]
-        return [end - start for start, end in zip([0.0, *ends], ends, strict=False)]
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return _timed(lambda: accuracy(network, data, data.train, precision, job.batch_size), device)
+    precision = pick_precision(device)
+    if job.what == "evaluation":
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        epoch = partial(accuracy, network, data, data.train, precision, job.batch_size)
+        return in_turns({"epoch": epoch}, EPOCHS - 1, warm_up=1)["epoch"]
+    passes: Mode = next((mode for mode in get_args(Mode) if mode in job.way.split(", ")), "plain")
+    training = Training(epochs=EPOCHS, learning_rate=0.01, batch_size=job.batch_size)
+    with warnings.catch_warnings():  # what fell back to plain passes must not count as another loop
+        warnings.filterwarnings("error", message=FELL_BACK)
+        history = fit([network], training, data.batches(job.batch_size), execution=Execution(precision, passes))
+    return np.diff([epoch.seconds for epoch in history]).tolist()
 
 
-def _convolutions(job: Job, network: nn.Module, pixels: Tensor, labels: Tensor) -> list[float]:
-    """The study's convolutions, forward and backward, and nothing else: what no loop that calls them one by one can go below."""
+def _convolutions(job: SpeedJob, network: nn.Module, pixels: Tensor, labels: Tensor) -> list[float]:
+    """The study's convolutions, forward and backward, and nothing else: no loop that calls them one by one can be faster."""
     device = pick_device(job.device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     met: list[tuple[Any, Tensor]] = []
-    hooks = [layer.register_forward_pre_hook(lambda layer, taken: met.append((layer, taken[0].detach())))
-             for layer in network.modules() if isinstance(layer, nn.Conv2d)]  # fmt: skip
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_pre_hook(lambda layer, taken: met.append((layer, taken[0].detach())))
     with autocast(device, pick_precision(device)):
         network(pixels[: job.batch_size].to(device).permute(0, 3, 1, 2).float())
-    for hook in hooks:
-        hook.remove()
-    inputs = [(layer, maps.requires_grad_(number > 0)) for number, (layer, maps) in enumerate(met)]  # images need no gradient
+    # The images need no gradient. `forward` goes past the hooks.
+    inputs = [(layer, maps.requires_grad_(number > 0)) for number, (layer, maps) in enumerate(met)]
 
     def epoch() -> None:
         for _ in range(job.images // job.batch_size):
             for layer, maps in inputs:
                 with autocast(device, pick_precision(device)):
-                    out = layer(maps)
+                    out = layer.forward(maps)
                 torch.autograd.grad(out, [layer.weight, *([maps] if maps.requires_grad else [])], out.detach())
 
-    return _timed(epoch, device)
+    return in_turns({"epoch": epoch}, EPOCHS - 1, warm_up=1)["epoch"]
 
 
-class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """PIL images behind torchvision's transforms."""
-
-    def __init__(self, pixels: np.ndarray, labels: list[int], augment: bool) -> None:
-        from PIL import Image
-        from torchvision import transforms as t
-
-        self.images, self.labels = [Image.fromarray(one) for one in pixels], labels
-        shift = [t.RandomCrop(32, padding=4, padding_mode="reflect"), t.RandomHorizontalFlip()] if augment else []
-        self.transform = t.Compose([*shift, t.ToTensor(), t.Normalize((0.5,) * 3, (0.25,) * 3)])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.images[index]), self.labels[index]
+def _transformed(transform: Callable[[Any], Tensor], pairs: Sequence[tuple[Any, int]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([transform(image) for image, _ in pairs]), torch.tensor([label for _, label in pairs])
 
 
-def _usual(job: Job, network: nn.Module, pixels: Tensor, labels: Tensor) -> list[float]:
-    device, train = torch.device(job.device), job.what == "training"
-    pictures = Pictures(pixels.numpy(), labels.tolist(), augment=train)
-    loader = DataLoader(pictures, job.batch_size, shuffle=train, num_workers=2, persistent_workers=True, drop_last=train)
+def _usual(job: SpeedJob, network: nn.Module, pixels: Tensor, labels: Tensor) -> list[float]:
+    from PIL import Image
+    from torchvision import transforms as t
+
+    train = job.what == "training"
+    shift = [t.RandomCrop(32, padding=4, padding_mode="reflect"), t.RandomHorizontalFlip()] if train else []
+    transform = t.Compose([*shift, t.ToTensor(), t.Normalize((0.5,) * 3, (0.25,) * 3)])
+    pictures: Any = list(zip(map(Image.fromarray, pixels.numpy()), labels.tolist(), strict=True))
+    loader = DataLoader(pictures, job.batch_size, shuffle=train, num_workers=2, collate_fn=partial(_transformed, transform),
+                        persistent_workers=True, drop_last=train)  # fmt: skip
     optimiser = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
     def epoch() -> None:
         right = 0
         for images, truth in loader:
-            images, truth = images.to(device), truth.to(device)
+            images, truth = images.to(job.device), truth.to(job.device)
             logits = network(images)
             if train:
                 optimiser.zero_grad()
@@ -158,87 +139,111 @@ def _usual(job: Job, network: nn.Module, pixels: Tensor, labels: Tensor) -> list
 
     network.train(train)
     with torch.set_grad_enabled(train):
-        return _timed(epoch, device)
+        return in_turns({"epoch": epoch}, EPOCHS - 1, warm_up=1)["epoch"]
 
 
-def _timed(do: Any, device: torch.device) -> list[float]:
-    seconds = []
-    for _ in range(EPOCHS):
-        started = time.perf_counter()
-        do()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return seconds
+def images_per_second(job: SpeedJob) -> float:
+    """Images a second in this process, the median of the epochs after the first."""
+    pixels = torch.randint(0, 256, (job.images, 32, 32, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    network = build_seeded(0, job.network, num_classes=10, width=job.width).to(job.device)
+    loop = {"usual": _usual, "convolutions alone": _convolutions}.get(job.way, _study)
+    return job.images / statistics.median(loop(job, network, pixels, torch.arange(job.images) % 10))
 
 
-def measure_isolated(job: Job) -> float:
-    """Images a second in a process of its own, so that no way inherits another one's allocator or threads.
+def measure_speed(job: SpeedJob) -> float:
+    """Images a second in processes of their own: ``measure_isolated``, which raises StudyError when one fails.
 
-    Two at once have one thread each, as in a study, and count together; on a CPU, convolutions alone too. Raises
-    StudyError when one fails.
+    Two at once have one thread each, as in a study, and count together; on a CPU, convolutions alone too.
     """
     count = 2 if "two at once" in job.way or (job.way == "convolutions alone" and job.device == "cpu") else 1
-    command = [sys.executable, "-m", "fcs_utils.benchmarks.speed", job.model_dump_json()]
-    folder = Path(__file__).parents[2]
-    # A usual loop knows nothing of the allocator's settings that a study starts with.
-    inherited = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES" or job.way != "usual"}
-    environment = {**inherited, **({"OMP_NUM_THREADS": "1"} if count > 1 else {})}
-    at_once = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment)  # noqa: S603
-        for _ in range(count)
-    ]
-    try:
-        answers = [process.communicate() for process in at_once]
-    finally:  # whoever interrupts does not want them to go on
-        for process in at_once:
-            process.kill()
-    if failed := [errors for process, (_, errors) in zip(at_once, answers, strict=True) if process.returncode]:
-        last = (failed[0].strip().splitlines() or ["no message"])[-1]
-        raise StudyError(f"measuring {job.what} of {job.network}, way {job.way!r}, failed: {last}")
-    return sum(json.loads(text) for text, _ in answers)
+    environment: dict[str, str | None] = {"OMP_NUM_THREADS": "1"} if count > 1 else {}
+    if job.way == "usual":  # a usual loop knows nothing of the allocator's settings that a study starts with
+        environment["GLIBC_TUNABLES"] = None
+    return sum(measure_isolated(images_per_second, [job] * count, environment))
 
 
-def speed_jobs(speed: Speed, device: str) -> list[Job]:
-    """Every measurement: all ways on every network, then growth with the batch on the first."""
+def speed_jobs(speed: Speed, device: str) -> list[SpeedJob]:
+    """Every measurement: all loops on every network, then the study's at other batches on the first network."""
     on_gpu = device == "cuda"
-    compiled: Way = "study, compiled" if on_gpu else "study, compiled, two at once"  # a study on a CPU does its runs side by side
-    training_only: list[Way] = ["study, two at once"]
-    training_only += ["study, graphs"] if on_gpu else []
-    training_only += [compiled] if speed.compiled else []
-    training_only += ["convolutions alone"]
+    more = [study_loop(two_at_once=True)]
+    more += [study_loop("graphs")] if on_gpu else []
+    more += (
+        [study_loop("compiled", two_at_once=not on_gpu)] if speed.compiled else []
+    )  # on a CPU a study does its runs side by side
+    loops = {"training": ["usual", "study", *more, "convolutions alone"], "evaluation": ["usual", "study"]}
     images = speed.images * (8 if on_gpu else 1)  # which takes them in less time
     jobs = [
-        Job(network=network, width=width, batch_size=128, images=images, what=what, way=way, device=device)
-        for network, width in speed.networks for what in ("training", "evaluation")
-        for way in ("usual", "study", *(training_only if what == "training" else ()))
+        SpeedJob(network=network, width=width, batch_size=128, images=images, what=what, way=way, device=device)
+        for network, width in speed.networks for what in ("training", "evaluation") for way in loops[what]
     ]  # fmt: skip
-    first = jobs[0].model_copy(update={"way": "study"})
-    return list(dict.fromkeys([*jobs, *(first.model_copy(update={"batch_size": batch}) for batch in speed.batches)]))
+    grown = [jobs[0].model_copy(update={"way": "study", "batch_size": batch}) for batch in speed.batches]
+    return list(dict.fromkeys([*jobs, *grown]))
+
+
+def listed(jobs: Sequence[SpeedJob]) -> list[dict[str, Any]]:
+    """Jobs as they are kept with their measurements."""
+    return [job.model_dump(mode="json") for job in jobs]
 
 
 def measure_speeds(speed: Speed, device: str) -> dict[str, Any]:
-    """This machine's measurement of all jobs, in turns, so that a busy minute meets every way.
+    """This machine's speeds: ``jobs`` and ``rows``, the ``machine``, its ``precision`` and the ``date``.
 
-    A way that this machine has not, such as compiling, is left out and said. Raises StudyError when another fails.
+    A loop that this machine lacks, such as a compiled one, is left out with a message. Raises StudyError when another one fails.
     """
     jobs = speed_jobs(speed, device)
-    taken: dict[Job, list[float]] = {job: [] for job in jobs}
+    taken: dict[SpeedJob, list[float]] = {job: [] for job in jobs}
     for job in tqdm(jobs * speed.rounds, "measuring", unit="measurement", leave=False):
         try:
-            taken[job].append(measure_isolated(job))
+            taken[job].append(measure_speed(job))
         except StudyError as error:
             if job.way in ("usual", "study", "convolutions alone"):  # which tables are made of
                 raise
             print(error, file=sys.stderr)
     rows = [{**listed([job])[0], "images_per_second": statistics.median(rates)} for job, rates in taken.items() if rates]
-    return {"machine": describe_machine(torch.device(device)), "precision": pick_precision(torch.device(device)),
-            "date": describe_moment()["date"], "jobs": listed(jobs), "rows": rows}  # fmt: skip
+    machine, precision = describe_machine(torch.device(device)), pick_precision(torch.device(device))
+    return {"machine": machine, "precision": precision, "date": describe_moment()["date"], "jobs": listed(jobs), "rows": rows}
 
 
-def listed(jobs: list[Job]) -> list[dict[str, Any]]:
-    return [job.model_dump(mode="json") for job in jobs]
+def machine_name(measured: dict[str, Any]) -> str:
+    """The machine of one measurement by ``measure_speeds``."""
+    machine = measured["machine"]
+    threads = f"{machine['threads']} threads, " if machine["device_type"] == "cpu" else ""
+    return f"{machine['device']}, {threads}{measured['precision']}"
 
 
-if __name__ == "__main__":
-    print(json.dumps(measure(Job.model_validate_json(sys.argv[1]))))
+def speed_table(measured: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Images a second by machine and loop, and how many times the usual loop's on the same machine."""
+    tables = []
+    for one in measured:
+        rows = pd.DataFrame(one["rows"])
+        keys = ["network", "width", "what", "batch_size"]
+        usual = rows[rows.way == "usual"].set_index(keys).images_per_second.rename("usual")
+        rows = rows.join(usual, on=keys, how="inner").sort_index()
+        tables.append(pd.DataFrame({
+            "machine": machine_name(one),
+            "network": rows.network + rows.width.map(lambda width: "" if width == 1 else f" x{width:g}"),
+            "batch": rows.batch_size, "what": rows.what, "way": rows.way,
+            "images/s": rows.images_per_second.map("{:,.0f}".format),
+            "seconds for 50,000 images": (50_000 / rows.images_per_second).map("{:,.2f}".format),
+            "times the usual loop": (rows.images_per_second / rows.usual).map("{:.2f}".format),
+        }))  # fmt: skip
+    return pd.concat(tables, ignore_index=True)
+
+
+def growth_table(measured: dict[str, Any]) -> pd.DataFrame:
+    """Training throughput against the batch, in images and in multiply-adds; then an estimate for ResNet-50."""
+    import torchvision
+
+    rows = pd.DataFrame(measured["rows"])
+    rows = rows[(rows.what == "training") & (rows.way == "study")].sort_values(["network", "batch_size"], ascending=[False, True])
+    networks = [build_seeded(0, row.network, num_classes=10, width=row.width) for row in rows.itertuples()]
+    rates = rows.images_per_second * [3 * count_macs(network, torch.zeros(1, 3, 32, 32)) for network in networks]
+    table = pd.DataFrame({
+        "network": rows.network + rows.width.map(" x{:g}".format), "data": "32x32 images", "batch": rows.batch_size.map(str),
+        "images/s": rows.images_per_second.map("{:,.0f}".format), "10^9 MACs/s": (rates / 1e9).map("{:,.0f}".format),
+        "hours for one epoch": (45_000 / rows.images_per_second / 3600).map("{:.2g} (45,000 images)".format),
+    })  # fmt: skip
+    large, best = 3 * count_macs(torchvision.models.resnet50(), torch.zeros(1, 3, 224, 224)), float(rates.max())
+    estimate = ["resnet50", "ImageNet, 224x224", "", f"{best / large:,.1f}", f"{best / 1e9:,.0f}",
+                f"{1_281_167 * large / best / 3600:,.0f} (ESTIMATE at the best rate above)"]  # fmt: skip
+    return pd.concat([table, pd.DataFrame([estimate], columns=table.columns)], ignore_index=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 
-from fcs_utils.benchmarks.speed import Job, Way, measure_isolated
+from fcs_utils.benchmarks.speed import SpeedJob, measure_speed, study_loop
 from fcs_utils.machine import pick_workers
 from fcs_utils.models import build_seeded, count_macs
 from fcs_utils.study.catalogue import STAGES
@@ -26,16 +26,13 @@ def training_throughput(device: torch.device, passes: Mode = "plain") -> Through
     not counted.
     """
     at_once = pick_workers(None, device)
-    ways: dict[Mode, Way] = {"plain": "study", "compiled": "study, compiled", "graphs": "study, graphs"}
-    if at_once > 1 and device.type == "cpu":
-        ways = {"plain": "study, two at once", "compiled": "study, compiled, two at once"}
+    way = study_loop(passes, two_at_once=at_once > 1 and device.type == "cpu")
 
     def measured(network: Network) -> float:
-        job = Job(network=network.network, width=network.width, batch_size=network.training.batch_size, what="training",
-                  images=16_384 if device.type == "cuda" else 1024, device=device.type,
-                  way=ways[passes])  # fmt: skip
+        job = SpeedJob(network=network.network, width=network.width, batch_size=network.training.batch_size, what="training",
+                       images=16_384 if device.type == "cuda" else 1024, device=device.type, way=way)  # fmt: skip
         model = build_seeded(0, network.network, num_classes=10, width=network.width)
-        return max(1, at_once / 2) * measure_isolated(job) * 3 * count_macs(model, torch.zeros(1, 3, 32, 32))
+        return max(1, at_once / 2) * measure_speed(job) * 3 * count_macs(model, torch.zeros(1, 3, 32, 32))
 
     return measured
 

@@ -9,8 +9,7 @@ import torch
 
 from fcs_utils.benchmarks.latency import latencies
 from fcs_utils.benchmarks.scoring import Scoring, measure_scoring, scoring_jobs
-from fcs_utils.benchmarks.speed import Speed, listed, measure_speeds, speed_jobs
-from fcs_utils.benchmarks.speed_tables import machine_name
+from fcs_utils.benchmarks.speed import Speed, listed, machine_name, measure_speeds, speed_jobs
 from fcs_utils.files import read_or_set_aside, write_checksummed
 from fcs_utils.machine import describe_machine, describe_moment
 from fcs_utils.models import count_macs

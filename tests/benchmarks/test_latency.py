@@ -56,7 +56,7 @@ def test_a_network_that_does_not_agree_is_not_written(tmp_path: Path, monkeypatc
         pytest.MonkeyPatch.context() as patch,
         pytest.raises(StudyError, match="differ from PyTorch's by up to 0.0003.*: not written"),
     ):
-        patch.setattr(deploy, "session", Other)
+        patch.setattr("fcs_utils.pruning.export.session", Other)
         export_onnx(network, tmp_path / "net.onnx", 0.01 * torch.randn(2, 3, 8, 8))
     with pytest.raises(StudyError, match="Sequential cannot be exported to ONNX"):
         export_onnx(network, tmp_path / "net.onnx", torch.randn(2, 3, 9, 9))  # does not fit the linear layer

@@ -12,8 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fcs_utils.benchmarks.speed import Job, measure, measure_isolated
-from fcs_utils.benchmarks.speed_tables import growth_table, machine_name, speed_table
+from fcs_utils.benchmarks.speed import SpeedJob, growth_table, images_per_second, machine_name, measure_speed, speed_table
 from fcs_utils.cli import ALLOCATOR, main
 from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import StudyError
@@ -92,23 +91,27 @@ with mock.patch.object(cli, "main", lambda: print(os.environ["GLIBC_TUNABLES"]) 
 
 
 def test_a_measurement_that_fails_says_why() -> None:
-    job = Job(network="vgg99", width=0.125, batch_size=8, images=16, what="training", way="study")
-    with pytest.raises(StudyError, match="measuring training of vgg99, way 'study', failed: .*network='vgg99' is not allowed"):
-        measure_isolated(job)
+    job = SpeedJob(network="vgg99", width=0.125, batch_size=8, images=16, what="training", way="study")
+    with pytest.raises(StudyError, match="measuring network='vgg99' .*way='study'.* failed: .*network='vgg99' is not allowed"):
+        measure_speed(job)
 
 
-def test_a_way_that_falls_back_is_no_measurement_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_that_falls_back_is_no_measurement_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(network: object) -> None:
         raise RuntimeError("No working C++ compiler found")
 
     monkeypatch.setattr(torch, "compile", lambda network: broken)
-    job = Job(network="resnet20", width=0.125, batch_size=8, images=16, what="training", way="study, compiled")
+    job = SpeedJob(network="resnet20", width=0.125, batch_size=8, images=16, what="training", way="study, compiled")
     with pytest.raises(UserWarning, match="goes on without it: No working"):
-        measure(job)
+        images_per_second(job)
 
 
-@pytest.mark.parametrize(("way", "processes", "huge"), [("study", 1, None), ("study, two at once", 2, "glibc.malloc.hugetlb=1")])
-def test_two_at_once_are_measured_like_workers(monkeypatch: pytest.MonkeyPatch, way: str, processes: int, huge: str | None) -> None:
+@pytest.mark.parametrize(("way", "processes", "allocator"), [
+    ("usual", 1, None), ("study", 1, ALLOCATOR), ("study, two at once", 2, ALLOCATOR),
+])  # fmt: skip
+def test_two_at_once_are_measured_like_workers(
+    monkeypatch: pytest.MonkeyPatch, way: str, processes: int, allocator: str | None
+) -> None:
     seen: list[dict[str, str]] = []
 
     class Process:
@@ -123,11 +126,11 @@ def test_two_at_once_are_measured_like_workers(monkeypatch: pytest.MonkeyPatch, 
         def kill(self) -> None:
             pass
 
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setenv("GLIBC_TUNABLES", ALLOCATOR)  # as the command line starts itself
     monkeypatch.setattr(subprocess, "Popen", Process)
-    job = Job(network="resnet20", width=0.125, batch_size=8, images=16, what="training", way=way)
-    assert measure_isolated(job) == 10 * processes
-    assert [env.get("GLIBC_TUNABLES") for env in seen] == [huge] * processes
+    job = SpeedJob(network="resnet20", width=0.125, batch_size=8, images=16, what="training", way=way)
+    assert measure_speed(job) == 10 * processes
+    assert [env.get("GLIBC_TUNABLES") for env in seen] == [allocator] * processes
     assert processes == 1 or all(env["OMP_NUM_THREADS"] == "1" for env in seen)
 
 
@@ -157,10 +160,10 @@ def test_each_machine_has_its_measurement_and_renews_only_its_own(
     other = {**found, "machine": {**found["machine"], "device": "another"}}
     stale = {**other, "jobs": other["jobs"][:-1]}
     write_checksummed(study.store.speed(), {"measured": [stale, other]})
-    monkeypatch.setattr("fcs_utils.benchmarks.speed.measure_isolated", lambda job: 10.0)
+    monkeypatch.setattr("fcs_utils.benchmarks.speed.measure_speed", lambda job: 10.0)
     assert speeds(study.store, study.profile.speed, "cpu") == [other]  # what others measured is not measured again unasked
     for rate in (10.0, 20.0):
-        monkeypatch.setattr("fcs_utils.benchmarks.speed.measure_isolated", lambda job, rate=rate: rate)
+        monkeypatch.setattr("fcs_utils.benchmarks.speed.measure_speed", lambda job, rate=rate: rate)
         assert main(["speed", "--profile", "smoke", "--device", "cpu", "--out", str(tmp_path)]) == 0
         first, mine = measurements(study.store, study.profile.speed)
         assert first == other and {row["images_per_second"] for row in mine["rows"]} == {rate}
@@ -169,7 +172,7 @@ def test_each_machine_has_its_measurement_and_renews_only_its_own(
 
 
 def test_a_folder_that_takes_no_measurement_refuses_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcs_utils.benchmarks.speed.measure_isolated", lambda job: pytest.fail("measured nevertheless"))
+    monkeypatch.setattr("fcs_utils.benchmarks.speed.measure_speed", lambda job: pytest.fail("measured nevertheless"))
     study = Study("smoke", tmp_path)
     study.store.root.write_text("a file where the folder should be")
     with pytest.raises(StudyError, match="cannot write .*speed.json"):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fcs_utils.benchmarks.speed import Job
+from fcs_utils.benchmarks.speed import SpeedJob
 from fcs_utils.study import estimate as estimates
-from fcs_utils.study.estimate import estimate, training_throughput
 from fcs_utils.study.catalogue import STAGES
+from fcs_utils.study.estimate import estimate, training_throughput
 from fcs_utils.study.profiles import Network, get_profile
 from fcs_utils.study.study import Study
 from tests.conftest import study_command
@@ -57,8 +57,8 @@ def test_the_command_measures_and_prints_a_line_a_stage(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("passes", "way"), [("plain", "study, two at once"), ("compiled", "study, compiled, two at once")])
 def test_passes_are_measured_as_a_study_does_its_runs(monkeypatch: pytest.MonkeyPatch, passes: str, way: str) -> None:
-    jobs: list[Job] = []
+    jobs: list[SpeedJob] = []
     monkeypatch.setattr(estimates, "pick_workers", lambda wanted, device: 2)
-    monkeypatch.setattr(estimates, "measure_isolated", lambda job: jobs.append(job) or 1.0)
+    monkeypatch.setattr(estimates, "measure_speed", lambda job: jobs.append(job) or 1.0)
     training_throughput(torch.device("cpu"), passes)(get_profile("paper").networks[0])
     assert [job.way for job in jobs] == [way]

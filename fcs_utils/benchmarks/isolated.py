@@ -1,0 +1,80 @@
+"""How measurements are taken: in turns within one process, or each in a process of its own."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from pydantic import validate_call
+
+from fcs_utils.config import Config
+from fcs_utils.errors import StudyError
+
+Job = TypeVar("Job", bound=Config)
+Found = TypeVar("Found")
+
+
+def in_turns(procedures: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 0) -> dict[str, list[float]]:
+    """Seconds of every procedure in every round; within a round each runs once, one after the other.
+
+    A busy minute of the machine then meets all procedures, and the ratio of two times of one round is of one moment. ``warm_up``
+    rounds come first and are not counted.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in procedures}
+    for turn in range(warm_up + rounds):
+        for name, procedure in procedures.items():
+            started = time.perf_counter()
+            procedure()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # a GPU still computes when the call is over
+            if turn >= warm_up:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def measure_isolated(
+    measure: Callable[[Job], Found], jobs: Sequence[Job], environment: Mapping[str, str | None] | None = None
+) -> list[Found]:
+    """``measure(job)`` for all jobs at the same time, each in a process of its own.
+
+    No measurement then inherits another one's allocator, threads or peak memory. measure: a function of a module, whose parameter
+    is annotated with the job's class; it returns JSON. environment: variables to set; None removes one.
+
+    Raises StudyError with the last line that a failing process wrote. All processes end with this call, however it ends.
+    """
+    wanted = {**os.environ, **(environment or {})}
+    settings = {name: value for name, value in wanted.items() if value is not None}
+    command, folder = [sys.executable, "-m", __name__, measure.__module__, measure.__name__], Path(__file__).parents[2]
+    processes = [
+        subprocess.Popen(  # noqa: S603
+            [*command, job.model_dump_json()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=settings
+        )
+        for job in jobs
+    ]
+    try:
+        answers = [process.communicate() for process in processes]
+    finally:  # whoever interrupts does not want them to go on
+        for process in processes:
+            process.kill()
+    for job, process, (_, errors) in zip(jobs, processes, answers, strict=True):
+        if process.returncode:
+            last = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+            raise StudyError(f"measuring {job} failed: {last}")
+    return [json.loads(text.splitlines()[-1]) for text, _ in answers]
+
+
+def _main(module: str, name: str, job: str) -> None:
+    measure = validate_call(getattr(importlib.import_module(module), name))  # makes the job from its fields
+    print(json.dumps(measure(json.loads(job))))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
