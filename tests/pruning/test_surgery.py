@@ -117,6 +117,22 @@ def test_plan_keeps_the_most_important_and_names_what_stays_whole() -> None:
     assert "residual sum" in plan.skipped["stage1.0.conv2"]
 
 
+def test_a_printed_plan_shows_channels_before_and_after_and_the_macs_left() -> None:
+    plan = PruningPlan(
+        kept={"features.conv1": [0, 2, 3], "head": [1]}, channels={"features.conv1": 64, "head": 8},
+        skipped={"conv9": "called twice"}, input_shape=(3, 32, 32), ratio=0.5, macs=0.5, macs_left=0.5123,
+    )  # fmt: skip
+    assert str(plan).splitlines() == [
+        "layer           channels    kept",
+        "features.conv1        64       3",
+        "head                   8       1",
+        "51.2% of the MACs are left, 50.0% was the goal",
+        "convolutions left whole: 1; plan.skipped gives the reasons",
+    ]
+    bare = plan.model_copy(update={"macs": None, "macs_left": None, "skipped": {}})
+    assert str(bare).splitlines() == str(plan).splitlines()[:3]
+
+
 def test_plan_goes_to_json_and_back(small_vgg: nn.Module) -> None:
     plan = make_plan(small_vgg, torch.zeros(1, 3, 32, 32), importance("kernel_l1", model=small_vgg), ratio=0.3)
     assert PruningPlan.from_json(plan.to_json()) == plan
