@@ -36,6 +36,20 @@ def test_environment_lock_and_project_agree() -> None:
     assert {canonical(line.split("==")[0]): line.split("==")[1] for line in conda} == {name: lock[name] for name in needs}
 
 
+def test_the_tests_that_the_promises_name_exist() -> None:
+    text = {path.stem: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    promises = [line.rsplit("|", 2)[1] for line in (ROOT / "docs/reliability.md").read_text().splitlines() if line.startswith("|")]
+    missing, named = [], 0
+    for promise in promises:
+        module = ""
+        for name in re.findall(r"`([^`.]+)`", promise):  # names with a dot are files
+            module, name = name.split(": ") if ": " in name else (module, name)
+            named += 1
+            if f"def test_{name}" not in text.get(module, ""):
+                missing.append(f"{module}: {name}")
+    assert named > 30 and not missing
+
+
 def test_the_command_line_names_the_real_tables() -> None:
     assert tuple(profiles.PROFILES) == options.PROFILES and grid.STAGES == options.STAGES
 
