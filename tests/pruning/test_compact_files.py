@@ -93,6 +93,6 @@ def test_the_readmes_examples_run_one_after_the_other(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec("\n".join(EXAMPLES), names)  # noqa: S102 - our own README
-    again = load_compact(tmp_path / "compact.safetensors", names["model"]).eval()
-    assert again(names["images"]).equal(names["compact"].eval()(names["images"]))
+    images = names["images"]
+    assert names["reloaded"].eval()(images).equal(names["compact"].eval()(images))
     assert names["compact"].layer1[0].conv1.out_channels == len(names["plan"].kept["layer1.0.conv1"]) < 64
