@@ -1,6 +1,6 @@
 """Runs of a study on tensors that say they are on another device and refuse to meet the CPU's, as a GPU's would.
 
-A stand-in for the GPU that a test machine lacks, run by test_devices.py in a process of its own, because it registers a
+It replaces the GPU that a test machine does not have. test_devices.py runs it in a subprocess, because it registers a
 backend with PyTorch. Values lie on the CPU, so results must be those of the CPU, bit for bit. What it cannot do is
 ``backward``: the engine asks the device for threads.
 """

@@ -106,7 +106,7 @@ def test_ten_kills_at_random_moments_leave_the_records_of_an_undisturbed_run(smo
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_a_polite_end_keeps_the_epoch_and_says_so(smoke: Path, tmp_path: Path, sign: signal.Signals) -> None:
+def test_sigint_and_sigterm_keep_the_epoch_and_say_so(smoke: Path, tmp_path: Path, sign: signal.Signals) -> None:
     store, command = Store(tmp_path, "smoke"), ["run", "--profile", "smoke", "--stages", "reference", "--out", str(tmp_path)]
     process = start(*command, "--workers", "1", eager=True)
     while not list((store.root / "unfinished").glob("*.safetensors")):
@@ -122,7 +122,7 @@ def test_a_polite_end_keeps_the_epoch_and_says_so(smoke: Path, tmp_path: Path, s
     assert_same_records(smoke, tmp_path, all_of_them=False)
 
 
-def test_who_interrupts_twice_sees_no_traceback(smoke: Path, tmp_path: Path) -> None:
+def test_a_second_interrupt_shows_no_traceback(smoke: Path, tmp_path: Path) -> None:
     store, command = Store(tmp_path, "smoke"), ["run", "--profile", "smoke", "--out", str(tmp_path)]
     process = start(*command, "--workers", "2", eager=True)
     while not list(store.all_records()):
@@ -171,7 +171,7 @@ def test_a_full_disk_loses_nothing_and_the_next_start_goes_on(smoke: Path, small
 
 
 def test_a_write_that_the_system_cuts_short_is_refused(tmp_path: Path) -> None:
-    """Needs no rights: the process may not write files of more than 1,000 bytes."""
+    """Needs no privileges: the process is not allowed to write files of more than 1,000 bytes."""
     code = ("import resource, sys; from pathlib import Path; from fcs_utils.files import write_atomic;"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); write_atomic(Path(sys.argv[1]), bytes(5000))")  # fmt: skip
     path = tmp_path / "file"

@@ -50,7 +50,7 @@ def test_fcs_does_not_care_where_a_channel_stands(one: ChannelStatistics, order:
     order = [index for index in order if index < len(one.l1)]
     moved = ChannelStatistics(one.gram[order][:, order], one.l1[order], one.mean[order], one.count, 1, one.consumers)
     values = one.l1.tolist()
-    if len(set(values)) == len(values):  # equal norms are told apart by index, and only they
+    if len(set(values)) == len(values):  # only equal norms are ordered by index
         first, second = fcs(one, redundancy="max"), fcs(moved, redundancy="max")
         assert first[order].argsort().tolist() == second.argsort().tolist()
 

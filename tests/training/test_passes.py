@@ -116,7 +116,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
             if network.training != mode:
                 return plain(images)
             assert images.shape == buffer.shape
-            assert places == [parameter.data_ptr() for parameter in network.parameters()]  # a graph knows places, not names
+            assert places == [parameter.data_ptr() for parameter in network.parameters()]  # a graph reads addresses, not names
             shapes.append(tuple(images.shape))
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 logits = plain(buffer.copy_(images))
