@@ -1,4 +1,4 @@
-"""Files from strangers: no code runs, nothing leaves its folder, memory stays small, pages escape what they show."""
+"""Hostile files: no code runs, no path leaves its folder, memory stays small, pages escape names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study that is killed, starved of disk or memory, or finds its files damaged ends with the same records."""
+"""A study ends with the same records after kills, full disks, missing memory and damaged files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def start(*arguments: str, eager: bool = False) -> subprocess.Popen[str]:
 
 
 def differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
-    """The fields in which two records differ, ``volatile`` left out."""
+    """The fields in which two records differ, except ``volatile``."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in one.keys() | other.keys():
             if path or key != "volatile":
@@ -54,7 +54,7 @@ def differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
 
 
 def assert_same_records(expected: Path, found: Path, *, all_of_them: bool = True) -> None:
-    """Equal records, byte for byte but for the volatile part; says which field of which record differs."""
+    """Asserts that records are equal byte for byte except for ``volatile``; names the record and field that differ."""
     names = {path.name for path in (found / "smoke" / "records").glob("*.json")}
     if all_of_them:
         assert names == {path.name for path in (expected / "smoke" / "records").glob("*.json")}
@@ -194,7 +194,7 @@ def test_what_a_power_cut_leaves_is_swept_or_set_aside(smoke: Path, tmp_path: Pa
         os.utime(left, (time.time() - age,) * 2)
     with pytest.warns(UserWarning, match="set aside as"):
         study.run(["similarity"])
-    assert not old.exists() and young.exists()  # a young one may be another process's
+    assert not old.exists() and young.exists()  # a recent one may belong to another process
     assert path.with_suffix(".corrupt").exists()
     assert_same_records(smoke, tmp_path, all_of_them=False)
 

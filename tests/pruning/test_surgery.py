@@ -75,7 +75,7 @@ def test_compact_equals_dense_with_the_channels_zeroed(name: str, options: dict[
     assert plan.kept.keys() == layers.keys() | followers
     for layer, kept in plan.kept.items():
         assert compact.get_submodule(layer).out_channels == len(kept) == keep_count(plan.channels[layer], 0.4)
-    # MACs are foreseen without cutting, and hold for the network that was cut.
+    # The MACs that the plan predicts are those of the pruned network.
     assert plan.macs_left == pytest.approx(count_macs(compact, images) / count_macs(model, images), rel=1e-9)
 
 

@@ -124,7 +124,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
                 logits.register_hook(backward)
             return logits
 
-        def backward(gradient: Tensor) -> None:  # a replay overwrites what the gradients are made of, it adds nothing
+        def backward(gradient: Tensor) -> None:  # a replay overwrites the gradients and adds nothing
             assert all(parameter.grad is None for parameter in network.parameters())
 
         network.forward = forward  # type: ignore[method-assign]
