@@ -1,4 +1,4 @@
-"""The one exception for what a user can put right, and the one way to word it."""
+"""The exception for what a user can correct, and the wording of refusals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class StudyError(Exception):
-    """Something the user can put right; the command line prints it as one line, without a traceback."""
+    """An error that the user can correct; the command line prints it as one line, without a traceback."""
 
 
 def refuse(parameter: str, value: object, allowed: str) -> StudyError:
@@ -22,14 +22,14 @@ def did_you_mean(value: object, names: Iterable[str]) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: torch has no class of its own for it on the CPU."""
+    """Whether memory ran out. On the CPU PyTorch raises a RuntimeError for it, known by its message."""
     words = ("can't allocate memory", "not enough memory", "out of memory")
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
 
 
 class OutOfTime(StudyError):
-    """The time budget is used up; what is done is kept."""
+    """The time budget is used up. Finished runs are kept."""
 
 
 class Elsewhere(StudyError):
-    """Another process has the run in hand."""
+    """Another process is doing the run."""

@@ -32,7 +32,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_precision(device: torch.device) -> Literal["fp32", "bf16"]:
-    """bf16 autocast where the hardware multiplies bf16; elsewhere emulating it is ten times slower than fp32."""
+    """bf16 where the hardware multiplies bf16, else fp32: emulated bf16 is ten times slower than fp32."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # torch has no public name for these yet
@@ -40,7 +40,7 @@ def pick_precision(device: torch.device) -> Literal["fp32", "bf16"]:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What may change results in the last digits: device and versions."""
+    """Device and versions, which may change the last digits of results."""
     return {
         "device_type": device.type,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name(),
@@ -53,14 +53,14 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def describe_moment() -> dict[str, Any]:
-    """What differs between two equal runs: date, commit, host. The host's name is not published."""
+    """Date, commit and operating system, which differ between equal runs. The name of the host is not published."""
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     return {"date": now.isoformat(), "commit": commit(), "host": platform.platform()}
 
 
 @cache
 def commit() -> str:
-    """The commit that the package is of, marked where its files differ; 'unknown' outside of checkouts."""
+    """The commit of this checkout, with '-modified' where the package differs from it; 'unknown' outside of a checkout."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *words]
@@ -94,7 +94,7 @@ def pick_workers(workers: int | None, device: torch.device) -> int:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums are split among threads, so the last bits of a result depend on their number: every run takes one."""
+    """One thread inside the block. PyTorch splits sums among threads, so their number changes the last bits of results."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

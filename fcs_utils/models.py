@@ -25,7 +25,7 @@ RESNET_BLOCKS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "re
 
 
 def scaled(channels: int, width: float) -> int:
-    """A layer's channel count at a width multiplier; never below one."""
+    """The channel count of a layer at a width multiplier, at least one."""
     return max(1, round(channels * width))
 
 
@@ -49,12 +49,12 @@ class CifarVGG(nn.Module):
         self.head = nn.Linear(channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        # 32x32 images arrive here as 1x1; the mean lets larger images through too.
+        # A 32x32 image is 1x1 here. The mean over positions admits larger images.
         return self.head(self.features(images).mean((2, 3)))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (He et al. 2016). conv1 is inner: no residual sum shares it."""
+    """Two 3x3 convolutions beside a shortcut (He et al. 2016). No residual sum shares conv1, so its scope is ``inner``."""
 
     def __init__(self, channels: int, out: int, stride: int, shortcut: Literal["A", "B"]) -> None:
         super().__init__()
@@ -72,8 +72,8 @@ class BasicBlock(nn.Module):
         if self.project is not None:
             x = self.project(x)
         elif self.stride != 1 or self.extra:
-            # Option A: every second pixel, zeros for the new channels, no parameters. As a pool of single pixels: the
-            # gradient of a slice would leave channels_last, and all that meets it before would run many times slower.
+            # Option A: every second pixel, zeros for the new channels, no parameters. Pooling single pixels takes them,
+            # because the gradient of a slice is not channels_last, and the layers before would run many times slower.
             x = F.avg_pool2d(x, 1, self.stride)
             x = F.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
         return F.relu(x + y)
@@ -105,7 +105,7 @@ class CifarResNet(nn.Module):
 def build_model(
     name: str, *, num_classes: int, width: float = 1.0, in_channels: int = 3, shortcut: Literal["A", "B"] = "A"
 ) -> nn.Module:
-    """A freshly initialised network; draws its weights from torch's global generator.
+    """A network with new random weights, drawn from torch's global generator.
 
     ``name``: ``vgg16``, ``vgg19``, ``resnet20|32|44|56|110``, or ``torchvision/NAME``. ``width`` multiplies
     every layer's channels; ``shortcut`` is He et al.'s option for the CIFAR ResNets.
@@ -141,7 +141,7 @@ def _initialise_convolutions(network: nn.Module) -> None:
 
 
 def initialise(network: nn.Module, seed: int) -> None:
-    """Fresh weights for a network of any widths, in place, as ``build_model`` would draw them."""
+    """Draw new weights in place, as ``build_model`` does, for a network of any widths."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in network.modules():
@@ -171,7 +171,7 @@ def _torchvision(name: str, num_classes: int, width: float, in_channels: int) ->
 
 
 def build_seeded(seed: int, name: str, **options: object) -> nn.Module:
-    """``build_model`` from a seed, leaving torch's global generator as it was."""
+    """``build_model`` with weights from a seed; torch's global generator does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_model(name, **options)  # type: ignore[arg-type]
@@ -179,7 +179,7 @@ def build_seeded(seed: int, name: str, **options: object) -> nn.Module:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode while open; every module's mode is put back."""
+    """Eval mode inside the block; afterwards every module has the mode it had before."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -191,7 +191,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Cost:
-    """params: trainable numbers. macs: multiply-adds of one image. bytes: of the weights as safetensors."""
+    """params: trainable parameters. macs: multiply-adds for one image. bytes: size of the weights as safetensors."""
 
     params: int
     macs: int

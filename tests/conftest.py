@@ -29,7 +29,7 @@ settings.load_profile("study")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test comes first: last, it would run alone while the other core idles."""
+    """Run the longest test first; at the end, the other core would be idle."""
     items.sort(key=lambda item: "ten_kills" not in item.name)
 
 

@@ -1,6 +1,6 @@
 """Data sets as uint8 tensors that live on the device: fixed splits, calibration set, augmentation.
 
-No workers and no per-image Python: a batch is one gather out of a resident tensor.
+A batch is one gather from a tensor on the device. There are no loader workers and no Python code per image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and labels (B,)
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, H, W, C) uint8 and labels (N,) int64. Channels last, so that a gathered batch already is."""
+    """Images (N, H, W, C) uint8 and labels (N,) int64. Channels come last, so that batches are channels_last."""
 
     images: Tensor
     labels: Tensor
@@ -48,7 +48,7 @@ class Dataset:
     mean: Tensor  # (C,) per channel, of the training split, in 0..255
     std: Tensor
     flip: bool
-    fingerprint: str  # of the pixels and labels, so that records tell when two folders of one name differ
+    fingerprint: str  # hash of pixels and labels: shows in records when two folders of one name differ
 
     @property
     def channels(self) -> int:
@@ -75,7 +75,7 @@ class Dataset:
         """
         if not 1 <= count <= len(self.train):
             raise refuse("calibration", count, f"1 to {len(self.train)}, the training split of {self.name}")
-        # Drawn on the CPU: the same seed must name the same images on every device.
+        # Drawn on the CPU, so that a seed gives the same images on every device.
         chosen = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))[:count]
         chosen = chosen.to(self.train.labels.device)
         return Split(self.train.images[chosen], self.train.labels[chosen])
@@ -162,8 +162,8 @@ def data_folder(folder: str | Path | None = None) -> Path:
 def load_dataset(name: str, folder: str | Path | None = None, device: torch.device | str = "cpu") -> Dataset:
     """A data set by name with its fixed splits on a device.
 
-    Validation is a stratified tenth of the published training images (297 of the 1,297 of digits, where a
-    tenth would be too coarse a ruler), the same for every seed; the test split is the published one.
+    Validation is a stratified tenth of the published training images, the same for every seed. Of the 1,297 images of
+    digits it takes 297, because a tenth would measure accuracy too coarsely. The test split is the published one.
     ``NAME[:N]`` keeps N images of the training split, also stratified.
 
     Raises StudyError for an unknown name or for data that cannot be found or read.

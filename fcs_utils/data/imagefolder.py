@@ -1,4 +1,4 @@
-"""A folder of images, or a tar of one, decoded once into a cache outside the repository.
+"""Reads a folder of images or a tar archive of one; decoded images are cached outside the repository.
 
 Layout: ``train/CLASS/*`` and ``test/CLASS/*`` (or ``val/``). Archives are read member by member and never
 unpacked, so no path inside one can reach the disk.
@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 def read_image_folder(folder: Path, name: str, size: int) -> tuple[Parts, tuple[str, ...]]:
     """Train images, train labels, test images, test labels, and the class names.
 
-    Images become RGB uint8 (N, 3, size, size): the shorter side is resized, the middle is kept.
+    Images become RGB uint8 (N, 3, size, size): the shorter side is resized to ``size``, then the centre is cropped.
     Raises StudyError when nothing is found, the layout is wrong, or an image cannot be decoded.
     """
     places = [folder / name] + [folder / f"{name}{suffix}" for suffix in (".tar", ".tar.gz", ".tar.xz")]
@@ -55,7 +55,7 @@ def read_image_folder(folder: Path, name: str, size: int) -> tuple[Parts, tuple[
 
 
 def _fingerprint(source: Path) -> str:
-    """Changes when the source does: names, sizes and times, not contents, so that it costs milliseconds."""
+    """Hash of the files' names, sizes and times. Contents are not read, so it takes milliseconds."""
     files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     digest = hashlib.sha256()
     for path in files:
@@ -93,7 +93,7 @@ def _decode(source: Path, size: int) -> dict[str, np.ndarray]:
             continue
         try:
             with Image.open(io.BytesIO(content)) as image:
-                if image.width * image.height > LARGEST_IMAGE:  # told by the header, before memory is taken
+                if image.width * image.height > LARGEST_IMAGE:  # the header says so before memory is taken
                     raise StudyError(f"{image.width} x {image.height} pixels are too many")
                 pixels = np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR))
         except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for a damaged file
@@ -109,7 +109,7 @@ def _decode(source: Path, size: int) -> dict[str, np.ndarray]:
         raise StudyError(f"{source}: classes {', '.join(unknown)} are in {test}/ but not in train/")
     packed = {"classes": np.frombuffer("\n".join(classes).encode(), np.uint8).copy()}
     for part, images in (("train", found["train"]), ("test", found[test])):
-        images.sort(key=lambda item: item[:2])  # an archive's order is no order
+        images.sort(key=lambda item: item[:2])  # the order of an archive is arbitrary
         packed[f"{part}_images"] = np.stack([pixels for _, _, pixels in images]).transpose(0, 3, 1, 2).copy()
         packed[f"{part}_labels"] = np.array([classes.index(label) for label, _, _ in images], np.int64)
     return packed

@@ -1,7 +1,7 @@
-"""Where images come from: one reader per data set, each returning plain uint8 arrays.
+"""One reader per data set; each returns uint8 arrays.
 
-Every reader says where it looked and how to get the data when there is none. CIFAR's files are pickles:
-torchvision opens them only after its own MD5 check, and nothing else here is ever unpickled.
+When data is missing, the error lists the places searched and the ways to get it. CIFAR's files are pickles: torchvision
+opens them only after its own MD5 check. No other file is unpickled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from fcs_utils.data.imagefolder import read_image_folder
 from fcs_utils.errors import StudyError, refuse
 
-LARGEST_IDX = 2**30  # bytes; a small archive can unpack to more than the memory
+LARGEST_IDX = 2**30  # bytes; a small archive can unpack to more than fits in memory
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -37,7 +37,7 @@ class Arrays:
 
 
 def _digits(folder: Path) -> Arrays:
-    # scikit-learn carries these 1,797 images inside the package: the default needs no download.
+    # scikit-learn includes these 1,797 images, so the default profile needs no download.
     from PIL import Image
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -118,7 +118,7 @@ def _cifar(folder: Path, name: str, title: str) -> Arrays:
     place = folder / reader.base_folder
     try:
         parts = [reader(str(folder), train=train, download=False) for train in (True, False)]
-    except RuntimeError as error:  # torchvision's word for missing files and for a failed MD5 check alike
+    except RuntimeError as error:  # torchvision raises it for missing files and for a failed MD5 check
         if place.exists():
             raise StudyError(f"{place} fails torchvision's MD5 check (truncated or changed); delete it and start again") from error
         _download(lambda: reader(str(folder), download=True), name, [place],
@@ -136,7 +136,7 @@ def _download(fetch: Callable[[], object], name: str, places: list[Path], other_
     try:
         places[0].parent.mkdir(parents=True, exist_ok=True)
         fetch()
-    except Exception as error:  # noqa: BLE001 - urllib, ssl and torchvision raise all kinds; each means "no data"
+    except Exception as error:  # noqa: BLE001 - urllib, ssl and torchvision raise many kinds; each means "no data"
         looked = ", ".join(str(place) for place in places)
         raise StudyError(
             f"data set {name!r} not found. Looked in: {looked}. torchvision's download failed "
@@ -145,7 +145,7 @@ def _download(fetch: Callable[[], object], name: str, places: list[Path], other_
         ) from error
 
 
-# A folder's display name where its own name would mislead: these images went through a lossy JPEG.
+# Titles for folders whose names would mislead: these images were compressed by lossy JPEG.
 FOLDER_TITLES = {"cifar10_jpeg": "CIFAR-10 (JPEG)"}
 
 

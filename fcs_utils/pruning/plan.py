@@ -64,6 +64,18 @@ class PruningPlan(BaseModel):
         """Share of MACs left minus share asked for: channel counts are whole, so small networks miss by percents."""
         return None if self.macs is None or self.macs_left is None else self.macs_left - self.macs
 
+    def __str__(self) -> str:
+        """A table for reading: each layer's channels before and after, then the share of MACs left."""
+        longest = max(len("layer"), *map(len, self.kept))
+        lines = [f"{'layer':<{longest}}  channels    kept"]
+        lines += [f"{name:<{longest}}  {self.channels[name]:>8}  {len(kept):>6}" for name, kept in self.kept.items()]
+        if self.macs_left is not None:
+            goal = "" if self.macs is None else f", {self.macs:.1%} was the goal"
+            lines.append(f"{self.macs_left:.1%} of the MACs are left{goal}")
+        if self.skipped:
+            lines.append(f"convolutions left whole: {len(self.skipped)}; plan.skipped gives the reasons")
+        return "\n".join(lines)
+
     def to_json(self) -> str:
         return self.model_dump_json(indent=1)
 

@@ -1,8 +1,8 @@
-"""Runs of a study on tensors that say they are on another device and refuse to meet the CPU's, as a GPU's would.
+"""Does runs of a study on tensors that report another device and cannot be mixed with those of the CPU, like a GPU's.
 
-A stand-in for the GPU that a test machine lacks, run by test_devices.py in a process of its own, because it registers a
-backend with PyTorch. Values lie on the CPU, so results must be those of the CPU, bit for bit. What it cannot do is
-``backward``: the engine asks the device for threads.
+It replaces the GPU that a test machine does not have. test_devices.py runs it in a subprocess, because it registers a
+backend with PyTorch. Values lie on the CPU, so results must equal those of the CPU bit for bit. ``backward`` is not
+possible, because autograd asks the device for threads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CROSSING = ("aten._to_copy.default", "aten.copy_.default", "aten.index.Tensor", 
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor on the other device; ``value`` holds what is in it."""
+    """A tensor on the other device; its numbers are in ``value``."""
 
     @staticmethod
     def __new__(cls, value: torch.Tensor) -> Elsewhere:
@@ -47,14 +47,14 @@ class Elsewhere(torch.Tensor):
 
 
 class Everywhere(TorchDispatchMode):
-    """Makes tensors elsewhere where code asks for that device."""
+    """Makes a tensor on the other device when code asks for that device."""
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return perform(operation, args, kwargs or {})
 
 
 def perform(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """One operation, on the device of its tensors or on the one asked for. Raises RuntimeError where devices meet."""
+    """One operation, on the device of its tensors or on the one asked for. Raises RuntimeError where devices are mixed."""
     tensors = [one for one in tree.tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
     here = [one for one in tensors if not isinstance(one, Elsewhere)]
     moved, name = len(here) < len(tensors), str(operation)

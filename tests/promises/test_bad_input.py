@@ -152,7 +152,7 @@ CALLS: list[tuple[str, Call, str]] = [
     ("ratio 0", lambda net: make_plan(net, IMAGES, SCORES, ratio=0), "ratio=0 is not allowed"),
     ("ratio below 0", lambda net: make_plan(net, IMAGES, SCORES, ratio=-0.1), "ratio=-0.1 is not allowed"),
     ("ratio nan", lambda net: make_plan(net, IMAGES, SCORES, ratio=math.nan), "ratio=nan is not allowed"),
-    ("ratio a word", lambda net: make_plan(net, IMAGES, SCORES, ratio="half"), "ratio='half' is not allowed"),  # type: ignore[arg-type]
+    ("ratio as text", lambda net: make_plan(net, IMAGES, SCORES, ratio="half"), "ratio='half' is not allowed"),  # type: ignore[arg-type]
     ("macs 1", lambda net: make_plan(net, IMAGES, SCORES, macs=1.0), "macs=1.0 is not allowed"),
     ("ratio and macs", lambda net: make_plan(net, IMAGES, SCORES, ratio=0.5, macs=0.5), "either ratio or macs"),
     ("neither", lambda net: make_plan(net, IMAGES, SCORES), "either ratio or macs"),
@@ -171,7 +171,7 @@ CALLS: list[tuple[str, Call, str]] = [
     ("no statistics", lambda net: importance("fcs", model=net), "statistics"),
     ("no labels", lambda net: importance("taylor", model=net, statistics={}, images=IMAGES), "labels"),
     ("compensate", lambda net: prune(net, PruningPlan.from_data(PLAN), compensate="glue"), "compensate='glue'"),  # type: ignore[arg-type]
-    ("merge alone", lambda net: prune(net, PruningPlan.from_data(PLAN), compensate="merge"), "statistics"),
+    ("merge without statistics", lambda net: prune(net, PruningPlan.from_data(PLAN), compensate="merge"), "statistics"),
     ("another network's plan", lambda net: prune(nn.Conv2d(3, 2, 1), PruningPlan.from_data(PLAN)), "does not fit"),
     ("kept beyond", bad_plan(kept={"0": [0, 6]}), "within 0..5"),
     ("kept below", bad_plan(kept={"0": [-1, 2]}), "within 0..5"),
@@ -179,7 +179,7 @@ CALLS: list[tuple[str, Call, str]] = [
     ("kept none", bad_plan(kept={"0": []}), "sorted, unique"),
     ("kept nothing", bad_plan(kept={}, channels={}), "one or more"),
     ("other layers", bad_plan(channels={"1": 6}), "must name the same"),
-    ("plan of words", bad_plan(kept="all"), "not a pruning plan"),
+    ("plan with text", bad_plan(kept="all"), "not a pruning plan"),
     ("a stranger's field", bad_plan(run="rm -rf"), "not a pruning plan"),
     ("plan is no JSON", lambda net: PruningPlan.from_json("{"), "not a pruning plan"),
     ("file not there", lambda net: load_compact("nowhere.safetensors", net), "nowhere.safetensors cannot be read"),

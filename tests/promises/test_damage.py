@@ -1,4 +1,4 @@
-"""Files that were cut short, overwritten or have a flipped bit are found out, named, set aside and made again."""
+"""Files that are cut short, overwritten or have a flipped bit are detected, named, set aside and made again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be known about a GPU without one: nothing mixes devices, and nothing in an epoch waits for the host."""
+"""Checks of GPU behaviour that need no GPU: no operation mixes devices, and no step of an epoch waits for the host."""
 
 from __future__ import annotations
 
@@ -94,4 +94,4 @@ def test_no_batch_waits_for_the_host(digits: Dataset, monkeypatch: pytest.Monkey
         return found if found[0].item() else found
 
     train(looking)
-    assert len(batches) == 1  # a loss that is looked at is found out
+    assert len(batches) == 1  # reading a loss on the host is detected

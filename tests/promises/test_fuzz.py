@@ -1,4 +1,4 @@
-"""What hypothesis makes of configurations, plans and files: each is taken as it is, or refused with a StudyError."""
+"""Random configurations, plans and files from hypothesis: each is accepted whole, or refused with a StudyError."""
 
 from __future__ import annotations
 

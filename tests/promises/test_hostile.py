@@ -1,4 +1,4 @@
-"""Files from strangers: no code runs, nothing leaves its folder, memory stays small, pages escape what they show."""
+"""Hostile files: no code runs, no path leaves its folder, memory stays small, pages escape names."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_huge_json_is_refused_unread(tmp_path: Path) -> None:
 
 
 def test_a_hostile_file_costs_little_memory(tmp_path: Path) -> None:
-    """The peak of a process that is given every hostile file, against one that is given none."""
+    """Compares the peak memory of a process that reads every hostile file with one that reads none."""
     for number, content in enumerate([*TENSORS.values(), *JSON.values()]):
         (tmp_path / f"{number}").write_bytes(content)
     code = """

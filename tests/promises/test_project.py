@@ -140,6 +140,20 @@ def test_runs_need_nothing_that_only_linux_has(tmp_path: Path) -> None:
     assert done.returncode == 0 and "1 runs of profile smoke have records" in done.stdout, done.stderr
 
 
+def test_the_tests_that_the_promises_name_exist() -> None:
+    text = {path.stem: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    promises = [line.rsplit("|", 2)[1] for line in (ROOT / "docs/reliability.md").read_text().splitlines() if line.startswith("|")]
+    missing, named = [], 0
+    for promise in promises:
+        module = ""
+        for name in re.findall(r"`([^`.]+)`", promise):  # names with a dot are files
+            module, name = name.split(": ") if ": " in name else (module, name)
+            named += 1
+            if f"def test_{name}" not in text.get(module, ""):
+                missing.append(f"{module}: {name}")
+    assert named > 30 and not missing
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS.values(), ids=lambda n: n.name)
 def test_source_notebooks_are_clean(notebook) -> None:
     content = nbformat.read(notebook.source, as_version=4)

@@ -1,4 +1,4 @@
-"""A study that is killed, starved of disk or memory, or finds its files damaged ends with the same records."""
+"""A study ends with the same records after kills, full disks, missing memory and damaged files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def start(*arguments: str, eager: bool = False) -> subprocess.Popen[str]:
 
 
 def differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
-    """The fields in which two records differ, ``volatile`` left out."""
+    """The fields in which two records differ, except ``volatile``."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in one.keys() | other.keys():
             if path or key != "volatile":
@@ -54,7 +54,7 @@ def differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
 
 
 def assert_same_records(expected: Path, found: Path, *, all_of_them: bool = True) -> None:
-    """Equal records, byte for byte but for the volatile part; says which field of which record differs."""
+    """Asserts that records are equal byte for byte except for ``volatile``; names the record and field that differ."""
     names = {path.name for path in (found / "smoke" / "records").glob("*.json")}
     if all_of_them:
         assert names == {path.name for path in (expected / "smoke" / "records").glob("*.json")}
@@ -106,7 +106,7 @@ def test_ten_kills_at_random_moments_leave_the_records_of_an_undisturbed_run(smo
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_a_polite_end_keeps_the_epoch_and_says_so(smoke: Path, tmp_path: Path, sign: signal.Signals) -> None:
+def test_sigint_and_sigterm_keep_the_epoch_and_say_so(smoke: Path, tmp_path: Path, sign: signal.Signals) -> None:
     store, command = Store(tmp_path, "smoke"), ["run", "--profile", "smoke", "--stages", "reference", "--out", str(tmp_path)]
     process = start(*command, "--workers", "1", eager=True)
     while not list((store.root / "unfinished").glob("*.safetensors")):
@@ -122,7 +122,7 @@ def test_a_polite_end_keeps_the_epoch_and_says_so(smoke: Path, tmp_path: Path, s
     assert_same_records(smoke, tmp_path, all_of_them=False)
 
 
-def test_who_interrupts_twice_sees_no_traceback(smoke: Path, tmp_path: Path) -> None:
+def test_a_second_interrupt_shows_no_traceback(smoke: Path, tmp_path: Path) -> None:
     store, command = Store(tmp_path, "smoke"), ["run", "--profile", "smoke", "--out", str(tmp_path)]
     process = start(*command, "--workers", "2", eager=True)
     while not list(store.all_records()):
@@ -171,7 +171,7 @@ def test_a_full_disk_loses_nothing_and_the_next_start_goes_on(smoke: Path, small
 
 
 def test_a_write_that_the_system_cuts_short_is_refused(tmp_path: Path) -> None:
-    """Needs no rights: the process may not write files of more than 1,000 bytes."""
+    """Needs no privileges: the process is not allowed to write files of more than 1,000 bytes."""
     code = ("import resource, sys; from pathlib import Path; from fcs_utils.files import write_atomic;"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); write_atomic(Path(sys.argv[1]), bytes(5000))")  # fmt: skip
     path = tmp_path / "file"
@@ -194,7 +194,7 @@ def test_what_a_power_cut_leaves_is_swept_or_set_aside(smoke: Path, tmp_path: Pa
         os.utime(left, (time.time() - age,) * 2)
     with pytest.warns(UserWarning, match="set aside as"):
         study.run(["similarity"])
-    assert not old.exists() and young.exists()  # a young one may be another process's
+    assert not old.exists() and young.exists()  # a recent one may belong to another process
     assert path.with_suffix(".corrupt").exists()
     assert_same_records(smoke, tmp_path, all_of_them=False)
 

@@ -78,11 +78,21 @@ def test_damaged_compact_files_are_refused(saved: tuple[nn.Module, Path], tmp_pa
         load_compact(path, build_seeded(0, "vgg16", num_classes=5, width=0.25))
 
 
-def test_the_readmes_example_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+def test_the_readmes_first_example_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(EXAMPLES[0], names)  # noqa: S102 - our own README
+    assert abs(names["plan"].macs_gap) < 0.05
+    printed = capsys.readouterr().out
+    assert "layer4.1.conv1" in printed and "50.0% was the goal" in printed
+
+
+def test_the_readmes_examples_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(code, names)  # noqa: S102 - our own README
-    assert abs(names["plan"].macs_gap) < 0.05
-    reloaded = load_compact(tmp_path / "compact.safetensors", names["model"]).eval()
-    assert reloaded(names["images"]).equal(names["compact"](names["images"]))
+    exec("\n".join(EXAMPLES), names)  # noqa: S102 - our own README
+    images = names["images"]
+    assert names["reloaded"].eval()(images).equal(names["compact"].eval()(images))
+    assert names["compact"].layer1[0].conv1.out_channels == len(names["plan"].kept["layer1.0.conv1"]) < 64

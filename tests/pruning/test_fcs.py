@@ -22,7 +22,7 @@ def toy(norms: list[float], similarity: list[list[float]]) -> ChannelStatistics:
     return ChannelStatistics(gram, l1, l1 / 4, count=4, positions=4, consumers=(Consumer("next", torch.arange(len(l1))[:, None]),))
 
 
-# Two bins of norms {1, 1.1, 1.2} and {9, 9.1, 9.2}; inside the first, 0 and 1 are near twins.
+# Two bins of norms {1, 1.1, 1.2} and {9, 9.1, 9.2}; inside the first, 0 and 1 are near-duplicates.
 SIX = toy(
     [1.0, 1.1, 1.2, 9.0, 9.1, 9.2],
     [
@@ -88,7 +88,7 @@ def test_greedy_keeps_one_of_two_copies_and_mean_drops_both() -> None:
     assert kept == [0, 2, 3]  # equal norms: the higher index goes
 
 
-def test_alone_is_kept_first_and_dead_goes_first() -> None:
+def test_a_channel_alone_in_its_bin_is_kept_and_a_dead_one_goes_first() -> None:
     # Norms 0, 1, 1.1, 50: with three bins {0, 1, 1.1} would be split; two bins give {0, 1, 1.1} and {50}.
     odd = toy([0.0, 1.0, 1.1, 50.0], [[0, 0, 0, 0], [0, 1, 0.5, 0.2], [0, 0.5, 1, 0.2], [0, 0.2, 0.2, 1]])
     got = fcs(odd, bins=2)
@@ -110,7 +110,7 @@ def test_all_dead_and_single_channels_stay_finite(norms: list[float]) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_of_two_channels_in_a_bin_the_larger_norm_stays(seed: int) -> None:
-    # Each is as similar to the other as the other to it. Rounding once told them apart instead of their norms.
+    # Each is as similar to the other as the other to it. Rounding once decided between them instead of their norms.
     generator = torch.Generator().manual_seed(seed)
     maps = torch.rand(50, 2, generator=generator).double()
     norms = maps.abs().mean(0)

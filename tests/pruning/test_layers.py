@@ -59,7 +59,7 @@ def test_consumers_that_see_different_tensors_are_noticed(pool: bool) -> None:
     layer = trace_layers(net, images)["a"]
     assert {consumer.name for consumer in layer.consumers} == {"b", "c"} and layer.parted == pool
     got = collect_statistics(net, images, layers=["a"])["a"]
-    rows = net.a(images).relu().double().movedim(1, -1).reshape(-1, 6)  # before they part
+    rows = net.a(images).relu().double().movedim(1, -1).reshape(-1, 6)  # before the paths split
     torch.testing.assert_close(got.gram, rows.T @ rows, rtol=1e-5, atol=1e-5)
     assert got.parted == pool
 
@@ -68,7 +68,7 @@ def test_after_a_functional_relu_the_last_tensor_that_a_module_shows_is_taken() 
     net = Net(lambda n, x: mean(n.b(y := F.relu(n.bn(n.a(x)))) + n.c(F.avg_pool2d(y, 3, 1, 1))),
               a=conv(3, 6), bn=nn.BatchNorm2d(6), b=conv(6, 4), c=conv(6, 4)).eval()  # fmt: skip
     layer = trace_layers(net, torch.zeros(1, 3, 8, 8))["a"]
-    # b reads the very tensor at which the paths part.
+    # b reads the tensor at which the paths split.
     assert (layer.tap.module, layer.tap.side, layer.parted) == ("b", "input", True)
     pooled = Net(lambda n, x: mean(n.b(F.max_pool2d(y := F.relu(n.bn(n.a(x))), 2)) + n.c(F.avg_pool2d(y, 2))),
                  a=conv(3, 6), bn=nn.BatchNorm2d(6), b=conv(6, 4), c=conv(6, 4)).eval()  # fmt: skip
@@ -165,7 +165,7 @@ def test_what_cannot_shrink_exactly_is_left_whole_with_the_reason(case: str) -> 
 
 
 def head(read: Callable[[Tensor], Tensor], inputs: int) -> Callable[[], Net]:
-    """A convolution of six channels, an operation, and a linear layer that reads what it makes of them."""
+    """A convolution of six channels, an operation, and a linear layer that reads the operation's output."""
     return lambda: Net(lambda n, x: n.b(read(n.a(x))), a=conv(3, 6), b=nn.Linear(inputs, 2))
 
 

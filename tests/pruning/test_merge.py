@@ -1,4 +1,4 @@
-"""Merge: exact on scaled copies and linear blends, better than nothing otherwise, silent nowhere."""
+"""Merge: exact on scaled copies and linear combinations, better than plain surgery otherwise, and it names what it skips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold for every network, importance and ratio, tried on what hypothesis comes up with."""
+"""Properties that hold for every network, importance and ratio, on random examples from hypothesis."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_fcs_does_not_care_where_a_channel_stands(one: ChannelStatistics, order:
     order = [index for index in order if index < len(one.l1)]
     moved = ChannelStatistics(one.gram[order][:, order], one.l1[order], one.mean[order], one.count, 1, one.consumers)
     values = one.l1.tolist()
-    if len(set(values)) == len(values):  # equal norms are told apart by index, and only they
+    if len(set(values)) == len(values):  # only equal norms are ordered by index
         first, second = fcs(one, redundancy="max"), fcs(moved, redundancy="max")
         assert first[order].argsort().tolist() == second.argsort().tolist()
 
@@ -152,7 +152,7 @@ def test_merge_reconstructs_no_worse_than_dropping(network: nn.Module, ratio: fl
     want = read("dense", network)
     plain = read("plain", prune(network, plan))
     merged = read("merged", prune(network, plan, compensate="merge", statistics=statistics))
-    # Least squares on single positions bounds the error of what reads them one by one: not of kernels over
+    # Least squares on single positions bounds the error of readers of single positions, but not of kernels over
     # nine of them, nor of weights on a whole flattened map.
     module, single = network.get_submodule(reader), statistics[first].consumers[0].positions.shape[1] == 1
     if single and module.bias is not None and getattr(module, "kernel_size", (1, 1)) == (1, 1):

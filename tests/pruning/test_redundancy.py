@@ -1,4 +1,4 @@
-"""The null of claim C1: chance finds few twins whatever the width, dead channels count on neither side."""
+"""The null of claim C1: few near-duplicates by chance at any width, and dead channels do not count."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def noise(channels: int) -> torch.Tensor:
     return torch.randn(40, channels, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
-def test_best_twin_and_pairs_by_hand() -> None:
+def test_best_match_and_pairs_by_hand() -> None:
     similarity = torch.tensor([[1.0, 0.2, 0.9], [0.2, 1.0, 0.3], [0.9, 0.3, 1.0]])
     assert best_match(similarity).tolist() == pytest.approx([0.9, 0.3, 0.9])
     assert pairs(similarity).tolist() == pytest.approx([0.2, 0.9, 0.3])
 
 
 @pytest.mark.parametrize(("channels", "dead"), [(16, 0), (128, 0), (128, 64)])
-def test_unrelated_channels_have_hardly_a_twin(channels: int, dead: int) -> None:
+def test_unrelated_channels_have_few_near_duplicates(channels: int, dead: int) -> None:
     share = near_duplicate_shares(relay(channels, dead), noise(channels), 0.99, seed=1)["0"]
     assert share["twins"] <= 0.12 and share["live"] == (channels - dead) / channels
 
 
 @pytest.mark.parametrize("dead", [0, 40])
-def test_copies_are_found_among_the_live(dead: int) -> None:
+def test_copies_are_found_beside_dead_channels(dead: int) -> None:
     share = near_duplicate_shares(relay(64, dead, copies=6), noise(64), 0.99, seed=1)["0"]
     assert share["twins"] >= 12 / (64 - dead)  # six copies and their originals
 
 
-def test_an_untrained_network_may_see_the_data(tmp_path) -> None:
+def test_batchnorm_of_an_untrained_network_is_estimated_on_the_images(tmp_path) -> None:
     bench = Bench(Store(tmp_path, "t"), "digits", None, torch.device("cpu"))
     training = Training(epochs=1, learning_rate=0.1)
     reference = Reference(dataset="digits", network="vgg16", width=0.125, seed=0, training=training, precision="fp32")

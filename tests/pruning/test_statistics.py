@@ -92,7 +92,7 @@ def test_maps_before_a_linear_layer_are_laid_out_to_be_looked_at(size: tuple[int
 
 @pytest.fixture(scope="module", params=["wide maps", "many channels"])
 def maps_and_sums(request: pytest.FixtureRequest) -> tuple[torch.Tensor, ChannelStatistics]:
-    """Rectified maps (N, C, H, W), with a dead channel and zero maps, and what one pass in two batches makes of them."""
+    """Rectified maps (N, C, H, W), with a dead channel and zero maps, and their statistics from one pass in two batches."""
     torch.manual_seed(1)
     channels, size = (5, 7) if request.param == "wide maps" else (11, 3)
     model = nn.Sequential(nn.Conv2d(2, channels, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(channels, 2, 1)).eval()

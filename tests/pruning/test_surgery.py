@@ -75,7 +75,7 @@ def test_compact_equals_dense_with_the_channels_zeroed(name: str, options: dict[
     assert plan.kept.keys() == layers.keys() | followers
     for layer, kept in plan.kept.items():
         assert compact.get_submodule(layer).out_channels == len(kept) == keep_count(plan.channels[layer], 0.4)
-    # MACs are foreseen without cutting, and hold for the network that was cut.
+    # The MACs that the plan predicts are those of the pruned network.
     assert plan.macs_left == pytest.approx(count_macs(compact, images) / count_macs(model, images), rel=1e-9)
 
 
@@ -115,6 +115,22 @@ def test_plan_keeps_the_most_important_and_names_what_stays_whole() -> None:
     assert plan.kept == {"stage1.0.conv1": [1, 2]} and plan.channels == {"stage1.0.conv1": 4}
     assert plan.skipped["stage1.1.conv1"] == "no importance given"
     assert "residual sum" in plan.skipped["stage1.0.conv2"]
+
+
+def test_a_printed_plan_shows_channels_before_and_after_and_the_macs_left() -> None:
+    plan = PruningPlan(
+        kept={"features.conv1": [0, 2, 3], "head": [1]}, channels={"features.conv1": 64, "head": 8},
+        skipped={"conv9": "called twice"}, input_shape=(3, 32, 32), ratio=0.5, macs=0.5, macs_left=0.5123,
+    )  # fmt: skip
+    assert str(plan).splitlines() == [
+        "layer           channels    kept",
+        "features.conv1        64       3",
+        "head                   8       1",
+        "51.2% of the MACs are left, 50.0% was the goal",
+        "convolutions left whole: 1; plan.skipped gives the reasons",
+    ]
+    bare = plan.model_copy(update={"macs": None, "macs_left": None, "skipped": {}})
+    assert str(bare).splitlines() == str(plan).splitlines()[:3]
 
 
 def test_plan_goes_to_json_and_back(small_vgg: nn.Module) -> None:

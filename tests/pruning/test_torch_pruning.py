@@ -36,7 +36,7 @@ def test_one_line_in_a_torch_pruning_script(resnet18: nn.Module, criterion: str)
     pruner = tp.pruner.BasePruner(resnet18, IMAGES[:1], importance=FCSImportance(resnet18, IMAGES, criterion),
                                   pruning_ratio=0.5, ignored_layers=[resnet18.fc])  # fmt: skip
     pruner.step()
-    # An inner group keeps what this study's own criterion keeps; ties apart, so does a coupled one.
+    # An inner group keeps what this study's own criterion keeps; so does a coupled group, except for ties.
     kept = select(scores["layer1.0.conv1"], keep_count(64, 0.5))
     assert resnet18.layer1[0].conv1.out_channels == 32
     stem = select(torch.stack([scores[n] for n in ("conv1", "layer1.0.conv2", "layer1.1.conv2")]).mean(0), 32)

@@ -26,7 +26,7 @@ CHOICE = Choice("features.conv2", bins=3)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_a_layer_shows_the_plan_of_the_whole_and_each_twin_is_the_nearest(here: Exploration, criterion: str) -> None:
+def test_a_layer_shows_the_networks_plan_and_each_dropped_channels_most_similar_one(here: Exploration, criterion: str) -> None:
     choice = replace(CHOICE, criterion=criterion)
     view, whole = here.layer(choice), here.whole(choice)
     assert whole.plan.kept["features.conv2"] == view.kept
@@ -59,7 +59,7 @@ def test_a_saved_network_loads_without_the_study(here: Exploration, tmp_path: Pa
         want = whole.merged_recalibrated if merge else whole.plain_recalibrated
         assert accuracy(compact, here.bench.dataset, here.judges) == want
         names: dict[str, object] = {}
-        exec(here.loading_code(path), names)  # noqa: S102 - our own words
+        exec(here.loading_code(path), names)  # noqa: S102 - our own code
         assert names["compact"].state_dict().keys() == compact.state_dict().keys()
 
 

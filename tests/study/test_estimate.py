@@ -1,4 +1,4 @@
-"""What a profile's missing runs will take, before they are done."""
+"""The estimated cost of a profile's missing runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_hours_are_multiply_adds_over_throughput_network_by_network(tmp_path: Pa
     slow, mixed = (hours.loc["all", "hours (ESTIMATE)"] for hours in (all_same, table))
     assert slow / 2 < mixed < slow
     assert table.loc["all", "runs"] == table.runs[:-1].sum()
-    assert not any(tmp_path.iterdir())  # asking leaves no trace
+    assert not any(tmp_path.iterdir())  # the estimate writes nothing
 
 
 def test_the_command_measures_and_prints_a_line_a_stage(tmp_path: Path) -> None:

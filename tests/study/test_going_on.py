@@ -1,4 +1,4 @@
-"""A study that was cut off goes on to the same records; runs side by side are the runs one by one."""
+"""An interrupted study goes on to the same records; runs done side by side equal runs done one by one."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_arms_start_from_the_same_weights_and_count_every_network(smoke: Path) -
     compact, dense = (by_method["tft"][key]["macs"] for key in ("cost", "dense_cost"))
     shares = {name: result["history"][-1]["training_macs"] / by_method["tft"]["history"][-1]["training_macs"]
               for name, result in by_method.items()}  # fmt: skip
-    # A twin has the same widths; the original trains at three passes, or is asked once.
+    # The twin has the same widths. The original costs three passes when it trains and one when it is frozen.
     assert shares == pytest.approx({"tft": 1, "twin": 2, "mlft": 1 + dense / compact, "kd": 1 + dense / compact / 3})
     # The arms' learning rates come from pilot seeds, which are in no other stage.
     assert {r["config"]["reference"]["seed"] for r in study.records(["rates"])} == {100}

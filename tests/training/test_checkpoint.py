@@ -21,7 +21,7 @@ TRAINING = Training(epochs=4, learning_rate=0.05, batch_size=128)
 
 
 class Dropping(nn.Module):
-    """Draws from the global generator in training."""
+    """Its dropout draws from the global generator in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def vgg_cut_off(
     for optimiser in optimisers[1:]:
         assert optimiser.param_groups[0]["fused"] is fused[1]
         for parameter, state in optimiser.state.items():
-            assert state["momentum_buffer"].stride() == parameter.stride()  # which a fused step on a GPU insists on
+            assert state["momentum_buffer"].stride() == parameter.stride()  # which a fused step on a GPU requires
     return train_one(fused[1]), parts
 
 

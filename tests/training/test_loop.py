@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_finite_names_run_epoch_and_learning_rate(digits: Dat
 
 def test_accuracy_is_exact_and_keeps_the_mode(digits: Dataset) -> None:
     class Oracle(nn.Module):
-        """Says class 3 to every image."""
+        """Predicts class 3 for every image."""
 
         def forward(self, x: Tensor) -> Tensor:
             return nn.functional.one_hot(torch.full((len(x),), 3), 10).float()

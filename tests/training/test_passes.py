@@ -116,7 +116,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
             if network.training != mode:
                 return plain(images)
             assert images.shape == buffer.shape
-            assert places == [parameter.data_ptr() for parameter in network.parameters()]  # a graph knows places, not names
+            assert places == [parameter.data_ptr() for parameter in network.parameters()]  # a graph reads addresses, not names
             shapes.append(tuple(images.shape))
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 logits = plain(buffer.copy_(images))
@@ -124,7 +124,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
                 logits.register_hook(backward)
             return logits
 
-        def backward(gradient: Tensor) -> None:  # a replay overwrites what the gradients are made of, it adds nothing
+        def backward(gradient: Tensor) -> None:  # a replay overwrites the gradients and adds nothing
             assert all(parameter.grad is None for parameter in network.parameters())
 
         network.forward = forward  # type: ignore[method-assign]
