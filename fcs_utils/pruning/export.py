@@ -23,9 +23,11 @@ TOLERANCE = 1e-4  # of the logits, absolute and relative
 def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
     """Write a network as one ONNX file with input ``images`` (N, C, H, W), any N, and output ``logits`` (N, classes).
 
-    example: images (N, C, H, W), N of 2 or more, on which onnxruntime must give the logits that PyTorch gives, to 1e-4.
-    Raises StudyError when the packages are missing, the network cannot be exported, or the outputs differ; no file is
-    then left.
+    example: two images or more, (N, C, H, W); on them onnxruntime's logits must equal PyTorch's up to ``TOLERANCE``.
+    The network is exported in eval mode, on the CPU; its mode and device are put back. Returns the path.
+
+    Raises StudyError when packages of the extra ``deploy`` are missing, the example does not fit, the network cannot
+    be exported, or the logits differ; nothing is written then.
     """
     path = Path(path)
     _need_packages()
@@ -79,15 +81,21 @@ def has_onnx() -> bool:
 
 
 def save_compact(path: str | Path, compact: nn.Module, plan: PruningPlan) -> None:
-    """Write a compact network: its weights as safetensors, with the plan as JSON in the file's metadata."""
+    """Write a compact network as one safetensors file: its weights, and the plan as JSON in the metadata.
+
+    plan: the one that ``compact`` was pruned with. An older file at ``path`` is replaced at once or not at all.
+    """
     write_tensors(Path(path), compact.state_dict(), {"plan": plan.model_dump_json()})
 
 
 def load_compact(path: str | Path, dense: nn.Module) -> nn.Module:
     """Read a compact network, bit-equal to the one that was saved.
 
-    dense: the unpruned architecture, with any weights; it is left as it was. Raises StudyError for a file
-    that is missing or damaged, or that belongs to another architecture.
+    dense: the unpruned architecture, with any weights; it stays as it was. Raises StudyError for a file that is
+    missing or damaged, or that belongs to another architecture.
+
+        save_compact("compact.safetensors", compact, plan)
+        again = load_compact("compact.safetensors", build_model("vgg16", num_classes=10))
     """
     plan, state = _read_compact(Path(path))
     compact = prune(dense, plan)

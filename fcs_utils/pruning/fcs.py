@@ -42,8 +42,9 @@ def redundancy_in_bin(similarity: Tensor, norms: Tensor, redundancy: Literal["me
     """How well its bin's other members stand in for each channel (M4).
 
     similarity: (n, n) and norms: (n,) of the bin's members, n of 2 or more. Returns (n,) in -1..1.
-    For ``greedy`` a channel's redundancy is its similarity to its twin at the moment it is dropped; the
-    last one standing has no twin left and gets -1.
+    ``mean`` and ``max`` are over the other members. ``greedy`` drops one channel of the most similar pair at a
+    time; a channel's redundancy is then its similarity to the other one, and the last channel gets -1.
+    Raises StudyError for another redundancy.
     """
     others = similarity.clone()
     if redundancy == "mean":
@@ -89,7 +90,8 @@ def fcs(
 
     Channels of similar L1 norm share a bin; inside it the channels that the others resemble go first. With
     ``quota="bin"`` every bin gives about the same share: importance is (rank in the bin + 1/2) / bin size.
-    With ``quota="layer"`` it is minus the redundancy and the whole layer is ranked.
+    With ``quota="layer"`` it is minus the redundancy and the whole layer is ranked. Returns (C,), higher = keep.
+    Raises StudyError for an unknown option, fewer than one bin, and a reading that was not collected.
     """
     if quota not in ("bin", "layer"):
         raise refuse("quota", quota, "'bin' or 'layer'")

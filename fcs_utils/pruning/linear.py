@@ -1,6 +1,6 @@
 """Least squares on the Gram matrix: which channels the others rebuild, and how (beyond the paper).
 
-A pair of twins is the smallest case of linear dependence. The Gram matrix, which pairwise similarity needs
+A pair of near-duplicates is the smallest case of linear dependence. The Gram matrix, which pairwise similarity needs
 anyway, holds all of it.
 """
 

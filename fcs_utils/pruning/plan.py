@@ -77,6 +77,7 @@ class PruningPlan(BaseModel):
         return "\n".join(lines)
 
     def to_json(self) -> str:
+        """The plan as JSON, which ``from_json`` reads."""
         return self.model_dump_json(indent=1)
 
     @classmethod
@@ -106,13 +107,13 @@ def make_plan(
     macs: float | None = None,
     scope: Scope = "inner",
 ) -> PruningPlan:
-    """Choose the channels that stay: the same share of every layer (M6).
+    """Choose the channels that stay: every layer loses the same share of its channels (M6).
 
     example: images (N, C, H, W), one is enough. importances: (C,) by convolution name, higher = keep; layers
-    without one stay whole. ratio: the share of channels to remove; or macs: the share of the dense network's
-    MACs to leave, for which the ratio is found whose whole channel counts come nearest. scope: ``inner``, or
-    ``all``, where layers that share a residual sum lose the same channels, by the mean of their importances
-    (M7). Layers that must stay whole are listed with the reason in ``skipped``.
+    without one stay whole. ratio: the share of channels to remove. macs, instead of ratio: the share of the dense
+    network's MACs to leave; the plan comes as near as whole channels allow. scope: ``inner`` leaves layers that
+    share a residual sum whole; ``all`` removes the same channels from each of them, by the mean of their
+    importances (M7). The plan's ``skipped`` says why a layer stays whole.
 
     Raises StudyError for a bad ratio, macs or scope, an importance that does not fit its layer, and when no
     layer is left to prune.

@@ -148,18 +148,22 @@ def collect_statistics(
     batch_size: int = 256,
     transform: Callable[[Tensor], Tensor] = lambda maps: maps,
 ) -> dict[str, ChannelStatistics]:
-    """Statistics of every prunable convolution in one pass, in eval mode.
+    """Collect the statistics of every prunable convolution in one forward pass, in eval mode (M1, M3).
 
     model: any convolutional classifier; its mode is put back afterwards.
-    images: (N, C, H, W) float, normalised, never augmented, on the model's device.
-    layers: convolution names; default all of inner scope (M7), coupled ones can be named too.
+    images: the calibration set, (N, C, H, W) float, normalised, never augmented, on the model's device.
+    layers: convolution names; by default all that no residual sum couples (M7); coupled ones can be named.
     tap: see ``tapped``.
     readings: similarities to collect (M3); ``pooled`` costs nothing beyond the Gram matrix.
     extras: what other criteria read, in the same pass: ``apoz``, ``hrank``, ``chip``.
+    batch_size: images in one forward pass; memory grows with it, and not with N.
     transform: applied to each batch of maps (N, C, ...) before it is summed, as ``shuffle_pixels`` for the null.
 
-    Returns statistics by convolution name. Raises StudyError for unknown layers, readings or extras, images
-    that do not fit the network, and activations that are not finite.
+    Returns statistics by convolution name, in float64 on the CPU. Raises StudyError for an unknown tap, layer,
+    reading or extra, a batch_size below 1, images that do not fit, and activations that are not finite.
+
+        statistics = collect_statistics(model, images)
+        statistics["features.conv1"].similarity()  # (C, C) cosines of the layer's channels
     """
     if tap not in ("consumer", "conv"):
         raise refuse("tap", tap, "'consumer' or 'conv'")

@@ -56,6 +56,7 @@ class Sums:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def finite(self) -> bool:
+        """Whether no sum is NaN or infinite."""
         return all(bool(value.isfinite().all()) for value in self.sums.values())
 
     def mean(self, name: str, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a plan to a smaller network: surgery, compensation, BatchNorm recalibration, and files of compact networks."""
+"""From a plan to a compact network: surgery, and BatchNorm recalibration (M9)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def prune(
     compensate: Compensate = "none",
     statistics: Mapping[str, ChannelStatistics] | None = None,
 ) -> nn.Module:
-    """A really smaller copy of the network; the original is left as it was.
+    """Return a compact copy of the network without the channels that the plan drops; the original stays as it was.
 
-    compensate: ``merge`` lets the kept channels stand in for the dropped ones (M8), from the statistics of
-    this network; layers where that cannot be done are named in a warning.
+    plan: from ``make_plan`` for this architecture. compensate: ``merge`` adds each dropped channel's best
+    reconstruction from the kept ones to the weights that read it (M8), from this network's ``statistics`` by layer;
+    a warning names the layers where it cannot. Gradient flags and train or eval mode are copied.
+    Example: ``compact = prune(model, make_plan(model, images, scores, ratio=0.5))``.
 
-    Gradient flags and train or eval mode come out as they went in. Raises StudyError when the plan was made
-    for another network or is damaged.
+    Raises StudyError for an unknown compensate, missing statistics, and a plan that is damaged or of another network.
     """
     if compensate not in ("none", "merge"):
         raise refuse("compensate", compensate, "'none' or 'merge'")
