@@ -19,7 +19,6 @@ import re
 
 # Spelled out so that a typo is refused without importing torch; a test compares them with the real tables.
 PROFILES = ("smoke", "quick", "cifar", "fashion", "paper", "paper-core", "paper-resnet110")
-HEADLINE = "cifar"  # whose verdicts stand in the README
 STAGES = ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")
 
 
@@ -122,8 +121,8 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
     tables = add("tables", "write tables and verdicts from records, running nothing", "python -m fcs_utils tables --profile cifar")
     add_data(tables)
     tables.add_argument("--allow-missing", action="store_true", help="list runs without a record in a table instead of refusing")
-    readme = add("readme", "render the README's table and figure from records", "python -m fcs_utils readme", HEADLINE)
-    readme.add_argument("--check", action="store_true", help="change nothing; fail when they are stale")
+    publish = add("publish", "promote what was run on this machine to the published results", "python -m fcs_utils publish")
+    add_data(publish)
     return parser
 
 
@@ -198,10 +197,11 @@ def _check_folder(parameter: str, folder: str) -> None:
 
 def _dispatch(options: argparse.Namespace) -> int:
     started = time.monotonic()
-    if options.command == "readme":
-        from fcs_utils.report.readme import update_readme
+    if options.command == "publish":
+        from fcs_utils.report.published import publish
 
-        return update_readme(options.profile, options.out, check=options.check)
+        print(f"published: {publish(options.profile, options.out, options.data)}")
+        return 0
     if options.command == "tables":
         from fcs_utils.report.frames import make_report
         from fcs_utils.study.study import Study
@@ -234,7 +234,7 @@ def _dispatch(options: argparse.Namespace) -> int:
         if options.command == "run":
             _run(name, options, started)
         else:
-            _publish(name, options)
+            _build(name, options)
     return 0
 
 
@@ -252,7 +252,7 @@ def _speed(options: argparse.Namespace) -> None:
     study = Study(options.profile, options.out, device=options.device)
     print(speed_table(measure_here(study.store, study.profile.speed, study.bench.device.type)[-1:]).to_string(index=False))
     print("usual: DataLoader, PIL images, fp32, NCHW; study: a run as done here; two at once: both together, a thread each;")
-    print(f"convolutions alone: what a loop cannot go below. Kept in {study.store.speed()}")
+    print(f"convolutions alone: what a loop cannot go below. Kept in {study.store.measurements()}")
 
 
 def _estimate(names: Sequence[str], options: argparse.Namespace) -> None:
@@ -269,10 +269,10 @@ def _estimate(names: Sequence[str], options: argparse.Namespace) -> None:
         )
 
 
-def _publish(name: str, options: argparse.Namespace) -> None:
-    from fcs_utils.report.publish import publish
+def _build(name: str, options: argparse.Namespace) -> None:
+    from fcs_utils.report.publish import build
 
-    index = publish(name, options.out, options.data, options.notebooks, options.workers)
+    index = build(name, options.out, options.data, options.notebooks, options.workers)
     print(f"open {index.resolve()} in a browser")
 
 

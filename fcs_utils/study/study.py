@@ -13,7 +13,6 @@ from typing import Any
 from tqdm import tqdm
 
 from fcs_utils.errors import OutOfTime, StudyError, is_out_of_memory, refuse
-from fcs_utils.files import write_checksummed
 from fcs_utils.machine import describe_machine, describe_moment, one_thread, pick_device
 from fcs_utils.study.grid import STAGES, Rates, Stage, grid
 from fcs_utils.study.guards import file_lock
@@ -22,7 +21,7 @@ from fcs_utils.study.networks import Bench, OnMacs, expected_macs
 from fcs_utils.study.pool import Outcome, Workers
 from fcs_utils.study.profiles import Profile, get_profile
 from fcs_utils.study.rates import choose_learning_rates, margin
-from fcs_utils.study.records import Settings, Store, read_record
+from fcs_utils.study.records import Settings, Store, read_record, write_record
 from fcs_utils.study.runs import SCHEMA, Run, describe
 from fcs_utils.training.passes import Mode, check_mode
 
@@ -211,7 +210,7 @@ class Study:
             if (record := self.record(run)) is not None:  # another process was faster
                 return record
             record = self._done(run, parent_record, on_macs)
-            write_checksummed(self.store.record(run.kind, run.identity), record)
+            write_record(self.store, record)
             self.bench.checkpoint(run).remove()
         return record
 
