@@ -63,7 +63,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["run", "--time-budget", "nanh"], "'nanh' is not allowed"),
     (["run", "--time-budget=-1h"], "'-1h' is not allowed"),
     (["tables", "--profile", "smoke"], "have no record in"),
-    (["readme", "--profile", "smoke", "--check"], "have no record in"),
+    (["publish", "--profile", "smoke"], "have no record in"),
 ]
 
 

@@ -24,7 +24,7 @@ def test_what_is_lacking_is_what_a_study_then_does(smoke: Path, tmp_path: Path) 
     assert len({run.identity for run in listed}) == len(listed)
     # Which arms there are depends on the chosen rates; all else is known beforehand, the pilots' networks included.
     before = {run.identity for stage, runs in fresh.items() if stage != "arms" for run in runs}
-    made = {path.stem.rsplit("-", 1)[1] for path in (smoke / "smoke" / "records").glob("*.json")}
+    made = {path.stem.rsplit("-", 1)[1] for path in (smoke / "smoke" / "work" / "records").glob("*.json")}
     assert made == before | {run.identity for run in done.grid["arms"]}
 
 
