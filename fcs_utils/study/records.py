@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -17,17 +16,14 @@ import torch
 from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import (
-    LARGEST,
-    check_checksum,
-    parse_json,
     read_checksummed,
     read_or_set_aside,
     set_aside,
     write_checksummed,
 )
 from fcs_utils.machine import pick_precision
+from fcs_utils.study.packed import Record, read_lines, to_lines
 
-MOST_CHANNELS = 1_000_000  # of a layer: a damaged range must not take the memory
 ABANDONED = 3600.0  # seconds after which nobody writes to a temporary file any more
 
 
@@ -139,9 +135,6 @@ class Store:
         return kept
 
 
-Record = dict[str, Any]
-
-
 def read_record(store: Store, kind: str, identity: str) -> Record | None:
     """The record of a run, or None where there is none. It may be shared: do not change it.
 
@@ -171,39 +164,9 @@ def write_record(store: Store, record: Record) -> None:
     write_checksummed(store.record(record["kind"], record["id"]), record)
 
 
-# -- published records ---------------------------------------------------------------------------------------------
-
-_read: dict[Path, tuple[tuple[int, int], dict[str, Record]]] = {}  # by file: its time and size, and what it held
-
-
 def read_packed(store: Store) -> dict[str, Record]:
-    """The published records by identity, read once and again when the file has changed.
-
-    A line that is damaged is named in a warning and left out.
-    """
-    path = store.packed()
-    try:
-        state = path.stat()
-        stamp = (state.st_mtime_ns, state.st_size)
-        if path not in _read or _read[path][0] != stamp:
-            _read[path] = (stamp, dict(_parse_lines(path)))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
-    return _read[path][1]
-
-
-def _parse_lines(path: Path) -> Iterator[tuple[str, Record]]:
-    if (size := path.stat().st_size) > LARGEST:
-        raise StudyError(f"{path} has {size:,} bytes; files of this study have at most {LARGEST:,}")
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            record = check_checksum(_change_plan(parse_json(line, f"line {number} of {path}"), _unpack), f"line {number} of {path}")
-            yield record["id"], record
-        except (StudyError, ValueError, LookupError, TypeError, AttributeError) as error:
-            why = str(error) if isinstance(error, StudyError) else f"line {number} of {path} is damaged ({error})"
-            warnings.warn(f"{why}; this run is done again, the other lines count", stacklevel=4)
+    """The published records by identity. They are shared: do not change them."""
+    return read_lines(store.packed())
 
 
 def pack(store: Store) -> bytes:
@@ -216,35 +179,7 @@ def pack(store: Store) -> bytes:
         own = read_checksummed(path)
         if own["result"] != found.setdefault(own["id"], own)["result"]:
             raise StudyError(f"{path} has another result than the published record of the same run; remove one of the two")
-    # Keys keep their order: layers run from input to output.
-    lines = (json.dumps(_change_plan(found[name], _pack), separators=(",", ":"), allow_nan=False) for name in sorted(found))
-    return "".join(line + "\n" for line in lines).encode()
-
-
-def _change_plan(record: Record, change: Callable[[Any], Any]) -> Record:
-    plan = record.get("result", {}).get("plan")
-    if plan is None:
-        return record
-    kept = {layer: change(channels) for layer, channels in plan["kept"].items()}
-    return {**record, "result": {**record["result"], "plan": {**plan, "kept": kept}}}
-
-
-def _pack(channels: list[int]) -> str:
-    """[0, 1, 2, 5] -> '0-2 5'."""
-    runs: list[list[int]] = []
-    for channel in channels:
-        if runs and channel == runs[-1][1] + 1:
-            runs[-1][1] = channel
-        else:
-            runs.append([channel, channel])
-    return " ".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)
-
-
-def _unpack(text: str) -> list[int]:
-    ends = [list(map(int, part.split("-"))) for part in text.split()]
-    if sum(end[-1] - end[0] + 1 for end in ends) > MOST_CHANNELS:
-        raise ValueError("a layer with too many channels")
-    return [channel for end in ends for channel in range(end[0], end[-1] + 1)]
+    return to_lines(found)
 
 
 class Settings:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import read_checksummed, write_atomic
-from fcs_utils.study.records import Store, _pack, _unpack, pack, read_packed, read_record, write_record
+from fcs_utils.study.packed import _pack, _unpack
+from fcs_utils.study.records import Store, pack, read_packed, read_record, write_record
 from tests.conftest import ROOT
 
 
