@@ -32,7 +32,7 @@ TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE / "templates"
 
 # Code spans and fences first, so that a dollar inside one stays a dollar.
 MATH = re.compile(r"(?P<code>```.*?```|`[^`\n]+`)|\$\$(?P<block>.+?)\$\$|(?<![\\$])\$(?P<inline>[^\s$](?:[^$\n]*[^\s$])?)\$", re.S)
-HEADING = re.compile(r'<h2 id="([^"]+)">(.+?)</h2>', re.S)
+HEADING = re.compile(r'<h2 id="([^"]+)">(.+?)(?:<a class="anchor-link"|</h2>)', re.S)
 
 
 class Math:
@@ -76,7 +76,7 @@ def render_page(study: Study, notebook: Notebook, shared: dict[str, Any]) -> Non
         for output in cell.get("outputs", []):
             if "text/markdown" in output.get("data", {}):
                 output.data["text/markdown"] = math.hide(output.data["text/markdown"])
-    exporter = HTMLExporter(template_name="notebook", extra_template_basedirs=[str(HERE / "templates")], exclude_anchor_links=True,
+    exporter = HTMLExporter(template_name="notebook", extra_template_basedirs=[str(HERE / "templates")],
                             filters={"figure_links": lambda name: figure_links(study.store, name, "../")})  # fmt: skip
     body = math.put_back(exporter.from_notebook_node(content)[0])
     _write_page(study.store.page(notebook.name), title_and_question(notebook)[0], body, {**shared, "up": "../"}, notebook.name)
