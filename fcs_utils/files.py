@@ -77,13 +77,20 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if (size := path.stat().st_size) > LARGEST:
             raise StudyError(f"{path} has {size:,} bytes; files of this study have at most {LARGEST:,}")
-        value = json.loads(path.read_bytes(), parse_constant=_no_number)
+        content = path.read_bytes()
     except OSError as error:
         raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
+    return parse_json(content, str(path))
+
+
+def parse_json(content: bytes, where: str) -> dict[str, Any]:
+    """A JSON object from its text. Raises StudyError, naming where it comes from, for anything else."""
+    try:
+        value = json.loads(content, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise StudyError(f"{path} is not valid JSON ({error})") from error
+        raise StudyError(f"{where} is not valid JSON ({error})") from error
     if not isinstance(value, dict):
-        raise StudyError(f"{path} holds a {type(value).__name__}, not an object")
+        raise StudyError(f"{where} holds a {type(value).__name__}, not an object")
     return value
 
 
@@ -104,13 +111,17 @@ def write_checksummed(path: Path, value: Mapping[str, Any]) -> None:
 
 def read_checksummed(path: Path) -> dict[str, Any]:
     """Read what ``write_checksummed`` wrote. Raises StudyError when the file is missing, damaged or was changed."""
-    value = read_json(path)
+    return check_checksum(read_json(path), str(path))
+
+
+def check_checksum(value: dict[str, Any], where: str) -> dict[str, Any]:
+    """A value that carries its checksum, as it is. Raises StudyError, naming where it comes from, when the two do not agree."""
     volatile = value.get("volatile")
     if not isinstance(volatile, dict) or "sha256" not in volatile:
-        raise StudyError(f"{path} has no checksum: it was not written by this study")
+        raise StudyError(f"{where} has no checksum: it was not written by this study")
     bare = {**value, "volatile": {key: inner for key, inner in volatile.items() if key != "sha256"}}
     if _text_sum(bare) != volatile["sha256"]:
-        raise StudyError(f"{path} does not match its checksum: it was changed or damaged")
+        raise StudyError(f"{where} does not match its checksum: it was changed or damaged")
     return value
 
 

@@ -100,7 +100,7 @@ def _dispatch(options: argparse.Namespace) -> None:
 
 
 def _build(name: str, options: argparse.Namespace) -> None:
-    from fcs_utils.report.publish import publish as build
+    from fcs_utils.report.publish import build
 
     index = build(name, options.out, options.data, options.notebooks, options.workers)
     print(f"open {index.resolve()} in a browser")
@@ -139,7 +139,7 @@ def _speed(options: argparse.Namespace) -> None:
     study = _open(options.profile, options)
     print(speed_table(measure_here(study.store, study.profile.speed, study.bench.device.type)[-1:]).to_string(index=False))
     print("usual: DataLoader, PIL images, fp32, NCHW; study: a run as done here; two at once: both together, a thread each;")
-    print(f"convolutions alone: what a loop cannot go below. Kept in {study.store.speed()}")
+    print(f"convolutions alone: what a loop cannot go below. Kept in {study.store.measurements()}")
 
 
 def _tables(options: argparse.Namespace) -> None:
@@ -154,14 +154,8 @@ def _tables(options: argparse.Namespace) -> None:
 def _publish(options: argparse.Namespace) -> None:
     from fcs_utils.report.published import publish
 
-    publish(options.profile, options.out, options.data)
-
-
-def _readme(options: argparse.Namespace) -> None:
-    from fcs_utils.report.readme import update_readme
-
-    sys.exit(update_readme(options.profile, options.out, check=options.check))
+    print(f"published: {publish(options.profile, options.out, options.data)}")
 
 
 # The commands for one profile on its own data set.
-ALONE = {"tables": _tables, "speed": _speed, "publish": _publish, "readme": _readme}
+ALONE = {"tables": _tables, "speed": _speed, "publish": _publish}

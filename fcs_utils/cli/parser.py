@@ -92,7 +92,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "how training passes are done: plain (default), compiled (torch.compile), or graphs (CUDA graphs, on a GPU)",
     },
     "--allow-missing": {"action": "store_true", "help": "list runs without a record in a table instead of refusing"},
-    "--check": {"action": "store_true", "help": "change nothing; fail when they are stale"},
 }  # fmt: skip
 
 # Each command: what it does, an example, its default profile, and its options beside --profile and --out.
@@ -115,7 +114,6 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     ),
     "tables": ("write tables and verdicts from records, running nothing", "--profile cifar", "quick", "--data --allow-missing"),
     "publish": ("pack a profile's results into the files that are committed", "--profile cifar", HEADLINE, "--data"),
-    "readme": ("render the README's table and figure from records", "", HEADLINE, "--check"),
 }  # fmt: skip
 
 

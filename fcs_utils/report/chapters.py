@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # imports torch, which takes seconds; an up-to-date start nee
 
 PACKAGE = Path(__file__).parents[1]
 SOURCES = PACKAGE.parent / "notebooks"
+KEEPS_FIGURES = "FCS_KEEPS_FIGURES"  # set for the notebooks that a study executes; in all others figures are only shown
 
 
 @dataclass(frozen=True)

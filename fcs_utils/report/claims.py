@@ -219,3 +219,14 @@ def c3_sentence(table: pd.DataFrame) -> str:
     same = f"better than TFT of the same length {at('better', 'supported')} and worse {at('better', 'contradicted')}"
     longest = f"no worse than TFT's longest {at('no worse', 'supported')} and worse {at('no worse', 'contradicted')}"
     return f"MLFT is shown {same}; {longest}"
+
+
+def findings(table: pd.DataFrame) -> dict[str, str]:
+    """What was found about each claim of a ledger, in sentences with effect, interval and number of seeds."""
+    return {
+        str(claim): " ".join(
+            f"{row.comparison}: {row.effect:+.2f} {row.unit} (95 % interval {row.low:+.2f} to {row.high:+.2f}, n = {row.n})."
+            for row in rows[rows.decisive].itertuples()
+        )
+        for claim, rows in table.groupby("claim", sort=False)
+    }

@@ -144,7 +144,7 @@ class Report:
         return {**shown, "published": tables.published_table()}
 
     def write(self, store: Store) -> None:
-        """Tables as CSV, Markdown and LaTeX, and the ledger as JSON."""
+        """Tables as CSV and Markdown, and the ledger as JSON."""
         for name, table in self.tables().items():
             tables.write_table(store, name, table)
         rows = self.ledger.astype(object).where(self.ledger.notna(), None)  # NaN is no JSON

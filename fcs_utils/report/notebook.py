@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +18,9 @@ from matplotlib.figure import Figure
 
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import write_atomic
+from fcs_utils.report.chapters import KEEPS_FIGURES
 from fcs_utils.report.figures import use_house_style
+from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,25 +68,39 @@ def pick(parameter: str, value: T, allowed: Sequence[T], default: T | None = Non
 
 
 def show(study: Study, figure: Figure, name: str, alt: str, data: pd.DataFrame | None = None) -> None:
-    """Show a figure with its text for those who cannot see it; keep it as PNG and SVG in the results, and ``data`` as CSV."""
+    """Show a figure with its text for those who cannot see it.
+
+    Where the study itself runs the chapter, the figure is kept as PNG and SVG in the results, and ``data`` as CSV. Whoever
+    explores, in JupyterLab or with papermill, writes nothing: parameters may differ from the profile's own.
+    """
     if not alt:
         raise StudyError(f"figure {name} needs an alternative text")
+    keeps = os.environ.get(KEEPS_FIGURES)
+    content = save_figure(study.store, figure, name, data) if keeps else _drawn(figure, "png")
+    plt.close(figure)
+    shown = {"image/png": base64.b64encode(content).decode(), "text/plain": alt}
+    width = round(figure.get_figwidth() * figure.dpi)
+    display(shown, metadata={"image/png": {"alt": alt, "width": width, "figure": name}}, raw=True)
+
+
+def save_figure(store: Store, figure: Figure, name: str, data: pd.DataFrame | None = None) -> bytes:
+    """Keep a figure as PNG and SVG in ``work``, and ``data`` as CSV; returns the PNG."""
     if data is not None:  # nested columns, such as a run's history, are in the records
         flat = data.drop(columns=[c for c in data.columns if data[c].map(lambda value: isinstance(value, list | dict)).any()])
-        write_atomic(study.store.figure(name, "csv"), flat.to_csv(index=False, float_format="%.6g").encode())
-    for suffix in ("png", "svg"):
-        buffer = io.BytesIO()
-        # No date in the file: equal data must give equal bytes.
-        figure.savefig(buffer, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
-        if suffix == "png" or len(buffer.getvalue()) < 300_000:  # pictures of many pixels are no vectors
-            write_atomic(study.store.figure(name, suffix), buffer.getvalue())
-        if suffix == "png":
-            content = base64.b64encode(buffer.getvalue()).decode()
+        write_atomic(store.figure(name, "csv"), flat.to_csv(index=False, float_format="%.6g").encode())
+    picture, vectors = _drawn(figure, "png"), _drawn(figure, "svg")
+    write_atomic(store.figure(name, "png"), picture)
+    if len(vectors) < 300_000:  # pictures of many pixels are no vectors
+        write_atomic(store.figure(name, "svg"), vectors)
     plt.close(figure)
-    width = round(figure.get_figwidth() * figure.dpi)
-    display(
-        {"image/png": content, "text/plain": alt}, metadata={"image/png": {"alt": alt, "width": width, "figure": name}}, raw=True
-    )
+    return picture
+
+
+def _drawn(figure: Figure, suffix: str) -> bytes:
+    buffer = io.BytesIO()
+    # No date in the file: equal data must give equal bytes.
+    figure.savefig(buffer, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
+    return buffer.getvalue()
 
 
 def by_epoch(runs: pd.DataFrame) -> pd.DataFrame:
@@ -93,8 +110,8 @@ def by_epoch(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(frame: pd.DataFrame) -> None:
-    """Show a table without its index."""
-    display(HTML(frame.to_html(index=False, border=0)))
+    """Show a table without its index; on the page, a click on a column's head sorts it."""
+    display(HTML(frame.to_html(index=False, border=0, classes="sortable", justify="unset")))
 
 
 def say(text: str) -> None:

@@ -1,8 +1,9 @@
-"""HTML: executed notebooks through nbconvert and one shared look; the index page from records."""
+"""HTML: executed notebooks through nbconvert and one shared look; the index page, with its tables and figures, from records."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,20 @@ import jinja2
 import nbformat
 import pandas as pd
 from latex2mathml.converter import convert as to_mathml
+from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 
+from fcs_utils.benchmarks import scoring
 from fcs_utils.benchmarks.latency import deployment_table
-from fcs_utils.benchmarks.scoring import cost_frame, cost_table
-from fcs_utils.files import read_or_set_aside, write_atomic
+from fcs_utils.files import write_atomic
+from fcs_utils.report import ablation_figures, ablations, arm_figures, figures
 from fcs_utils.report.chapters import NOTEBOOKS, Notebook
 from fcs_utils.report.claims import STATEMENTS, claim_verdicts
-from fcs_utils.report.frames import make_report
-from fcs_utils.report.polish import figure_links, polish
+from fcs_utils.report.frames import Report, make_report
+from fcs_utils.report.notebook import save_figure
+from fcs_utils.report.tables import write_table
+from fcs_utils.study.measurements import kept
+from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
 
 HERE = Path(__file__).parent
@@ -26,6 +32,7 @@ TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE / "templates"
 
 # Code spans and fences first, so that a dollar inside one stays a dollar.
 MATH = re.compile(r"(?P<code>```.*?```|`[^`\n]+`)|\$\$(?P<block>.+?)\$\$|(?<![\\$])\$(?P<inline>[^\s$](?:[^$\n]*[^\s$])?)\$", re.S)
+HEADING = re.compile(r'<h2 id="([^"]+)">(.+?)(?:<a class="anchor-link"|</h2>)', re.S)
 
 
 class Math:
@@ -60,59 +67,102 @@ def title_and_question(notebook: Notebook) -> tuple[str, str]:
     return title[1], " ".join(question[1].split())
 
 
-def render_page(study: Study, notebook: Notebook) -> None:
-    """The executed copy of a notebook as one HTML file that needs no other."""
-    content = nbformat.read(study.store.executed(notebook.name), as_version=4)
-    math, figures = Math(), {}
+def render_page(study: Study, notebook: Notebook, shared: dict[str, Any]) -> None:
+    """The executed copy of a notebook as one HTML file that needs no other. shared: from ``shared_parts``."""
+    content, math = nbformat.read(study.store.executed(notebook.name), as_version=4), Math()
     for cell in content.cells:
         if cell.cell_type == "markdown":
             cell.source = math.hide(cell.source)
         for output in cell.get("outputs", []):
-            shown = output.get("metadata", {}).get("image/png", {})
-            if "figure" in shown:
-                figures[shown["alt"]] = shown["figure"]
             if "text/markdown" in output.get("data", {}):
                 output.data["text/markdown"] = math.hide(output.data["text/markdown"])
-    exporter = HTMLExporter(template_name="notebook", extra_template_basedirs=[str(HERE / "templates")])
-    body, _ = exporter.from_notebook_node(content)
-    body, contents = polish(math.put_back(body), study.store, "../", figures)
-    html = TEMPLATES.get_template("page.html.j2").render(
-        title=title_and_question(notebook)[0], body=body, contents=contents, here=notebook.name, **_shared(study, "../")
-    )
-    write_atomic(study.store.page(notebook.name), html.encode())
+    exporter = HTMLExporter(template_name="notebook", extra_template_basedirs=[str(HERE / "templates")],
+                            filters={"figure_links": lambda name: figure_links(study.store, name, "../")})  # fmt: skip
+    body = math.put_back(exporter.from_notebook_node(content)[0])
+    _write_page(study.store.page(notebook.name), title_and_question(notebook)[0], body, {**shared, "up": "../"}, notebook.name)
 
 
-def render_index(study: Study) -> None:
-    """The page to open: verdicts, tables and key figures where the records for them are there."""
+def render_index(study: Study, shared: dict[str, Any], report: Report | None) -> None:
+    """The page to open: verdicts, tables and figures. report: None while runs are missing."""
     store = study.store
-    missing = list(study.missing())
-    context: dict[str, Any] = {"missing": missing, "summary": study.profile.summary}
-    if not missing:
-        report = make_report(study)
-        verdicts = claim_verdicts(report.ledger)
+    context: dict[str, Any] = {"missing": list(study.missing()), "summary": study.profile.summary}
+    if report:
         context |= {
-            "claims": [(claim, STATEMENTS[claim], verdict) for claim, verdict in verdicts.items()],
+            "claims": [(claim, STATEMENTS[claim], verdict) for claim, verdict in claim_verdicts(report.ledger).items()],
             "tables": {name: html_table(table) for name, table in report.tables().items()},
         }
-        if found := read_or_set_aside(store.deploy()):
-            context["deployment"] = html_table(deployment_table(found))
-        if costs := read_or_set_aside(store.cost()):
+        for found in kept(store, "latency")[:1]:
+            context["deployment"] = _kept_table(store, "deployment", deployment_table(found))
+        for costs in kept(store, "scoring")[:1]:
             machine = costs["machine"]
-            context |= {"cost_table": html_table(cost_table(cost_frame(costs))),
+            context |= {"cost_table": _kept_table(store, "cost", scoring.cost_table(scoring.cost_frame(costs))),
                         "cost_machine": f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}"}  # fmt: skip
     chapters = [(n.name, *title_and_question(n), store.page(n.name).exists()) for n in NOTEBOOKS.values()]
-    shared = _shared(study, "")
-    body, contents = polish(TEMPLATES.get_template("index.html.j2").render(chapters=chapters, **context, **shared), store, "", {})
-    html = TEMPLATES.get_template("page.html.j2").render(title="Overview", body=body, contents=contents, **shared)
-    write_atomic(store.index(), html.encode())
+    body = TEMPLATES.get_template("index.html.j2").render(
+        chapters=chapters, figure_links=lambda name: figure_links(store, name, ""), **context, **shared
+    )
+    _write_page(store.index(), "Overview", body, {**shared, "up": ""})
+
+
+def _write_page(path: Path, title: str, body: str, shared: dict[str, Any], here: str = "") -> None:
+    contents = HEADING.findall(body)
+    page = TEMPLATES.get_template("page.html.j2").render(title=title, body=body, contents=contents, here=here, **shared)
+    write_atomic(path, page.encode())
 
 
 def html_table(table: pd.DataFrame) -> str:
-    """A table as HTML, escaped, numbers to the right."""
-    return table.to_html(index=False, border=0, classes="data", justify="unset")
+    """A table as HTML, escaped; a click on a column's head sorts it."""
+    return table.to_html(index=False, border=0, classes="sortable", justify="unset")
 
 
-def _shared(study: Study, up: str) -> dict[str, Any]:
+def _kept_table(store: Store, name: str, table: pd.DataFrame) -> str:
+    write_table(store, name, table)
+    return html_table(table)
+
+
+def figure_links(store: Store, name: str, up: str) -> list[tuple[str, str]]:
+    """What there is of a figure, from a page: the picture to scale, and the numbers behind it. up: the way to ``work``."""
+    places = [(store.figure(name, "svg"), "SVG"), (store.figure(name, "png"), "PNG"), (store.figure(name, "csv"), "data")]
+    return [(up + path.relative_to(store.work).as_posix(), title) for path, title in places if path.exists()]
+
+
+FIGURES: dict[str, Callable[[Report], Figure]] = {  # of the index, by the name under which a chapter shows the same one
+    "claims": lambda report: figures.forest(report.ledger),
+    "twins_by_layer": lambda report: figures.twin_share_by_layer(report.similarity),
+    "accuracy_against_macs": lambda report: figures.accuracy_against_macs(report.tuned, report.references),
+    "ranking": lambda report: figures.ranking(report.tuned),
+    "accuracy_against_budget": lambda report: arm_figures.accuracy_against_budget(*_without_and_with_scratch(report.arms)),
+    "together": lambda report: arm_figures.together(_without_and_with_scratch(report.arms)[0]),
+    "variation_gains": lambda report: ablation_figures.variation_gains(ablations.variations(report.ablation)),
+    "merge_panels": lambda report: ablation_figures.merge_panels(ablations.merge_frame(report.ablation)),
+}
+
+
+def _without_and_with_scratch(arms: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    scratch = arms.method.str.startswith("scratch")
+    return arms[~scratch], arms[scratch]
+
+
+def draw_figures(store: Store, report: Report) -> None:
+    """The figures of the index, from records and measurements alone."""
+    figures.use_house_style()
+    for name, draw in FIGURES.items():
+        save_figure(store, draw(report), name)
+    for costs in kept(store, "scoring")[:1]:
+        save_figure(
+            store,
+            figures.cost_growth(scoring.cost_frame(costs), {name: one.title for name, one in scoring.PROCEDURES.items()}),
+            "cost_growth",
+        )
+
+
+def read_report(study: Study) -> Report | None:
+    """A study's tables and verdicts, or None while runs are missing."""
+    return None if study.missing() else make_report(study)
+
+
+def shared_parts(study: Study) -> dict[str, Any]:
+    """What every page shows: style, script, and the footer's account of the records."""
     study.rates()  # the arms are part of the grid once their learning rates are known
     runs = list({run.identity: run for stage in study.grid.values() for run in stage}.values())
     records = [record for run in runs if (record := study.record(run)) is not None]
@@ -120,7 +170,6 @@ def _shared(study: Study, up: str) -> dict[str, Any]:
     dates = sorted(r["volatile"]["date"][:10] for r in records)
     commits = list(dict.fromkeys(r["volatile"]["commit"] for r in records))
     return {
-        "up": up,
         "style": (HERE / "templates" / "style.css").read_text(),
         "script": "".join(file.read_text("utf-8-sig") for file in sorted((HERE / "templates" / "vendor").glob("*.js"))),
         "profile": study.profile.name,
@@ -135,5 +184,4 @@ def _shared(study: Study, up: str) -> dict[str, Any]:
         "nav": [
             (n.name, number, title_and_question(n)[0]) for number, n in NOTEBOOKS.items() if study.store.executed(n.name).exists()
         ],
-        "figure_links": lambda name: figure_links(study.store, name),
     }

@@ -7,47 +7,74 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import write_atomic
+from fcs_utils.report.chapters import KEEPS_FIGURES, NOTEBOOKS, PACKAGE, Notebook, pick_notebooks
 from fcs_utils.study.records import Store
 
-if TYPE_CHECKING:  # imports torch, which takes seconds; an up-to-date start needs none of it
-    pass
-from fcs_utils.report.chapters import NOTEBOOKS, PACKAGE, Notebook, pick_notebooks
+if TYPE_CHECKING:
+    from fcs_utils.report.frames import Report
+    from fcs_utils.study.study import Study
 
 
-def publish(profile: str, out: str | Path, data: str | None, numbers: str | None = None, workers: int | None = None) -> Path:
+def build(profile: str, out: str | Path, data: str | None, numbers: str | None = None, workers: int | None = None) -> Path:
     """Do the runs that are missing, execute the notebooks that are stale, render the pages; returns the index.
 
-    Raises StudyError for a failing notebook (its executed copy is kept) and everything ``Study.run`` raises.
+    The index comes first, from the records that are there, and pages appear as their notebooks are done. All of it goes to the
+    results' ``work`` folder. Raises StudyError for a failing notebook (its executed copy is kept) and everything ``Study.run``
+    raises.
     """
     store, wanted = Store(out, profile), pick_notebooks(numbers)
     if not _stale(store, wanted) and store.index().exists():
         print(f"profile {profile}: everything is up to date", file=sys.stderr)
         return store.index()
     from fcs_utils.machine import pick_workers
+    from fcs_utils.report import pages
     from fcs_utils.study.study import Study
 
     study = Study(profile, out, data)
+    report = _render_overview(study)
+    print(f"{store.index().resolve()} shows what the records say so far; chapters appear there as they are done", flush=True)
     stages = dict.fromkeys(stage for notebook in wanted.values() for stage in notebook.stages)
-    at_once = pick_workers(workers, study.bench.device)
+    at_once, was_whole = pick_workers(workers, study.bench.device), report is not None
     study.run(stages, workers=at_once)
     _ = study.bench.dataset  # missing data is one clear error here, not a traceback in a cell
-    parameters = {"profile": profile, "out": _from_root(out), "data": _from_root(data) if data else ""}
-    execute_all(store, _stale(store, wanted), parameters, at_once)
-    from fcs_utils.report.pages import render_index, render_page
+    if not was_whole:
+        report = _render_overview(study)
 
-    for notebook in NOTEBOOKS.values():
-        if store.executed(notebook.name).exists():
-            render_page(study, notebook)
-    render_index(study)
+    def render(number: str, notebook: Notebook) -> None:
+        shared = pages.shared_parts(study)
+        pages.render_page(study, notebook, shared)
+        pages.render_index(study, shared, report)
+        write_atomic(store.state(number), _inputs(store, notebook).encode())  # last: whoever finds it finds the page too
+
+    parameters = {"profile": profile, "out": _from_root(out), "data": _from_root(data) if data else ""}
+    try:
+        execute_all(store, _stale(store, wanted), parameters, at_once, render)
+    finally:
+        shared = pages.shared_parts(study)  # by now every page can name all the others
+        for notebook in NOTEBOOKS.values():
+            if store.executed(notebook.name).exists():
+                pages.render_page(study, notebook, shared)
+        pages.render_index(study, shared, report)
     return store.index()
+
+
+def _render_overview(study: Study) -> Report | None:
+    from fcs_utils.report import pages
+
+    report = pages.read_report(study)
+    if report:
+        report.write(study.store)
+        pages.draw_figures(study.store, report)
+    pages.render_index(study, pages.shared_parts(study), report)
+    return report
 
 
 def _from_root(folder: str | Path) -> str:
@@ -56,18 +83,32 @@ def _from_root(folder: str | Path) -> str:
     return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
 
 
-def execute_all(store: Store, notebooks: Mapping[str, Notebook], parameters: Mapping[str, Any], at_once: int) -> None:
+def execute_all(
+    store: Store,
+    notebooks: Mapping[str, Notebook],
+    parameters: Mapping[str, Any],
+    at_once: int,
+    done: Callable[[str, Notebook], None],
+) -> None:
     """Run notebooks side by side, one thread each; those that measure time run after the others, alone.
 
-    Raises StudyError for the first that fails; the others are done nevertheless.
+    done: is told of each that succeeded. Raises StudyError for the first that fails; the others are done nevertheless.
     """
     together = {number: notebook for number, notebook in notebooks.items() if not notebook.measures_time}
     failures: list[StudyError] = []
     threads = {"OMP_NUM_THREADS": "1"} if at_once > 1 else {}
+
+    def settle(number: str, error: StudyError | None) -> None:
+        if error:
+            failures.append(error)
+        else:
+            done(number, notebooks[number])
+
     with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), initializer=_start, initargs=(threads,)) as pool:
         try:
-            begun = [pool.submit(_execute_one, store, n, notebook, parameters) for n, notebook in together.items()]
-            failures += [error for future in begun if (error := future.result())]
+            begun = {pool.submit(_execute_one, store, notebook, parameters): number for number, notebook in together.items()}
+            for future in as_completed(begun):
+                settle(begun[future], future.result())
         except BrokenProcessPool as broken:
             raise StudyError("a process that ran a notebook was killed, perhaps for want of memory; start again") from broken
         except BaseException:  # whoever interrupts does not want to wait for the notebooks in hand
@@ -76,8 +117,8 @@ def execute_all(store: Store, notebooks: Mapping[str, Notebook], parameters: Map
                 process.terminate()
             raise
     for number, notebook in notebooks.items():
-        if notebook.measures_time and (error := _execute_one(store, number, notebook, parameters)):
-            failures.append(error)
+        if notebook.measures_time:
+            settle(number, _execute_one(store, notebook, parameters))
     if failures:
         raise failures[0]
 
@@ -87,13 +128,12 @@ def _start(environment: Mapping[str, str]) -> None:
     os.environ.update(environment)  # kernels inherit it
 
 
-def _execute_one(store: Store, number: str, notebook: Notebook, parameters: Mapping[str, Any]) -> StudyError | None:
+def _execute_one(store: Store, notebook: Notebook, parameters: Mapping[str, Any]) -> StudyError | None:
     print(f"notebook {notebook.name} ...", file=sys.stderr, flush=True)
     try:
         execute(store, notebook, parameters)
     except StudyError as error:
         return error
-    write_atomic(store.state(number), _inputs(store, notebook).encode())
     return None
 
 
@@ -111,6 +151,7 @@ def execute(store: Store, notebook: Notebook, parameters: Mapping[str, Any]) -> 
         raise refuse(f"parameter of {notebook.name}", unknown[0], ", ".join(known))
     failed = store.failed(notebook.name)  # until it has succeeded
     failed.parent.mkdir(parents=True, exist_ok=True)
+    os.environ[KEEPS_FIGURES] = "1"  # its kernel inherits it
     try:
         papermill.execute_notebook(
             str(notebook.source), str(failed), dict(parameters), kernel_name="python3", progress_bar=False,
@@ -122,6 +163,8 @@ def execute(store: Store, notebook: Notebook, parameters: Mapping[str, Any]) -> 
         ) from error
     except DeadKernelError as error:
         raise StudyError(f"notebook {notebook.name}: its kernel was killed, perhaps for want of memory; start again") from error
+    finally:
+        del os.environ[KEEPS_FIGURES]
     write_atomic(store.executed(notebook.name), _tidy(failed).encode())
     failed.unlink()
 
@@ -159,7 +202,7 @@ def _inputs(store: Store, notebook: Notebook) -> str:
     lock = PACKAGE.parent / "requirements.lock"
     files = [notebook.source, lock, *sorted(PACKAGE.rglob("*.py")), *sorted(PACKAGE.glob("report/templates/**/*.*"))]
     digest = hashlib.sha256()
-    files += [store.speed()] if notebook.measures_time else []
-    for path in [*(file for file in files if file.exists()), *store.all_records()]:
+    files += [store.measurements(), store.published(store.measurements())] if notebook.measures_time else []
+    for path in [file for file in [*files, store.packed(), *store.all_records()] if file.exists()]:
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

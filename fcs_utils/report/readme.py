@@ -1,83 +1,63 @@
-"""The README's tables and figure, rendered from records; nothing in them is typed by hand."""
+"""What the READMEs say was found, rendered from records; nothing in it is typed by hand.
+
+The main README asks for its part in a comment that ``python -m cogapp -r README.md`` carries out.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import sys
 from pathlib import Path
 
-from PIL import Image
-
-from fcs_utils.errors import StudyError
-from fcs_utils.files import write_atomic
-from fcs_utils.report.claims import STATEMENTS, c3_sentence, claim_verdicts
-from fcs_utils.report.figures import forest, use_house_style
-from fcs_utils.report.frames import make_report
+from fcs_utils.report.chapters import NOTEBOOKS
+from fcs_utils.report.claims import STATEMENTS, claim_verdicts, findings
+from fcs_utils.report.frames import Report, make_report
+from fcs_utils.report.pages import FIGURES, TEMPLATES, title_and_question
 from fcs_utils.report.tables import claims_table
+from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.study import Study
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def records_block(study: Study) -> str:
-    """Verdicts, the figure behind them, the table. Reads records only."""
-    report = make_report(study)
-    verdicts = [f"- **{claim}** {STATEMENTS[claim]}: **{word}**" + (f" ({c3_sentence(report.ledger)})" if claim == "C3" else "")
-                for claim, word in claim_verdicts(report.ledger).items()]  # fmt: skip
-    where = f"results/{study.profile.name}/figures/readme.png"
-    seeds, further = len(study.profile.seeds), len(study.profile.arms.further_seeds)
-    counted = f"n = {seeds} seeds" + (f", {seeds + further} for C3" if further else "")
-    shown = report.ledger[report.ledger.decisive | (report.ledger.role == "network")]
-    lines = [
-        f"Profile `{study.profile.name}` on {study.settings.title}, {counted}:", "", *verdicts, "",
-        f"![Effect and 95 % interval of every comparison behind the verdicts]({where})", "",
-        claims_table(shown).to_markdown(index=False, disable_numparse=True),
-    ]  # fmt: skip
-    return "\n".join(lines)
+def found(report: Report) -> str:
+    """Each claim, what was found, and the verdict, as a Markdown list."""
+    words, verdicts = findings(report.ledger), claim_verdicts(report.ledger)
+    return "\n".join(
+        f"- **{claim}: {STATEMENTS[claim]}.** {words[claim]} *{word.capitalize()}.*" for claim, word in verdicts.items()
+    )
 
 
-BLOCKS = {"from records": records_block}  # by the name in their marks
-
-
-def ledger_digest(study: Study) -> str:
-    """Hash of the numbers that the figure shows; stands inside the PNG, so that a stale one is found out."""
-    return hashlib.sha256(make_report(study).ledger.to_csv(index=False).encode()).hexdigest()
-
-
-def figure_is_fresh(study: Study) -> bool:
-    """Whether the README's figure was drawn from the records as they are now."""
-    path = study.store.figure("readme")
-    if not path.exists():
-        return False
-    with Image.open(path) as picture:
-        return picture.info.get("Source") == ledger_digest(study)
-
-
-def draw_figure(study: Study) -> None:
-    """The figure of the records."""
-    use_house_style()
-    buffer = io.BytesIO()
-    ledger = make_report(study).ledger
-    forest(ledger[ledger.decisive]).savefig(buffer, format="png", metadata={"Source": ledger_digest(study)})
-    write_atomic(study.store.figure("readme"), buffer.getvalue())
-
-
-def update_readme(profile: str, out: str | Path, *, check: bool = False) -> int:
-    """Put the blocks into the README, or with ``check`` return 1 when one there is stale."""
-    old = new = README.read_text()
+def findings_block(profile: str = HEADLINE, out: str | Path = ROOT / "results") -> str:
+    """The main README's findings, with the figure behind them. Reads records only."""
     study = Study(profile, out)
-    for name, block in BLOCKS.items():
-        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        if new.count(begin) != 1 or new.count(end) != 1:
-            raise StudyError(f"{README} must have one '{begin}' and one '{end}'")
-        before, rest = new.split(begin)
-        new = f"{before}{begin}\n{block(study)}\n{end}{rest.split(end)[1]}"
-    if check:
-        stale = new != old or not figure_is_fresh(study)
-        if stale:
-            print("README.md or its figure is stale; renew both with: python -m fcs_utils readme", file=sys.stderr)
-        return int(stale)
-    draw_figure(study)
-    write_atomic(README, new.encode())
-    return 0
+    where = f"results/{study.profile.name}"
+    return "\n".join([
+        f"Profile `{study.profile.name}` on {study.settings.title}, {_counted_seeds(study)}:", "", found(make_report(study)), "",
+        f"![Effect and 95 % interval of every comparison behind the verdicts]({where}/figures/readme.png)", "",
+        f"All comparisons, tables and figures: [{where}]({where}/README.md).",
+    ])  # fmt: skip
+
+
+def _counted_seeds(study: Study) -> str:
+    """'n = 3 seeds, 5 for C3'."""
+    seeds, further = len(study.profile.seeds), len(study.profile.arms.further_seeds)
+    return f"n = {seeds} seeds" + (f", {seeds + further} for C3" if further else "")
+
+
+def profile_readme(study: Study, report: Report) -> str:
+    """The README of a profile's results, for those who read on GitHub: it links only what is published."""
+    there, ledger = study.store.published, report.ledger
+    shown = ledger[ledger.decisive | (ledger.role == "network")]
+    figures = [name for name in FIGURES if there(study.store.figure(name)).exists()]
+    chapters = [(n.name, *title_and_question(n)) for n in NOTEBOOKS.values() if there(study.store.executed(n.name)).exists()]
+    tables = sorted(path.stem for path in there(study.store.table("claims")).parent.glob("*.md"))
+    return TEMPLATES.get_template("readme.md.j2").render(
+        profile=study.profile.name, summary=study.profile.summary, dataset=study.settings.title, found=found(report),
+        figures=figures, chapters=chapters, tables=tables,
+        claims=claims_table(shown).to_markdown(index=False, disable_numparse=True).replace("| effect  ", "| $\\Delta$", 1),
+    )  # fmt: skip
+
+
+def ledger_digest(report: Report) -> str:
+    """Hash of the numbers that the README's figure shows; stands inside the PNG, so that a stale one is found out."""
+    return hashlib.sha256(report.ledger.to_csv(index=False).encode()).hexdigest()

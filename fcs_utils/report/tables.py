@@ -161,7 +161,6 @@ def claims_table(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_table(store: Store, name: str, table: pd.DataFrame) -> None:
-    """A table as CSV, Markdown and LaTeX."""
+    """A table as CSV and Markdown."""
     write_atomic(store.table(name, "csv"), table.to_csv(index=False).encode())
     write_atomic(store.table(name, "md"), (table.to_markdown(index=False) + "\n").encode())
-    write_atomic(store.table(name, "tex"), table.to_latex(index=False, escape=True).encode())

@@ -1,9 +1,9 @@
-"""What things cost on the machines that measured it, kept in a results folder beside the records."""
+"""What things cost on the machines that measured it, kept in one file of a results folder beside the records."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,21 +17,39 @@ from fcs_utils.pruning.export import has_onnx
 from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
 
+Measured = Literal["scoring", "speed", "latency"]
+
+
+def kept(store: Store, what: Measured) -> list[dict[str, Any]]:
+    """Measurements of one sort that are there: those of this machine, then the published ones."""
+    files = (read_or_set_aside(path) or {} for path in (store.measurements(), store.published(store.measurements())))
+    return [file[what] for file in files if what in file]
+
+
+def keep(store: Store, what: Measured, found: dict[str, Any]) -> None:
+    """Add what was measured here to this machine's file, or renew it there."""
+    others = read_or_set_aside(store.measurements()) or {}
+    write_checksummed(store.measurements(), {**others, what: found})
+
 
 def scoring_costs(store: Store, scoring: Scoring, device: str) -> dict[str, Any]:
-    """What scoring costs, measured at the first call and kept; to measure again, remove ``cost.json``."""
-    found = read_or_set_aside(store.cost())
-    if found and found.get("jobs") == [job.model_dump(mode="json") for job in scoring_jobs(scoring, device)]:
-        return found
-    found = measure_scoring(scoring, device)
-    write_checksummed(store.cost(), found)
-    return found
+    """What scoring costs, measured at the first call and kept; to measure again, remove it from ``measurements.json``."""
+    wanted = [job.model_dump(mode="json") for job in scoring_jobs(scoring, device)]
+    for found in kept(store, "scoring"):
+        if found.get("jobs") == wanted:
+            return found
+    measured = measure_scoring(scoring, device)
+    keep(store, "scoring", measured)
+    return measured
 
 
 def measurements(store: Store, speed: Speed) -> list[dict[str, Any]]:
-    """What was measured of these speeds, by machine, the latest last."""
-    found = read_or_set_aside(store.speed()) or {}
-    return [one for one in found.get("measured", []) if one["jobs"] == listed(speed_jobs(speed, one["machine"]["device_type"]))]
+    """What was measured of these speeds, by machine, the latest last. A file of this machine holds the published ones too."""
+    for file in kept(store, "speed"):
+        valid = [one for one in file.get("measured", []) if one["jobs"] == listed(speed_jobs(speed, one["machine"]["device_type"]))]
+        if valid:
+            return valid
+    return []
 
 
 def speeds(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
@@ -41,10 +59,10 @@ def speeds(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
 
 def measure_here(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
     """Add this machine's speeds, or renew them; returns ``measurements``. Raises StudyError as ``measure_speeds`` does."""
-    write_checksummed(store.speed(), {"measured": measurements(store, speed)})  # a folder that refuses it does so before the work
+    keep(store, "speed", {"measured": measurements(store, speed)})  # a folder that refuses it does so before the work
     mine = measure_speeds(speed, device)
     others = [one for one in measurements(store, speed) if machine_name(one) != machine_name(mine)]
-    write_checksummed(store.speed(), {"measured": [*others, mine]})
+    keep(store, "speed", {"measured": [*others, mine]})
     return [*others, mine]
 
 
@@ -52,13 +70,13 @@ def deployment(study: Study) -> dict[str, Any]:
     """Latencies of every network of a profile, dense and pruned at each ratio; measured at the first call and kept.
 
     Widths, and so speed, follow from the ratio alone: the first seed's FCS stands for every criterion. To measure again,
-    remove ``deploy.json``.
+    remove ``latency`` from ``measurements.json``.
     """
     runs = {run.identity: run for run in study.grid["pruned"] if run.reference.seed == study.profile.seeds[0]
             and run.pruning and run.pruning.criterion == "fcs"}  # fmt: skip
-    found = read_or_set_aside(study.store.deploy())
-    if found and found.get("runs") == list(runs):
-        return found
+    for found in kept(study.store, "latency"):
+        if found.get("runs") == list(runs):
+            return found
     rows: list[dict[str, Any]] = []
     for reference in dict.fromkeys(run.reference for run in runs.values()):
         networks = {"dense": study.bench.trained(reference)}
@@ -68,7 +86,7 @@ def deployment(study: Study) -> dict[str, Any]:
         rows.append({"network": f"{reference.network} x{reference.width:g}", "macs": macs,
                      "milliseconds": latencies(networks, study.bench.example)})  # fmt: skip
     version = importlib.metadata.version("onnxruntime") if has_onnx() else None
-    found = {"machine": {**describe_machine(torch.device("cpu")), "threads": 1}, "date": describe_moment()["date"],
-             "onnxruntime": version, "runs": list(runs), "rows": rows}  # fmt: skip
-    write_checksummed(study.store.deploy(), found)
-    return found
+    measured = {"machine": {**describe_machine(torch.device("cpu")), "threads": 1}, "date": describe_moment()["date"],
+                "onnxruntime": version, "runs": list(runs), "rows": rows}  # fmt: skip
+    keep(study.store, "latency", measured)
+    return measured

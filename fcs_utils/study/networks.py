@@ -123,7 +123,7 @@ class Bench:
         return network.eval()
 
     def _load_weights(self, run: Run) -> dict[str, Tensor] | None:
-        path = self.store.weights(run.identity)
+        path = self.store.there(self.store.weights(run.identity))
         if not path.exists():
             return None
         try:
@@ -134,7 +134,8 @@ class Bench:
 
     def weights_sha256(self, run: Run) -> str:
         """Checksum of the weights of a run's reference network, as the file holds them."""
-        return tensors_sum(read_tensors(self.store.weights(Run(reference=run.reference).identity))[0])
+        path = self.store.weights(Run(reference=run.reference).identity)
+        return tensors_sum(read_tensors(self.store.there(path))[0])
 
     def statistics(
         self,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +15,14 @@ import torch
 
 from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.files import read_or_set_aside, set_aside, write_checksummed
+from fcs_utils.files import (
+    read_checksummed,
+    read_or_set_aside,
+    set_aside,
+    write_checksummed,
+)
 from fcs_utils.machine import pick_precision
+from fcs_utils.study.packed import Record, read_lines, to_lines
 
 ABANDONED = 3600.0  # seconds after which nobody writes to a temporary file any more
 
@@ -22,82 +30,89 @@ ABANDONED = 3600.0  # seconds after which nobody writes to a temporary file any 
 class Store:
     """The files of one profile's results, under ``out/profile``.
 
-    This is the whole table of paths::
+    What is published is committed; what this machine makes goes to ``work``, which git ignores. This is the whole table of paths::
 
+        README.md  claims.json        what was found, to read on GitHub and by programs
+        records.jsonl                 published: all records, one a line, sorted by identity
         study.json                    settings fixed by the first start: the resolved precision
-        records/KIND-ID.json          one run each, written atomically
-        weights/ID.safetensors        trained reference networks
-        unfinished/ID.safetensors     where a training that was cut off goes on (not published)
-        locks/ID.lock                 held by the process that does a run (not published)
-        notebooks/NAME.ipynb          executed copies; pages/NAME.html the same to read
-        failed/NAME.ipynb             the copy of a notebook that failed
-        explored/NAME.safetensors     compact networks saved from the explorer (not published)
-        figures/NAME.png|svg          tables/NAME.csv|md|tex
-        claims.json  index.html       the verdicts; the page to open
-        cost.json                     what scoring cost on the machine that measured it
-        speed.json                    how fast that machine trains and evaluates
-        deploy.json                   how much faster compact networks ran there
-        state/NAME                    what was up to date when (not published)
+        measurements.json             what scoring cost, how fast machines train, how fast compact networks run
+        tables/NAME.csv|md  weights/ID.safetensors
+        figures/  notebooks/          published for the profile that leads the README
+        work/records/KIND-ID.json     a run of this machine, written atomically
+        work/weights|tables|figures|notebooks/, work/study.json|claims.json|measurements.json    as above, not published
+        work/unfinished/ID.safetensors   where a training that was cut off goes on
+        work/locks/ID.lock            held by the process that does a run
+        work/failed/NAME.ipynb        the copy of a notebook that failed
+        work/explored/NAME.safetensors   compact networks saved from the explorer
+        work/index.html  work/pages/NAME.html   the page to open, and the notebooks to read
+        work/state/NAME               what was up to date when
     """
 
     def __init__(self, out: str | Path, profile: str) -> None:
         self.name = profile
         self.profile = re.sub(r"[^\w.-]+", "-", profile).strip(".-")  # 'paper:cifar100' is the folder paper-cifar100
         self.root = Path(out) / self.profile
+        self.work = self.root / "work"
+
+    def published(self, path: Path) -> Path:
+        """Where a file of ``work`` stands once it is published."""
+        return self.root / path.relative_to(self.work)
+
+    def there(self, path: Path) -> Path:
+        """Where to read a file of ``work``: the published one where there is one, for it belongs to the published records."""
+        return published if (published := self.published(path)).exists() else path
+
+    def packed(self) -> Path:
+        return self.root / "records.jsonl"
 
     def settings(self) -> Path:
-        return self.root / "study.json"
+        return self.work / "study.json"
 
     def record(self, kind: str, identity: str) -> Path:
-        return self.root / "records" / f"{kind}-{identity}.json"
+        return self.work / "records" / f"{kind}-{identity}.json"
 
     def all_records(self) -> list[Path]:
-        return sorted((self.root / "records").glob("*.json"))
+        """The files of this machine's own records."""
+        return sorted((self.work / "records").glob("*.json"))
 
     def weights(self, identity: str) -> Path:
-        return self.root / "weights" / f"{identity}.safetensors"
+        return self.work / "weights" / f"{identity}.safetensors"
 
     def unfinished(self, identity: str) -> Path:
-        return self.root / "unfinished" / f"{identity}.safetensors"
+        return self.work / "unfinished" / f"{identity}.safetensors"
 
     def lock(self, identity: str) -> Path:
-        return self.root / "locks" / f"{identity}.lock"
+        return self.work / "locks" / f"{identity}.lock"
 
     def executed(self, name: str) -> Path:
-        return self.root / "notebooks" / f"{name}.ipynb"
+        return self.work / "notebooks" / f"{name}.ipynb"
 
     def failed(self, name: str) -> Path:
-        return self.root / "failed" / f"{name}.ipynb"
+        return self.work / "failed" / f"{name}.ipynb"
 
     def page(self, name: str) -> Path:
-        return self.root / "pages" / f"{name}.html"
+        return self.work / "pages" / f"{name}.html"
 
     def figure(self, name: str, suffix: str = "png") -> Path:
-        return self.root / "figures" / f"{name}.{suffix}"
+        return self.work / "figures" / f"{name}.{suffix}"
 
     def table(self, name: str, suffix: str = "csv") -> Path:
-        return self.root / "tables" / f"{name}.{suffix}"
+        return self.work / "tables" / f"{name}.{suffix}"
 
     def claims(self) -> Path:
-        return self.root / "claims.json"
+        return self.work / "claims.json"
 
     def explored(self, name: str) -> Path:
-        return self.root / "explored" / f"{name}.safetensors"
+        return self.work / "explored" / f"{name}.safetensors"
 
-    def cost(self) -> Path:
-        return self.root / "cost.json"
-
-    def speed(self) -> Path:
-        return self.root / "speed.json"
-
-    def deploy(self) -> Path:
-        return self.root / "deploy.json"
+    def measurements(self) -> Path:
+        return self.work / "measurements.json"
 
     def index(self) -> Path:
-        return self.root / "index.html"
+        return self.work / "index.html"
 
     def state(self, name: str) -> Path:
-        return self.root / "state" / name
+        return self.work / "state" / name
 
     def sweep(self) -> None:
         """Remove temporary files that a kill or a power cut left behind: those too old to be in use."""
@@ -120,25 +135,51 @@ class Store:
         return kept
 
 
-def read_record(store: Store, kind: str, identity: str) -> dict[str, Any] | None:
-    """The record of a run, or None where there is none.
+def read_record(store: Store, kind: str, identity: str) -> Record | None:
+    """The record of a run, or None where there is none. It may be shared: do not change it.
 
-    A file that is damaged or belongs to another run is set aside with a warning, so the run is done again.
+    A published record counts before one of this machine; where the two differ in their result, a warning says so. A damaged
+    one, and a file that belongs to another run, is named and left out, so that the run is done again.
     """
+    packed = read_packed(store).get(identity)
     path = store.record(kind, identity)
-    record = read_or_set_aside(path)
-    if record is None:
-        return None
-    missing = {"id", "kind", "config", "result", "provenance", "volatile"} - record.keys()
-    if missing or (record["id"], record["kind"]) != (identity, kind):
+    loose = read_or_set_aside(path)
+    if loose is not None and not _is_of(loose, kind, identity):
         set_aside(path, f"{path} is not the record of {kind} {identity}; the run is done again")
-        return None
-    return record
+        loose = None
+    if packed is None or not _is_of(packed, kind, identity):
+        return loose
+    if loose is not None and loose["result"] != packed["result"]:
+        warnings.warn(f"{path} has another result than {store.packed()}, which is used", stacklevel=2)
+    return packed
 
 
-def write_record(store: Store, record: Mapping[str, Any]) -> None:
-    """Keep the record of a run. Raises StudyError where the disk refuses it."""
+def _is_of(record: Record, kind: str, identity: str) -> bool:
+    parts = {"id", "kind", "config", "result", "provenance", "volatile"}
+    return record.keys() >= parts and (record["id"], record["kind"]) == (identity, kind)
+
+
+def write_record(store: Store, record: Record) -> None:
+    """Keep a record that was made on this machine, atomically."""
     write_checksummed(store.record(record["kind"], record["id"]), record)
+
+
+def read_packed(store: Store) -> dict[str, Record]:
+    """The published records by identity. They are shared: do not change them."""
+    return read_lines(store.packed())
+
+
+def pack(store: Store) -> bytes:
+    """All records, published and of this machine, as the content of ``records.jsonl``.
+
+    Raises StudyError for a record of this machine whose result is not the published one's.
+    """
+    found = dict(read_packed(store))
+    for path in store.all_records():
+        own = read_checksummed(path)
+        if own["result"] != found.setdefault(own["id"], own)["result"]:
+            raise StudyError(f"{path} has another result than the published record of the same run; remove one of the two")
+    return to_lines(found)
 
 
 class Settings:
@@ -151,11 +192,12 @@ class Settings:
     def __init__(
         self, store: Store, precision: Literal["auto", "fp32", "bf16"], device: torch.device, dataset: Callable[[], Dataset]
     ) -> None:
-        self._path, self._profile, self._dataset = store.settings(), store.name, dataset
+        self._path, self._profile, self._dataset = store.there(store.settings()), store.name, dataset
         self._kept: dict[str, Any] = read_or_set_aside(self._path) or {}
         known = self._kept
         if not known:  # no runs yet, or a damaged file: the records still tell
-            records = (read_or_set_aside(record) for record in store.all_records())
+            own = (read_or_set_aside(record) for record in store.all_records())
+            records = chain(read_packed(store).values(), own)
             known = next((record["config"]["reference"] for record in records if record), {})
         chosen: Any = known.get("precision") or (pick_precision(device) if precision == "auto" else precision)
         if chosen not in ("fp32", "bf16"):

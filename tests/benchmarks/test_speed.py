@@ -159,7 +159,7 @@ def test_each_machine_has_its_measurement_and_renews_only_its_own(
     (found,) = measurements(Study("smoke", smoke).store, study.profile.speed)
     other = {**found, "machine": {**found["machine"], "device": "another"}}
     stale = {**other, "jobs": other["jobs"][:-1]}
-    write_checksummed(study.store.speed(), {"measured": [stale, other]})
+    write_checksummed(study.store.measurements(), {"speed": {"measured": [stale, other]}})
     monkeypatch.setattr("fcs_utils.benchmarks.speed.measure_speed", lambda job: 10.0)
     assert speeds(study.store, study.profile.speed, "cpu") == [other]  # what others measured is not measured again unasked
     for rate in (10.0, 20.0):
@@ -175,7 +175,7 @@ def test_a_folder_that_takes_no_measurement_refuses_before_the_work(tmp_path: Pa
     monkeypatch.setattr("fcs_utils.benchmarks.speed.measure_speed", lambda job: pytest.fail("measured nevertheless"))
     study = Study("smoke", tmp_path)
     study.store.root.write_text("a file where the folder should be")
-    with pytest.raises(StudyError, match="cannot write .*speed.json"):
+    with pytest.raises(StudyError, match="cannot write .*measurements.json"):
         measure_here(study.store, study.profile.speed, "cpu")
 
 

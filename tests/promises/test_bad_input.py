@@ -32,7 +32,7 @@ from tests.conftest import ROOT, warm
 
 COMMANDS: list[tuple[str, str]] = [
     ("", "COMMAND"),
-    ("runn", "command='runn' is not allowed; allowed: study, run, estimate, speed, tables, publish, readme (did you mean run?)"),
+    ("runn", "command='runn' is not allowed; allowed: study, run, estimate, speed, tables, publish (did you mean run?)"),
     ("study --profile quik", "profile='quik' is not allowed; allowed: cifar, fashion, paper"),
     ("study --profile quik", "(did you mean quick?)"),
     ("study --profile=", "profile='' is not allowed"),
@@ -73,7 +73,7 @@ COMMANDS: list[tuple[str, str]] = [
     ("run --time-budget 5", "'5' is not allowed"),
     ("run --time-budget=-1h", "'-1h' is not allowed"),
     ("tables --profile smoke", "have no record in"),
-    ("readme --profile smoke --check", "have no record in"),
+    ("publish --profile smoke", "have no record in"),
 ]
 
 

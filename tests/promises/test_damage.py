@@ -59,9 +59,9 @@ def test_damaged_files_are_named_set_aside_and_made_again(smoke: Path, tmp_path:
 
 
 MEASUREMENTS: dict[str, Callable[[Study], object]] = {
-    "cost": lambda study: measurements.scoring_costs(study.store, study.profile.scoring, "cpu"),
+    "scoring": lambda study: measurements.scoring_costs(study.store, study.profile.scoring, "cpu"),
     "speed": lambda study: measurements.speeds(study.store, study.profile.speed, "cpu"),
-    "deploy": measurements.deployment,
+    "latency": measurements.deployment,
 }
 
 
@@ -72,13 +72,13 @@ def test_damaged_measurements_are_taken_again(smoke: Path, tmp_path: Path, monke
     for module in (measurements, speed):
         monkeypatch.setattr(module, "speed_jobs", lambda *_: [])
     monkeypatch.setattr(measurements, "latencies", lambda *_: {})
-    shutil.copytree(smoke / "smoke" / "weights", tmp_path / "smoke" / "weights")
+    shutil.copytree(smoke / "smoke" / "work" / "weights", tmp_path / "smoke" / "work" / "weights")
     study = Study("smoke", tmp_path)
     MEASUREMENTS[name](study)
-    path = getattr(study.store, name)()
+    path = study.store.measurements()
     first = path.read_bytes()
     path.write_bytes(first.replace(b'"date": "20', b'"date": "19'))
-    with pytest.warns(UserWarning, match=f"{name}.json does not match its checksum.*set aside as {name}.corrupt"):
+    with pytest.warns(UserWarning, match="measurements.json does not match its checksum.*set aside as measurements.corrupt"):
         MEASUREMENTS[name](study)
     assert b'"date": "20' in path.read_bytes()
 

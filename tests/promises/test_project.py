@@ -17,12 +17,17 @@ import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from PIL import Image
 
 from fcs_utils import machine
 from fcs_utils.files import write_atomic
 from fcs_utils.report.chapters import NOTEBOOKS
+from fcs_utils.report.frames import make_report
+from fcs_utils.report.readme import ledger_digest
 from fcs_utils.study import catalogue
+from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.profiles import get_profile
+from fcs_utils.study.study import Study
 from tests.conftest import ROOT, study_command
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -176,5 +181,8 @@ def test_rooms_import_downwards_only() -> None:
 
 
 def test_readme_is_fresh() -> None:
-    done = study_command("readme", "--check")
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-m", "cogapp", "--check", "README.md"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, "README.md is stale; renew it with: python -m cogapp -r README.md"
+    study = Study(HEADLINE, ROOT / "results")
+    with Image.open(study.store.published(study.store.figure("readme"))) as picture:
+        assert picture.info["Source"] == ledger_digest(make_report(study)), "its figure is stale; renew it with: publish"

@@ -47,7 +47,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site(smoke: Path) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(smoke / "smoke")))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(smoke / "smoke" / "work")))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
@@ -75,7 +75,7 @@ class Watched:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("path", PAGES)
 def test_pages_are_whole_small_and_ask_nobody_else(browser: Any, site: str, smoke: Path, path: str, size: str) -> None:
-    assert (smoke / "smoke" / path).stat().st_size <= LARGEST_PAGE
+    assert (smoke / "smoke" / "work" / path).stat().st_size <= LARGEST_PAGE
     watched = Watched(browser, viewport=SIZES[size])
     watched.page.goto(site + path, wait_until="networkidle")
     assert not watched.trouble
@@ -89,7 +89,7 @@ def test_pages_are_whole_small_and_ask_nobody_else(browser: Any, site: str, smok
     assert headings == 1
     for link in watched.page.eval_on_selector_all("a[href]", "all => all.map(one => one.href)"):
         target = link.removeprefix(site).split("#")[0]
-        assert link.startswith(site) and (not target or (smoke / "smoke" / target).exists()), link
+        assert link.startswith(site) and (not target or (smoke / "smoke" / "work" / target).exists()), link
     watched.page.close()
 
 

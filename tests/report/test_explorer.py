@@ -128,6 +128,6 @@ def test_what_knows_no_widgets_gets_a_still_view(here: Exploration) -> None:
 
 
 def test_the_executed_copy_holds_no_widgets(smoke: Path) -> None:
-    executed = (smoke / "smoke" / "notebooks" / "explore.ipynb").read_text()
+    executed = (smoke / "smoke" / "work" / "notebooks" / "explore.ipynb").read_text()
     assert "widget-view" not in executed and "data:image/png" in executed
-    assert (smoke / "smoke" / "pages" / "explore.html").read_text().count("<img") == 3
+    assert (smoke / "smoke" / "work" / "pages" / "explore.html").read_text().count("<img") == 3

@@ -27,7 +27,7 @@ def test_what_is_lacking_is_what_a_study_then_does(smoke: Path, tmp_path: Path) 
     assert all(known[parent.identity] < known[run.identity] for run in listed if (parent := run.parent()))
     # Which arms there are depends on the chosen rates; all else is known beforehand, the pilots' networks included.
     before = {run.identity for run in fresh.pending([stage for stage in STAGES if stage != "arms"])}
-    made = {path.stem.rsplit("-", 1)[1] for path in (smoke / "smoke" / "records").glob("*.json")}
+    made = {path.stem.rsplit("-", 1)[1] for path in (smoke / "smoke" / "work" / "records").glob("*.json")}
     assert made == before | {run.identity for run in done.grid["arms"]}
     assert len(listed) == len(made)
 

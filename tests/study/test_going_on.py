@@ -105,7 +105,7 @@ def test_a_profile_of_several_data_sets_is_a_study_of_each(tmp_path: Path) -> No
     done = study_command(*command, "--datasets", "digits,digits[:500]")
     assert done.returncode == 0 and done.stdout.count("1 runs of profile smoke") == 2, done.stderr
     folders = [Study(name, tmp_path).store.root for name in ("smoke", "smoke:digits[:500]")]
-    assert [len(list((folder / "records").glob("*.json"))) for folder in folders] == [1, 1] and folders[0] != folders[1]
+    assert [len(list((folder / "work" / "records").glob("*.json"))) for folder in folders] == [1, 1] and folders[0] != folders[1]
 
 
 @pytest.mark.parametrize("budget", ["0m", "-1h", "soon", "5", "nanh", "infh"])

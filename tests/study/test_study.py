@@ -12,7 +12,7 @@ import pytest
 
 from fcs_utils.errors import OutOfTime
 from fcs_utils.report.chapters import NOTEBOOKS
-from fcs_utils.report.pages import _shared
+from fcs_utils.report.pages import shared_parts
 from fcs_utils.study.grid import grid
 from fcs_utils.study.guards import Deadline
 from fcs_utils.study.profiles import Ablations, get_profile
@@ -21,7 +21,7 @@ from tests.conftest import study_command
 
 
 def test_every_notebook_has_its_page_and_nothing_asks_the_network(smoke: Path) -> None:
-    root = smoke / "smoke"
+    root = smoke / "smoke" / "work"
     pages = [root / "index.html", *(root / "pages" / f"{n.name}.html" for n in NOTEBOOKS.values())]
     for page in pages:
         html = page.read_text()
@@ -92,8 +92,8 @@ def test_scratch_gets_the_references_epochs_or_its_compute(smoke: Path) -> None:
 
 def test_incomplete_grids_are_refused_or_list_what_is_missing(smoke: Path, tmp_path: Path) -> None:
     (tmp_path / "smoke").mkdir()
-    shutil.copytree(smoke / "smoke" / "records", tmp_path / "smoke" / "records")
-    shutil.copy(smoke / "smoke" / "study.json", tmp_path / "smoke")
+    shutil.copytree(smoke / "smoke" / "work" / "records", tmp_path / "smoke" / "work" / "records")
+    shutil.copy(smoke / "smoke" / "work" / "study.json", tmp_path / "smoke" / "work")
     study = Study("smoke", tmp_path)
     gone = [next(r for r in study.runs([stage])) for stage in ("similarity", "tuned", "rates")]
     for run in gone:
@@ -136,11 +136,11 @@ def test_further_seeds_train_references_and_arms_and_nothing_else() -> None:
 
 def test_footers_count_the_arms_whichever_chapter_is_rendered(smoke: Path) -> None:
     study = Study("smoke", smoke)
-    assert _shared(study, "")["runs"] == "{0} of {0}".format(len(Study("smoke", smoke).runs()))
+    assert shared_parts(study)["runs"] == "{0} of {0}".format(len(Study("smoke", smoke).runs()))
 
 
 def test_missing_records_are_refused_by_name(tmp_path: Path) -> None:
-    done = study_command("readme", "--profile", "smoke", "--out", str(tmp_path), "--check")
+    done = study_command("publish", "--profile", "smoke", "--out", str(tmp_path))
     assert done.returncode == 1 and "have no record" in done.stderr
 
 

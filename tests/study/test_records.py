@@ -1,0 +1,98 @@
+"""Published records: one line a run, read back exactly, damage found line by line, a machine's own records beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcs_utils.errors import StudyError
+from fcs_utils.files import read_checksummed, write_atomic
+from fcs_utils.study.packed import _pack, _unpack
+from fcs_utils.study.records import Store, pack, read_packed, read_record, write_record
+from tests.conftest import ROOT
+
+
+def record(name: str, kept: list[int], kind: str = "pruned") -> dict[str, Any]:
+    plan = {"kept": {"conv2": kept, "conv1": [0]}, "channels": {"conv2": 64, "conv1": 4}}
+    return {"schema": 3, "id": name, "kind": kind, "config": {"b": 1, "a": None}, "result": {"plan": plan, "test": 91.25},
+            "provenance": {"device": "cpu"}, "volatile": {"seconds": 1.5}}  # fmt: skip
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Store:
+    """A folder with three published records and none of its own."""
+    store = Store(tmp_path, "smoke")
+    for name, kept in (("c", [0, 1, 2, 5]), ("a", [3]), ("b", list(range(64)))):
+        write_record(store, record(name, kept))
+    write_atomic(store.packed(), pack(store))
+    for path in store.all_records():
+        path.rename(tmp_path / path.name)
+    return store
+
+
+def test_kept_channels_are_written_as_ranges_worked_by_hand() -> None:
+    assert _pack([0, 1, 2, 5, 7, 8]) == "0-2 5 7-8" and _unpack("0-2 5 7-8") == [0, 1, 2, 5, 7, 8]
+
+
+@given(st.sets(st.integers(0, 2000)))
+def test_every_list_of_channels_comes_back(channels: set[int]) -> None:
+    assert _unpack(_pack(sorted(channels))) == sorted(channels)
+
+
+def test_records_come_back_exactly_and_lie_sorted_one_a_line(packed: Store, tmp_path: Path) -> None:
+    lines = packed.packed().read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["a", "b", "c"]
+    for name in "abc":
+        loose = read_checksummed(tmp_path / f"pruned-{name}.json")
+        assert json.dumps(read_record(packed, "pruned", name)) == json.dumps(loose)  # the order of layers too
+    assert read_record(packed, "pruned", "d") is None and read_record(packed, "tuned", "a") is None
+    assert pack(packed) == packed.packed().read_bytes()
+
+
+def test_a_damaged_line_is_named_and_nothing_else_is_lost(packed: Store) -> None:
+    first, second, third = packed.packed().read_bytes().splitlines(keepends=True)
+    damages = [second.replace(b"91.25", b"91.35"), second[:100] + b"\n", second.replace(b"0-63", b"0-63000000"), b"[]\n",
+               second.replace(b"0-63", b"x"), second.replace(b'"kept":{', b'"held":{'), b"\xff\n"]  # fmt: skip
+    for damaged in damages:
+        assert damaged != second
+        packed.packed().write_bytes(first + damaged + third)
+        with pytest.warns(UserWarning, match="line 2 of .*records.jsonl.*this run is done again, the other lines count"):
+            assert read_record(packed, "pruned", "b") is None
+        assert read_record(packed, "pruned", "a") and read_record(packed, "pruned", "c")
+
+
+def test_the_file_is_read_once_and_again_when_it_changes(packed: Store) -> None:
+    assert read_packed(packed) is read_packed(packed)
+    lines = packed.packed().read_bytes().splitlines(keepends=True)
+    packed.packed().write_bytes(lines[0])
+    assert set(read_packed(packed)) == {"a"}
+    os.utime(packed.packed(), (1, 1))
+    assert set(read_packed(packed)) == {"a"}
+
+
+def test_a_record_of_this_machine_that_differs_is_reported_and_not_published(packed: Store) -> None:
+    write_record(packed, record("a", [3]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_record(packed, "pruned", "a")
+    write_record(packed, record("a", [4]))
+    with pytest.warns(UserWarning, match="pruned-a.json has another result than .*records.jsonl, which is used"):
+        found = read_record(packed, "pruned", "a")
+    assert found and found["result"]["plan"]["kept"]["conv2"] == [3]
+    with pytest.raises(StudyError, match="pruned-a.json has another result than the published record"):
+        pack(packed)
+
+
+@pytest.mark.parametrize("profile", ["quick", "fashion", "cifar"])
+def test_what_is_published_is_whole(profile: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a damaged line would be one
+        found = read_packed(Store(ROOT / "results", profile))
+    assert list(found) == sorted(found) and len(found) > 200
