@@ -31,7 +31,6 @@ def pair(digits: Dataset, passes: Mode = "plain", **options: Any) -> tuple[list[
     return networks, history[-1]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_both_networks_of_mlft_train_the_same_up_to_rounding(
     digits: Dataset, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
