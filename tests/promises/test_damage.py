@@ -34,8 +34,15 @@ DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("kind", ["record", "weights", "settings"])
+# Weights are trained again each time, so one kind of damage is enough for every day.
+CASES = [
+    pytest.param(kind, damage, marks=[pytest.mark.slow] * (kind != "record" and damage != "a bit flipped"))
+    for kind in ("record", "weights", "settings")
+    for damage in DAMAGES
+]
+
+
+@pytest.mark.parametrize(("kind", "damage"), CASES)
 def test_damaged_files_are_named_set_aside_and_made_again(smoke: Path, tmp_path: Path, kind: str, damage: str) -> None:
     study = Study("smoke", tmp_path)
     (run,) = [run for run in study.runs(["similarity"]) if run.reference.network == "resnet20"]

@@ -27,6 +27,7 @@ from fcs_utils.training.optimiser import Training
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="needs a device that is written in Python"
 )

@@ -24,10 +24,11 @@ from fcs_utils.errors import StudyError
 from fcs_utils.files import read_checksummed, read_tensors, write_atomic
 from fcs_utils.report import publish
 from fcs_utils.study import study as study_module
+from fcs_utils.study.catalogue import STAGES
 from fcs_utils.study.guards import file_lock
 from fcs_utils.study.records import ABANDONED, Store
 from fcs_utils.study.study import Study
-from tests.conftest import ROOT, study_command
+from tests.conftest import GUARD, ROOT, study_command
 
 # Every epoch is kept, so that a kill in the middle of a training meets a checkpoint.
 EAGER = "import sys, fcs_utils.training.checkpoint as c; c.EVERY = 0; from fcs_utils.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -72,40 +73,47 @@ def test_differences_are_named() -> None:
     assert sorted(differences(one, other)) == ["extra: None != 1", "result.history[1].loss: 2.0 != 2.5"]
 
 
-def test_ten_kills_at_random_moments_leave_the_records_of_an_undisturbed_run(smoke: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kills", "stages"),
+    [(3, ["reference", "similarity", "pruned"]), pytest.param(10, list(STAGES), marks=pytest.mark.slow)],
+    ids=["three", "ten"],
+)
+def test_kills_at_random_moments_leave_the_records_of_an_undisturbed_run(
+    smoke: Path, tmp_path: Path, kills: int, stages: list[str]
+) -> None:
     chance, store = random.Random(0), Store(tmp_path, "smoke")
-    command = ["run", "--profile", "smoke", "--out", str(tmp_path)]
+    command = ["run", "--profile", "smoke", "--out", str(tmp_path), "--stages", *stages]
     written: dict[Path, int] = {}  # what is done is not done again
-    for kill in range(10):
+    for kill in range(kills):
         eager = kill % 2 == 0  # one worker that keeps every epoch, or two that keep whole runs
         process = start(*command, "--workers", "1" if eager else "2", eager=eager)
-        # Moments are counted in work done, not on a clock: kills come early and late in a run, and the study advances.
+        # Moments are counted in work done, not on a clock: some after a record, some within a training.
         enough = len(store.all_records()) + chance.randint(1, 6)
-        while len(store.all_records()) < enough and process.poll() is None:
+        within = kill == 0 or (eager and chance.random() < 0.5)
+        while not (list(store.root.glob("unfinished/*.safetensors")) if within else len(store.all_records()) >= enough):
+            assert process.poll() is None, "the study ended before it was killed"
             time.sleep(0.02)
-        time.sleep(chance.uniform(0, 0.7))
         family = psutil.Process(process.pid).children(recursive=True)
-        assert process.poll() is None, "the study ended before it was killed ten times"
         victim = chance.choice([one for one in family if "resource_tracker" not in " ".join(one.cmdline())] or [process])
-        if kill == 9 or chance.random() < 0.5:
+        if kill == kills - 1 or chance.random() < 0.5:
             victim = process
         victim.send_signal(signal.SIGKILL)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=GUARD)
         assert process.returncode == (-9 if victim is process else 1), said
         if victim is not process:
             assert "a worker process died" in said and "Traceback" not in said
-        _, orphans = psutil.wait_procs(family, timeout=30)
+        _, orphans = psutil.wait_procs(family, timeout=GUARD)
         assert not orphans
         written = {path: written.get(path, path.stat().st_mtime_ns) for path in store.all_records()}
     done = study_command(*command, "--workers", "2")
     assert done.returncode == 0, done.stderr
     assert "set aside" not in done.stderr and not list(store.root.rglob("*.corrupt"))
-    assert_same_records(smoke, tmp_path)
-    assert all(path.stat().st_mtime_ns == time for path, time in written.items()) and len(written) > 10
+    assert_same_records(smoke, tmp_path, all_of_them=kills == 10)
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items()) and len(written) >= kills
     assert not list((store.work / "unfinished").glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sign", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_sigint_and_sigterm_keep_the_epoch_and_say_so(smoke: Path, tmp_path: Path, sign: signal.Signals) -> None:
     store, command = Store(tmp_path, "smoke"), ["run", "--profile", "smoke", "--stages", "reference", "--out", str(tmp_path)]
     process = start(*command, "--workers", "1", eager=True)
@@ -113,7 +121,7 @@ def test_sigint_and_sigterm_keep_the_epoch_and_say_so(smoke: Path, tmp_path: Pat
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(sign)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=GUARD)
     assert process.returncode == 128 + sign and said.startswith("interrupted: ") and said.count("\n") == 1
     (kept,) = (store.work / "unfinished").glob("*.safetensors")
     before = len(json.loads(read_tensors(kept)[1]["training"])["history"])
@@ -122,6 +130,7 @@ def test_sigint_and_sigterm_keep_the_epoch_and_say_so(smoke: Path, tmp_path: Pat
     assert_same_records(smoke, tmp_path, all_of_them=False)
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_shows_no_traceback(smoke: Path, tmp_path: Path) -> None:
     store, command = Store(tmp_path, "smoke"), ["run", "--profile", "smoke", "--out", str(tmp_path)]
     process = start(*command, "--workers", "2", eager=True)
@@ -132,9 +141,9 @@ def test_a_second_interrupt_shows_no_traceback(smoke: Path, tmp_path: Path) -> N
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(0.01)  # signals that arrive together count as one
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=GUARD)
     assert process.returncode == 130 and "Traceback" not in said
-    assert family and not psutil.wait_procs(family, timeout=30)[1]
+    assert family and not psutil.wait_procs(family, timeout=GUARD)[1]
     assert study_command(*command, "--stages", "reference").returncode == 0
     assert_same_records(smoke, tmp_path, all_of_them=False)
 
@@ -152,6 +161,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)  # noqa: S607
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing_and_the_next_start_goes_on(smoke: Path, small_disk: Path) -> None:
     command = ["run", "--profile", "smoke", "--stages", "reference", "similarity", "--out", str(small_disk), "--workers", "1"]
     assert study_command(*command, "--only", "network=vgg16").returncode == 0

@@ -28,11 +28,11 @@ FAMILIES = [
     ("torchvision/resnet18", {}, 64, "all"),
     ("torchvision/resnet50", {}, 64, "inner"),
     ("torchvision/resnet50", {}, 64, "all"),
-    ("torchvision/vgg16_bn", {}, 64, "inner"),
+    pytest.param("torchvision/vgg16_bn", {}, 64, "inner", marks=pytest.mark.slow),
     ("torchvision/mobilenet_v2", {}, 64, "inner"),
     ("torchvision/mobilenet_v2", {}, 64, "all"),
     ("torchvision/mobilenet_v3_small", {}, 64, "all"),
-    ("torchvision/densenet121", {}, 64, "inner"),
+    pytest.param("torchvision/densenet121", {}, 64, "inner", marks=pytest.mark.slow),
     ("torchvision/squeezenet1_1", {}, 64, "inner"),
 ]
 
@@ -94,7 +94,10 @@ def test_option_a_leaves_residual_sums_whole_in_every_scope() -> None:
     assert all(name.endswith("conv1") for name in plan.kept) and "one to one" in plan.skipped["stage1.0.conv2"]
 
 
-@pytest.mark.parametrize(("name", "scope"), [("vgg16", "inner"), ("resnet20", "inner"), ("torchvision/mobilenet_v2", "all")])
+@pytest.mark.parametrize(
+    ("name", "scope"),
+    [("vgg16", "inner"), ("resnet20", "inner"), pytest.param("torchvision/mobilenet_v2", "all", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("target", [0.8, 0.5, 0.25])
 def test_macs_find_the_nearest_reachable_network(name: str, scope: str, target: float) -> None:
     model = build_seeded(0, name, num_classes=3, **({} if "/" in name else {"width": 0.25})).eval()

@@ -22,7 +22,7 @@ import nbformat
 import pytest
 
 from fcs_utils.report.chapters import NOTEBOOKS
-from tests.conftest import ROOT
+from tests.conftest import GUARD, ROOT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -58,6 +58,7 @@ class Watched:
 
     def __init__(self, browser: Any, **options: Any) -> None:
         self.page = browser.new_page(**options)
+        self.page.set_default_timeout(GUARD * 1000)
         self.trouble: list[str] = []
         self.page.on("console", lambda said: self.trouble.append(said.text) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
@@ -113,10 +114,11 @@ def test_tables_sort_by_their_numbers(browser: Any, site: str) -> None:
     column = int(header.evaluate("one => one.cellIndex"))
     seconds = partial(page.evaluate, """column => [...document.querySelector('table.sortable').tBodies[0].rows]
         .map(row => Number(row.cells[column].textContent))""", column)  # fmt: skip
-    for key, order in (("click", "descending"), ("Enter", "ascending")):
+    page.evaluate("document.addEventListener('sort-end', () => { window.sorts = (window.sorts || 0) + 1 })")
+    for number, (key, order) in enumerate((("click", "descending"), ("Enter", "ascending")), 1):
         header.click() if key == "click" else header.press(key)
         page.wait_for_selector(f"th[aria-sort={order}]")
-        page.wait_for_timeout(50)
+        page.wait_for_function(f"window.sorts === {number}")
         assert seconds() == sorted(seconds(), reverse=order == "descending") and len(set(seconds())) > 1
     assert not watched.trouble
     page.close()
@@ -155,22 +157,22 @@ def lab(smoke: Path, tmp_path: Path) -> Iterator[str]:
         env={**os.environ, **home, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
-    for _ in range(600):
+    while True:
         try:
-            urllib.request.urlopen(f"{address}/api", timeout=5).close()  # noqa: S310 - loopback
+            urllib.request.urlopen(f"{address}/api", timeout=GUARD).close()  # noqa: S310 - loopback
             break
         except OSError:
             assert server.poll() is None, "JupyterLab did not start"
             time.sleep(0.1)
     yield address
     server.terminate()
-    server.wait(timeout=30)
+    server.wait(timeout=GUARD)
 
 
+@pytest.mark.slow
 def test_the_explorer_redraws_saves_and_what_it_saved_loads_in_a_script(browser: Any, lab: str, tmp_path: Path) -> None:
     watched = Watched(browser, viewport={"width": 1500, "height": 1100})
     page = watched.page
-    page.set_default_timeout(120_000)
     page.goto(f"{lab}/lab/tree/explore.ipynb")
     page.wait_for_function("window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell')")
     page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.ready.then(() => null)")  # or it asks for a kernel
@@ -192,9 +194,9 @@ def test_the_explorer_redraws_saves_and_what_it_saved_loads_in_a_script(browser:
         for i in which:  # waits for the redraw, however long the machine takes
             old = before[i]
             if i < 3:
-                sync_api.expect(pictures.nth(i)).not_to_have_attribute("src", old, timeout=180_000)
+                sync_api.expect(pictures.nth(i)).not_to_have_attribute("src", old, timeout=GUARD * 1000)
             else:
-                sync_api.expect(box.locator("table").first).not_to_have_text(old, timeout=180_000, use_inner_text=True)
+                sync_api.expect(box.locator("table").first).not_to_have_text(old, timeout=GUARD * 1000, use_inner_text=True)
 
     select = lambda name: box.locator(f".widget-dropdown:has(label:text-is('{name}')) select")  # noqa: E731
     changes(lambda: select("criterion").select_option("kernel_l1"), [0])

@@ -144,7 +144,14 @@ def test_missing_records_are_refused_by_name(tmp_path: Path) -> None:
     assert done.returncode == 1 and "have no record" in done.stderr
 
 
-@pytest.mark.parametrize(("name", "value"), [("leyer", "x"), ("layer", "features.conv99"), ("seed", 7)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("leyer", "x"),
+        pytest.param("layer", "features.conv99", marks=pytest.mark.slow),
+        pytest.param("seed", 7, marks=pytest.mark.slow),
+    ],
+)
 def test_bad_notebook_parameters_fail_with_their_name(smoke: Path, tmp_path: Path, name: str, value: object) -> None:
     parameters = {"profile": "smoke", "out": str(smoke), name: value}
     with pytest.raises(papermill.PapermillExecutionError, match=name):
