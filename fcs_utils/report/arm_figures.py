@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from fcs_utils.report.claims import METHODS, counted
+from fcs_utils.report.comparisons import METHODS, counted
 from fcs_utils.report.figures import STYLE
 from fcs_utils.report.inference import half_width
 
@@ -33,7 +33,9 @@ def fine_tuning_curves(arms: pd.DataFrame) -> Figure:
             curves = [[epoch["validation"] for epoch in history] for history in group.history]
             _curve(axis, np.arange(1, epochs + 1), np.array(curves), str(method))
         step = max(1, epochs // 4)
-        axis.set(xlabel="epoch", title=f"schedule of {counted(epochs)}", xticks=[1, *range(max(2, step), epochs + 1, step)])
+        axis.set(
+            xlabel="epoch", title=f"schedule of {counted(epochs, 'epoch')}", xticks=[1, *range(max(2, step), epochs + 1, step)]
+        )
     axes[0, 0].set_ylabel("validation top-1 (%)")
     axes[0, -1].legend()
     return figure

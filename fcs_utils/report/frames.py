@@ -11,6 +11,7 @@ import pandas as pd
 from fcs_utils.files import write_json
 from fcs_utils.pruning.criteria import describe
 from fcs_utils.report import ablations, claims, tables
+from fcs_utils.report import comparisons as compare
 from fcs_utils.study.grid import STAGES
 from fcs_utils.study.rates import margin
 from fcs_utils.study.records import Store
@@ -113,13 +114,13 @@ class Report:
         self.slack = slack = margin(validation_images)
         self.arms, comparisons = frames["arms"], []
         if len(self.similarity):
-            comparisons += claims.c1(self.similarity)
+            comparisons += compare.c1(self.similarity)
         if len(self.tuned):
-            comparisons += claims.c2(self.tuned)
+            comparisons += compare.c2(self.tuned)
         if len(self.arms):
             self.arms = add_targets(self.arms, slack)
             schedules = self.arms[~self.arms.method.str.startswith("scratch")]
-            comparisons += claims.c3(schedules, slack) + claims.c3_by_compute(schedules)
+            comparisons += compare.c3(schedules, slack) + compare.c3_by_compute(schedules)
         self.ledger = claims.ledger(comparisons)
 
     def tables(self) -> dict[str, pd.DataFrame]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import write_atomic
-from fcs_utils.report.claims import STATEMENTS, c3_sentence, claim_verdicts
+from fcs_utils.report.claims import STATEMENTS, claim_verdicts, findings
 from fcs_utils.report.figures import forest, use_house_style
 from fcs_utils.report.frames import make_report
 from fcs_utils.report.tables import claims_table
@@ -23,7 +23,8 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 def records_block(study: Study) -> str:
     """Verdicts, the figure behind them, the table. Reads records only."""
     report = make_report(study)
-    verdicts = [f"- **{claim}** {STATEMENTS[claim]}: **{word}**" + (f" ({c3_sentence(report.ledger)})" if claim == "C3" else "")
+    words = findings(report.ledger)
+    verdicts = [f"- **{claim}** {STATEMENTS[claim]}: **{word}**. {words[claim]}"
                 for claim, word in claim_verdicts(report.ledger).items()]  # fmt: skip
     where = f"results/{study.profile.name}/figures/readme.png"
     seeds, further = len(study.profile.seeds), len(study.profile.arms.further_seeds)

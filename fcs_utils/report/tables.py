@@ -12,7 +12,7 @@ import pandas as pd
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import write_atomic
-from fcs_utils.report import claims
+from fcs_utils.report.comparisons import METHODS
 from fcs_utils.report.inference import mean_interval
 from fcs_utils.study.rates import best_rates
 from fcs_utils.study.records import Store
@@ -65,7 +65,7 @@ def arms_table(arms: pd.DataFrame) -> pd.DataFrame:
         missed = int((~g.reached).sum())
         rows.append({
             "network": network, "criterion": f"{g.criterion.iloc[0]}, ratio {g.ratio.iloc[0]:g}",
-            "method": claims.METHODS[method], "epochs": epochs, "learning rate (chosen)": f"{g.learning_rate.iloc[0]:g}",
+            "method": METHODS[method], "epochs": epochs, "learning rate (chosen)": f"{g.learning_rate.iloc[0]:g}",
             "test top-1 (%)": mean_interval(g.test), "validation top-1 (%)": mean_interval(g.validation),
             "epochs to target": f"{g.epochs_to_target.mean():.1f}" + (f" ({missed} of {len(g)} not reached)" if missed else ""),
             "training MACs (T)": f"{g.training_macs.mean() / 1e12:.3f}",
@@ -83,7 +83,7 @@ def rates_table(rates: pd.DataFrame, slack: float) -> pd.DataFrame:
     chosen = best_rates(rates, slack)
     picked = [f"{chosen[row.network, row.method]:g}" for row in shown.itertuples()]
     shown.columns = [f"{name:g}" if isinstance(name, float) else str(name) for name in shown.columns]
-    shown["method"] = shown.method.map(claims.METHODS)
+    shown["method"] = shown.method.map(METHODS)
     return shown.assign(chosen=picked, n=rates.seed.nunique())
 
 
@@ -94,7 +94,7 @@ def peers_table(arms: pd.DataFrame) -> pd.DataFrame:
         before = [start["peer_validation"] for start in g.start]
         after = [history[-1]["peer_validation"] for history in g.history]
         rows.append({
-            "network": network, "method": claims.METHODS[method], "epochs": epochs,
+            "network": network, "method": METHODS[method], "epochs": epochs,
             "peer before (validation, %)": mean_interval(before), "peer after (%)": mean_interval(after),
             "gain (points)": f"{np.mean(np.subtract(after, before)):+.2f}",
             "KL before (nats)": mean_interval([start["peer_kl"] for start in g.start], 3),
