@@ -28,9 +28,9 @@ def null_similarity(model: nn.Module, images: Tensor, seed: int) -> dict[str, Te
 
 
 def near_duplicate_shares(model: nn.Module, images: Tensor, quantile: float, seed: int) -> dict[str, dict[str, float]]:
-    """By layer, over its live channels: the share with a twin, and the share of pairs that are more similar than chance.
+    """By layer, over its live channels: the share with a near-duplicate, and the share of pairs that are more similar than chance.
 
-    A channel has a twin when its best similarity to another exceeds ``threshold``, the quantile of the *best*
+    A channel has a near-duplicate when its best similarity to another exceeds ``threshold``, the quantile of the *best*
     similarities in the null: by chance alone 1 - quantile of the channels would, however many they are. ``pairs``
     is the share of pairs above the same quantile of the null's pairs. Layers of one position a map are left
     out (shuffling a single pixel changes nothing), and so are layers with fewer than two live channels.

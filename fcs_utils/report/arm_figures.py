@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from fcs_utils.report.comparisons import METHODS, counted
-from fcs_utils.report.figures import STYLE
-from fcs_utils.report.inference import half_width
+from fcs_utils.report.figures import STYLE, error_bars
 
 
 def _curve(axis: Axes, x: np.ndarray, curves: np.ndarray, method: str) -> None:
@@ -47,14 +46,12 @@ def accuracy_against_budget(arms: pd.DataFrame, scratch: pd.DataFrame) -> Figure
     columns = (("epochs", "epochs of the schedule", 1.0), ("training_macs", "training MACs (T), all networks", 1e12))
     for axis, (column, label, scale) in zip(axes, columns, strict=True):
         for method, group in arms.groupby("method", sort=False):
-            colour, marker = STYLE[str(method)]
-            parts = [g for _, g in group.groupby("epochs")]
-            axis.errorbar([g[column].mean() / scale for g in parts], [g.test.mean() for g in parts],
-                          np.nan_to_num([half_width(g.test.tolist()) for g in parts]), color=colour, marker=marker, ms=5,
-                          lw=1.3, capsize=2, elinewidth=0.9, label=METHODS[str(method)])  # fmt: skip
+            parts, name = [g for _, g in group.groupby("epochs")], str(method)
+            x = [g[column].mean() / scale for g in parts]
+            error_bars(axis, x, [g.test for g in parts], style=STYLE[name], label=METHODS[name])
         for (method, group), shape in zip(scratch.groupby("method", sort=False), "P*", strict=False):
-            axis.errorbar(group[column].mean() / scale, group.test.mean(), np.nan_to_num(half_width(group.test.tolist())),
-                          color="#6b6b6b", marker=shape, ms=7, capsize=2, label=METHODS[str(method)])  # fmt: skip
+            x = [group[column].mean() / scale]
+            error_bars(axis, x, [group.test], style=("#6b6b6b", shape), ms=7, label=METHODS[str(method)])
         axis.set(xlabel=label, xscale="log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

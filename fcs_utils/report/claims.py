@@ -11,6 +11,7 @@ import pandas as pd
 
 from fcs_utils.report.comparisons import BASELINES, Comparison, counted
 from fcs_utils.report.inference import LEVEL, Verdict, holm, verdict
+from fcs_utils.report.tables import as_table
 
 STATEMENTS = {
     "C1": "Feature channels of a trained CNN are redundant by similarity, more than those of the untrained network",
@@ -62,6 +63,30 @@ def claim_verdicts(table: pd.DataFrame) -> dict[str, Verdict]:
             lost = [s for s in schedules if "contradicted" in (s.get("no worse"), s.get("better"))]
             verdicts["C3"] = "supported" if won else "contradicted" if schedules and lost == schedules else "undecided"
     return verdicts
+
+
+# Of rows that inform: the paper's claims do not stand or fall with them.
+SIGNS = {"supported": "above zero", "contradicted": "below zero", "undecided": "no clear difference"}
+
+
+@as_table("claims", "ledger")
+def claims_table(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The ledger as people read it; in parentheses what informs only: its p-value is uncorrected, its verdict none."""
+
+    def p_value(row: Any) -> str:
+        shown = "" if math.isnan(row.p_holm) else "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}"
+        return f"({shown})" if shown and not row.decisive else shown
+
+    def interval(row: Any) -> str:
+        return "undefined at n = 1" if math.isnan(row.low) else f"{row.low:+.2f} to {row.high:+.2f}"
+
+    return pd.DataFrame([
+        {"claim": row.claim, "comparison": row.comparison, "effect": f"{row.effect:+.2f} {row.unit}",
+         "95 % interval, uncorrected": interval(row), "p (Holm)": p_value(row),
+         "smallest effect to be found": "" if math.isnan(row.detectable) else f"{row.detectable:.2f}", "n": row.n,
+         "verdict": row.verdict if row.decisive else f"({SIGNS[row.verdict]})"}
+        for row in ledger.itertuples()
+    ])  # fmt: skip
 
 
 # -- in words -----------------------------------------------------------------------------------------------------

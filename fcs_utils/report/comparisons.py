@@ -48,16 +48,15 @@ def c1(similarity: pd.DataFrame) -> list[Comparison]:
     """
     rows = []
     for network, group in similarity.groupby("network", sort=False):
-        shares = (("twins", "channels with a near-duplicate beyond chance"), ("pairs", "pairs more similar than chance"))
+        shares = (("near_duplicates", "channels with a near-duplicate beyond chance"), ("pairs", "pairs more similar than chance"))
         for value, what in shares:
             for state in ("untrained", "untrained, BatchNorm as made"):
                 trained, other = (group[group.state == name] for name in ("trained", state))
-                decisive = value == "twins" and state == "untrained"
-                short = {"twins": "near-duplicates", "pairs": "pairs"}[value]
-                label = str(network) if decisive else f"{network}, {short}, {state}"
+                decisive = value == "near_duplicates" and state == "untrained"
+                label = str(network) if decisive else f"{network}, {value.replace('_', '-')}, {state}"
                 result = paired(seed_differences(trained, other, value))
                 question = f"{network}: {what}, trained minus {state}"
-                role = "as made" if value == "twins" and not decisive else ""
+                role = "as made" if value == "near_duplicates" and not decisive else ""
                 rows.append(Comparison("C1", label, question, "points", result, decisive, role, network=str(network)))
     return rows
 
@@ -112,7 +111,14 @@ def c2_details(tuned: pd.DataFrame, value: str = "test") -> pd.DataFrame:
     return table.drop(columns="error")
 
 
-METHODS = {"tft": "TFT", "mlft": "MLFT", "twin": "MLFT with a twin", "kd": "KD", "scratch-E": "scratch-E", "scratch-B": "scratch-B"}
+METHODS = {
+    "tft": "TFT",
+    "mlft": "MLFT",
+    "twin": "MLFT, compact peer",
+    "kd": "KD",
+    "scratch-E": "scratch-E",
+    "scratch-B": "scratch-B",
+}
 
 
 def c3(arms: pd.DataFrame, slack: float) -> list[Comparison]:

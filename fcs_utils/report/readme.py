@@ -11,10 +11,9 @@ from PIL import Image
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import write_atomic
-from fcs_utils.report.claims import STATEMENTS, claim_verdicts, findings
+from fcs_utils.report.claims import STATEMENTS, claim_verdicts, claims_table, findings
 from fcs_utils.report.figures import forest, use_house_style
 from fcs_utils.report.frames import make_report
-from fcs_utils.report.tables import claims_table
 from fcs_utils.study.study import Study
 
 README = Path(__file__).resolve().parents[2] / "README.md"

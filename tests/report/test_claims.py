@@ -10,11 +10,10 @@ import pandas as pd
 import pytest
 
 from fcs_utils.errors import StudyError
-from fcs_utils.report.claims import claim_verdicts, findings, ledger, overall, sentence
+from fcs_utils.report.claims import claim_verdicts, claims_table, findings, ledger, overall, sentence
 from fcs_utils.report.comparisons import c2, c3, c3_by_compute
 from fcs_utils.report.frames import add_targets
 from fcs_utils.report.inference import holm, paired, seed_differences, verdict
-from fcs_utils.report.tables import claims_table
 from fcs_utils.study.rates import choose_learning_rates, margin
 
 
