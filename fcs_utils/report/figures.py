@@ -44,13 +44,7 @@ def use_house_style() -> None:
 
 
 def error_bars(
-    axis: Axes,
-    x: Sequence[float] | np.ndarray,
-    groups: Iterable[Sequence[float]],
-    *,
-    style: Style,
-    across: bool = False,
-    **look: Any,
+    axis: Axes, x: Sequence[float] | np.ndarray, groups: Iterable[Sequence[float]], style: Style, across: bool = False, **look: Any
 ) -> None:
     """Each group's mean with its 95 % t interval over seeds, none for one seed; across: x runs upwards, means to the right."""
     means, halves = zip(*((np.mean(group), half_width(list(group))) for group in groups), strict=True)
