@@ -46,7 +46,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class LayerView:
-    """One layer under a choice: similarity (C, C), norms and bins (C,), kept channels, and each dropped channel's nearest kept one."""
+    """One layer under a choice: similarity (C, C), norms and bins (C,), kept channels, each dropped one's nearest kept one."""
 
     similarity: Tensor
     norms: Tensor
