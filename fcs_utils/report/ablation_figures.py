@@ -5,11 +5,9 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
-from fcs_utils.report.figures import BIN_COLOURS
-from fcs_utils.report.inference import half_width
+from fcs_utils.report.figures import BIN_COLOURS, error_bars, gains
 
 
 def variation_gains(variations: pd.DataFrame) -> Figure:
@@ -20,13 +18,8 @@ def variation_gains(variations: pd.DataFrame) -> Figure:
     for axis, network in zip(axes.flat, networks, strict=True):
         part = variations[variations.network == network]
         means = part.groupby(["variant", "seed"], sort=False).test.mean().unstack("seed")
-        gains = (means - means.loc["literal reading"]).drop(index="literal reading")
-        for y, (_, row) in enumerate(gains.iterrows()):
-            axis.errorbar(row.mean(), -y, xerr=np.nan_to_num(half_width(row.tolist())), color="#0072B2", marker="o", ms=5,
-                          capsize=2, elinewidth=0.9)  # fmt: skip
-        axis.axvline(0, color="black", lw=0.8)
-        axis.set(title=network, xlabel="points above the literal reading", yticks=[-y for y in range(len(gains))],
-                 yticklabels=gains.index)  # fmt: skip
+        above = (means - means.loc["literal reading"]).drop(index="literal reading")
+        gains(axis, above, network, "points above the literal reading", {})
     return figure
 
 
@@ -58,9 +51,8 @@ def merge_panels(merge: pd.DataFrame) -> Figure:
             for (how, recalibrated), (colour, marker, label) in styles.items():
                 own = part[(part.compensate == how) & (part.recalibrated == recalibrated)]
                 groups = [g for _, g in own.groupby("ratio")]
-                axis.errorbar([100 * (g.macs / g.dense_macs).mean() for g in groups], [g.test.mean() for g in groups],
-                              np.nan_to_num([half_width(g.test.tolist()) for g in groups]), color=colour, marker=marker, ms=5,
-                              lw=1.2, elinewidth=0.8, capsize=2, label=label)  # fmt: skip
+                x = [100 * (g.macs / g.dense_macs).mean() for g in groups]
+                error_bars(axis, x, [g.test for g in groups], style=(colour, marker), label=label)
             axis.set(title=f"{network}, {criterion}", xlabel="MACs left (%)")
             axis.set_ylim(top=min(axis.get_ylim()[1], 101), bottom=max(axis.get_ylim()[0], -1))
             axis.invert_xaxis()
@@ -79,10 +71,8 @@ def headstart_curves(headstart: pd.DataFrame) -> Figure:
     for start, colour, marker in (("plain", "#E69F00", "s"), ("merged", "#0072B2", "o")):
         groups = [g.validation.tolist() for _, g in curves[curves.start == start].groupby("epoch")]
         shift = -0.03 if start == "plain" else 0.03
-        error = np.nan_to_num([half_width(group) for group in groups])
-        axis.errorbar(np.arange(1, len(groups) + 1) + shift, [np.mean(group) for group in groups], error, color=colour,
-                      marker=marker, ms=5, capsize=2, elinewidth=0.9, label=f"from {start} weights")  # fmt: skip
+        x = np.arange(1, len(groups) + 1) + shift
+        error_bars(axis, x, groups, style=(colour, marker), label=f"from {start} weights")
     axis.set(xlabel="epoch of fine-tuning", ylabel="validation top-1 (%)", xticks=sorted(curves.epoch.unique()))
     axis.legend()
-    sns.despine(figure)
     return figure

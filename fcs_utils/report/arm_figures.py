@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from fcs_utils.report.claims import counted
-from fcs_utils.report.inference import half_width
+from fcs_utils.report.comparisons import counted
+from fcs_utils.report.figures import error_bars
 from fcs_utils.training.arms import arm_label, arm_style
 
 
@@ -33,7 +33,9 @@ def fine_tuning_curves(arms: pd.DataFrame) -> Figure:
             curves = [[epoch["validation"] for epoch in history] for history in group.history]
             _curve(axis, np.arange(1, epochs + 1), np.array(curves), str(method))
         step = max(1, epochs // 4)
-        axis.set(xlabel="epoch", title=f"schedule of {counted(epochs)}", xticks=[1, *range(max(2, step), epochs + 1, step)])
+        axis.set(
+            xlabel="epoch", title=f"schedule of {counted(epochs, 'epoch')}", xticks=[1, *range(max(2, step), epochs + 1, step)]
+        )
     axes[0, 0].set_ylabel("validation top-1 (%)")
     axes[0, -1].legend()
     return figure
@@ -45,14 +47,12 @@ def accuracy_against_budget(arms: pd.DataFrame, scratch: pd.DataFrame) -> Figure
     columns = (("epochs", "epochs of the schedule", 1.0), ("training_macs", "training MACs (T), all networks", 1e12))
     for axis, (column, label, scale) in zip(axes, columns, strict=True):
         for method, group in arms.groupby("method", sort=False):
-            colour, marker = arm_style(str(method))
-            parts = [g for _, g in group.groupby("epochs")]
-            axis.errorbar([g[column].mean() / scale for g in parts], [g.test.mean() for g in parts],
-                          np.nan_to_num([half_width(g.test.tolist()) for g in parts]), color=colour, marker=marker, ms=5,
-                          lw=1.3, capsize=2, elinewidth=0.9, label=arm_label(str(method)))  # fmt: skip
+            parts, name = [g for _, g in group.groupby("epochs")], str(method)
+            x = [g[column].mean() / scale for g in parts]
+            error_bars(axis, x, [g.test for g in parts], style=arm_style(name), label=arm_label(name))
         for (method, group), shape in zip(scratch.groupby("method", sort=False), "P*", strict=False):
-            axis.errorbar(group[column].mean() / scale, group.test.mean(), np.nan_to_num(half_width(group.test.tolist())),
-                          color="#6b6b6b", marker=shape, ms=7, capsize=2, label=arm_label(str(method)))  # fmt: skip
+            x = [group[column].mean() / scale]
+            error_bars(axis, x, [group.test], style=("#6b6b6b", shape), ms=7, label=arm_label(str(method)))
         axis.set(xlabel=label, xscale="log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

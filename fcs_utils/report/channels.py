@@ -25,7 +25,7 @@ def _grid(count: int, columns: int, size: float = 0.9) -> tuple[Figure, list[Axe
     return figure, list(axes.flat)
 
 
-def feature_maps(image: Tensor, maps: Tensor, norms: Tensor, title: str, limit: int = 31) -> Figure:
+def map_gallery(image: Tensor, maps: Tensor, norms: Tensor, title: str, limit: int = 31) -> Figure:
     """One image (H, W, C uint8) and its channels' maps (C, H, W), largest norms (C,) first."""
     order = norms.argsort(descending=True)[:limit].tolist()
     figure, axes = _grid(len(order) + 1, 8)

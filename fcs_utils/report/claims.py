@@ -1,168 +1,17 @@
-"""The comparisons behind each of the paper's claims, and the verdict on it. Computed, never typed."""
+"""The ledger of comparisons, the verdict on each of the paper's claims, and what was found, in sentences."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
-from fcs_utils.report.inference import Paired, Verdict, holm, paired, seed_differences, verdict
-from fcs_utils.training.arms import arm_label
-
-
-def counted(epochs: int) -> str:
-    """'1 epoch', '2 epochs'."""
-    return f"{epochs} epoch" + ("" if epochs == 1 else "s")
-
-
-def overall(verdicts: Sequence[Verdict]) -> Verdict:
-    """A claim with several comparisons is supported by all of them, contradicted by any."""
-    if "contradicted" in verdicts:
-        return "contradicted"
-    return "supported" if verdicts and set(verdicts) == {"supported"} else "undecided"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One row of the ledger, before the correction for several rows."""
-
-    claim: str
-    label: str  # short, for a figure's axis
-    question: str
-    unit: str
-    result: Paired
-    decisive: bool = True  # rows that only inform take no part in the correction or in the verdict
-    role: str = ""  # what a verdict with several conditions needs the row for, or "network" for a network's part of an effect
-    epochs: int = 0  # of the schedule that the role is about
-
-
-def c1(similarity: pd.DataFrame) -> list[Comparison]:
-    """Do trained channels have a twin more often than untrained ones? One row per network.
-
-    The untrained network's BatchNorm has seen the calibration images; against the network as it is made, whose
-    BatchNorm is the identity, the comparison only informs, as does the share of similar pairs.
-    """
-    rows = []
-    for network, group in similarity.groupby("network", sort=False):
-        for value, what in (("twins", "channels with a twin beyond chance"), ("pairs", "pairs more similar than chance")):
-            for state in ("untrained", "untrained, BatchNorm as made"):
-                trained, other = (group[group.state == name] for name in ("trained", state))
-                decisive = value == "twins" and state == "untrained"
-                label = str(network) if decisive else f"{network}, {value}, {state}"
-                result = paired(seed_differences(trained, other, value))
-                rows.append(Comparison("C1", label, f"{network}: {what}, trained minus {state}", "points", result, decisive))
-    return rows
-
-
-# The paper's claim names the first two; against the others the table only informs.
-BASELINES = {"kernel_l1": "kernel-norm", "feature_norm": "layer-wise feature-norm"}
-OTHERS = ("random", "kernel_l2", "fpgm", "bn_scale", "apoz", "taylor", "hrank", "chip", "fcs_greedy", "fcs_linear")
-
-
-def c2(tuned: pd.DataFrame) -> list[Comparison]:
-    """FCS against each baseline at equal MACs after identical fine-tuning, over all networks and ratios.
-
-    Where there are several networks, what each one has of the effect informs: they may disagree.
-    """
-    rows = []
-    ours = tuned[tuned.criterion == "fcs"]
-    for baseline in (*BASELINES, *OTHERS):
-        if not len(theirs := tuned[tuned.criterion == baseline]):
-            continue
-        word = f"{BASELINES[baseline]} ({baseline})" if baseline in BASELINES else baseline
-        question = f"test top-1 after fine-tuning, FCS minus {word}, all networks and ratios"
-        result = paired(seed_differences(ours, theirs, "test"))
-        rows.append(Comparison("C2", f"FCS − {baseline}", question, "points", result, decisive=baseline in BASELINES))
-    networks = list(dict.fromkeys(tuned.network))
-    for baseline in BASELINES if len(networks) > 1 else ():
-        for network in networks:
-            pair = ours[ours.network == network], tuned[(tuned.criterion == baseline) & (tuned.network == network)]
-            if set.intersection(*(set(zip(part.seed, part.ratio, strict=True)) for part in pair)):
-                question = f"{network}: test top-1 after fine-tuning, FCS minus {BASELINES[baseline]} ({baseline}), all ratios"
-                result = paired(seed_differences(*pair, "test"))
-                rows.append(
-                    Comparison("C2", f"{network}: FCS − {baseline}", question, "points", result, decisive=False, role="network")
-                )
-    return rows
-
-
-def c2_details(tuned: pd.DataFrame, value: str = "test") -> pd.DataFrame:
-    """The same comparison at each network and ratio, Holm-corrected over all of them."""
-    rows = []
-    for (network, ratio), group in tuned.groupby(["network", "ratio"], sort=False):
-        ours = group[group.criterion == "fcs"]
-        for baseline in (*BASELINES, "random"):
-            theirs = group[group.criterion == baseline]
-            if not len(ours) or not len(theirs):
-                continue
-            result = paired(seed_differences(ours, theirs, value))
-            rows.append({"network": network, "ratio": ratio, "baseline": baseline, **asdict(result),
-                         "detectable": result.detectable()})  # fmt: skip
-    table = pd.DataFrame(rows)
-    table["p_holm"] = holm(table.p.tolist())
-    table["verdict"] = [verdict(row.effect, row.p_holm) for row in table.itertuples()]
-    return table.drop(columns="error")
-
-
-def c3(arms: pd.DataFrame, slack: float) -> list[Comparison]:
-    """Does MLFT equal TFT's longest schedule with fewer epochs, and not just because TFT does too?
-
-    By final test accuracy of completed schedules. Two decisive rows per shorter schedule: MLFT's minus TFT's
-    longest plus the slack within which they count as equal ("no worse"), and MLFT's minus TFT's of the same
-    length ("better"). TFT's own shorter schedules against its longest, and the other arms, inform.
-    """
-    long = arms.epochs.max()
-    rows = []
-    for epochs in sorted(set(arms.epochs)):
-        for method, role in (("mlft", "no worse"), ("tft", "no worse itself")):
-            pair = _arm(arms, method, epochs), _arm(arms, "tft", long)
-            if epochs < long and all(map(len, pair)):
-                name = arm_label(method)
-                question = (f"test top-1, {name} of {counted(epochs)} minus TFT of {long}, plus {slack:.2f} points within which "
-                            "they count as equal")  # fmt: skip
-                result = paired(seed_differences(*pair, "test") + slack)
-                label = f"{name} {epochs} − TFT {long} epochs"
-                rows.append(Comparison("C3", label, question, "points", result, method == "mlft", role, epochs))
-        for ours, theirs in (("mlft", "tft"), ("mlft", "kd"), ("mlft", "twin")):
-            pair = _arm(arms, ours, epochs), _arm(arms, theirs, epochs)
-            if all(map(len, pair)):
-                words = f"{arm_label(ours)} minus {arm_label(theirs)}"
-                result = paired(seed_differences(*pair, "test"))
-                decisive = theirs == "tft" and epochs < long
-                rows.append(Comparison("C3", f"{arm_label(ours)} − {arm_label(theirs)}, {epochs} epochs",
-                                       f"test top-1 after {counted(epochs)} each, {words}", "points", result, decisive,
-                                       "better" if decisive else "", epochs))  # fmt: skip
-    return rows
-
-
-def _arm(arms: pd.DataFrame, method: str, epochs: int) -> pd.DataFrame:
-    return arms[(arms.method == method) & (arms.epochs == epochs)]
-
-
-def c3_by_compute(arms: pd.DataFrame) -> list[Comparison]:
-    """MLFT against the TFT schedule whose training MACs are nearest: a longer one, for a peer's training is paid for."""
-    rows = []
-    for network, group in arms.groupby("network", sort=False):
-        macs = group.groupby(["method", "epochs"]).training_macs.mean()
-        if not {"tft", "mlft"} <= set(group.method):
-            continue
-        found = []
-        for epochs, spent in macs["mlft"].items():
-            nearest = min(macs["tft"].index, key=lambda other: abs(math.log(macs["tft", other] / spent)))  # noqa: B023 - used at once
-            found.append((abs(math.log(spent / macs["tft", nearest])), epochs, nearest, spent / macs["tft", nearest]))
-        # Within a factor of one and a half they cost about the same; where no pair does, the nearest must do.
-        for _, epochs, nearest, factor in [pair for pair in found if pair[0] < math.log(1.5)] or [min(found)]:
-            question = (f"{network}: test top-1, MLFT of {epochs} minus TFT of {nearest} epochs, MLFT spending {factor:.2f} times "
-                        "TFT's training MACs")  # fmt: skip
-            result = paired(seed_differences(_arm(group, "mlft", epochs), _arm(group, "tft", nearest), "test"))
-            label = f"MLFT {epochs} − TFT {nearest} epochs, like compute"
-            label = label if arms.network.nunique() == 1 else f"{network}: {label}"
-            rows.append(Comparison("C3 by compute", label, question, "points", result))
-    return rows
-
+from fcs_utils.report.comparisons import BASELINES, Comparison, counted
+from fcs_utils.report.inference import LEVEL, Verdict, holm, verdict
+from fcs_utils.report.tables import as_table
 
 STATEMENTS = {
     "C1": "Feature channels of a trained CNN are redundant by similarity, more than those of the untrained network",
@@ -180,13 +29,21 @@ def ledger(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         informative = [c for c in comparisons if c.claim == claim and not c.decisive]
         corrected = holm([c.result.p for c in decisive]) + [c.result.p for c in informative]
         for comparison, p in zip(decisive + informative, corrected, strict=True):
+            result, fields = comparison.result, {**vars(comparison)}
+            del fields["claim"], fields["label"], fields["question"], fields["result"]
             rows.append({
                 "claim": claim, "label": comparison.label, "statement": STATEMENTS[claim], "comparison": comparison.question,
-                **asdict(comparison.result), "unit": comparison.unit, "p_holm": p, "decisive": comparison.decisive,
-                "detectable": comparison.result.detectable(len(decisive) if comparison.decisive else 1),
-                "role": comparison.role, "epochs": comparison.epochs, "verdict": verdict(comparison.result.effect, p),
+                **asdict(result), "p_holm": p, "detectable": result.detectable(len(decisive) if comparison.decisive else 1),
+                **fields, "verdict": verdict(result.effect, p),
             })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def overall(verdicts: Sequence[Verdict]) -> Verdict:
+    """A claim with several comparisons is supported by all of them, contradicted by any."""
+    if "contradicted" in verdicts:
+        return "contradicted"
+    return "supported" if verdicts and set(verdicts) == {"supported"} else "undecided"
 
 
 def claim_verdicts(table: pd.DataFrame) -> dict[str, Verdict]:
@@ -198,8 +55,7 @@ def claim_verdicts(table: pd.DataFrame) -> dict[str, Verdict]:
     """
     verdicts: dict[str, Verdict] = {}
     for claim, group in table.groupby("claim", sort=False):
-        decisive = group[group.decisive]
-        verdicts[str(claim)] = overall(decisive.verdict.tolist())
+        verdicts[str(claim)] = overall(group[group.decisive].verdict.tolist())
         if claim == "C3":
             schedules = [dict(zip(rows.role, rows.verdict, strict=True)) for _, rows in group[group.role != ""].groupby("epochs")]
             won = [s for s in schedules if s.get("no worse") == s.get("better") == "supported"
@@ -209,24 +65,167 @@ def claim_verdicts(table: pd.DataFrame) -> dict[str, Verdict]:
     return verdicts
 
 
-def c3_sentence(table: pd.DataFrame) -> str:
-    """A clause on what is behind C3's verdict: the schedules at which a condition is shown, or its reverse."""
+# Of rows that inform: the paper's claims do not stand or fall with them.
+SIGNS = {"supported": "above zero", "contradicted": "below zero", "undecided": "no clear difference"}
 
-    def at(role: str, word: Verdict) -> str:
-        epochs = [str(epochs) for epochs in table[(table.role == role) & (table.verdict == word)].epochs]
-        return f"at {', '.join(epochs)} epochs" if epochs else "at no schedule"
 
-    same = f"better than TFT of the same length {at('better', 'supported')} and worse {at('better', 'contradicted')}"
-    longest = f"no worse than TFT's longest {at('no worse', 'supported')} and worse {at('no worse', 'contradicted')}"
-    return f"MLFT is shown {same}; {longest}"
+@as_table("claims", "ledger")
+def claims_table(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The ledger as people read it; in parentheses what informs only: its p-value is uncorrected, its verdict none."""
+
+    def p_value(row: Any) -> str:
+        shown = "" if math.isnan(row.p_holm) else "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}"
+        return f"({shown})" if shown and not row.decisive else shown
+
+    def interval(row: Any) -> str:
+        return "undefined at n = 1" if math.isnan(row.low) else f"{row.low:+.2f} to {row.high:+.2f}"
+
+    return pd.DataFrame([
+        {"claim": row.claim, "comparison": row.comparison, "effect": f"{row.effect:+.2f} {row.unit}",
+         "95 % interval, uncorrected": interval(row), "p (Holm)": p_value(row),
+         "smallest effect to be found": "" if math.isnan(row.detectable) else f"{row.detectable:.2f}", "n": row.n,
+         "verdict": row.verdict if row.decisive else f"({SIGNS[row.verdict]})"}
+        for row in ledger.itertuples()
+    ])  # fmt: skip
+
+
+# -- in words -----------------------------------------------------------------------------------------------------
+
+POINTS = "points of top-1"
+SIDES = ("above", "below")
+
+
+def sentence(effect: float, low: float, high: float, n: int = 0, *, ours: str = "", theirs: str = "", verb: str = "ends",
+             unit: str = POINTS, sides: tuple[str, str] = SIDES, p: float = math.nan) -> str:  # fmt: skip
+    """'FCS ends 1.5 points of top-1 below random channels (95 % interval 0.8 to 2.2, 3 seeds)', without the full stop.
+
+    low, high: 95 % interval of the effect; NaN for one seed. Where it holds zero the sentence says 'no clear
+    difference'. p: corrected for other comparisons; where it is not significant in spite of the interval, the text
+    says so. sides: the words for more and for less. Without ours it is an item of a list.
+    """
+    digits = 1 if all(abs(value) >= 0.05 for value in (effect, low, high) if not math.isnan(value)) else 2
+
+    def size(value: float) -> str:
+        return f"{abs(value):.{digits}f}"
+
+    def side(value: float) -> str:
+        return sides[value < 0]
+
+    clear = low * high > 0 and low != high  # False for NaN
+    if math.isnan(low) or low == high:
+        interval = f"{counted(n, 'seed')}, no interval" if n else "no interval"
+    else:
+        ends = sorted((size(low), size(high)), key=float) if clear else (f"{size(low)} {sides[1]}", f"{size(high)} {sides[0]}")
+        interval = " to ".join(ends)
+        interval = f"95 % interval {interval}, {counted(n, 'seed')}" if n else interval
+    if clear and p >= LEVEL:
+        interval += "; not clear after correction for several comparisons"
+    distance = " ".join(filter(None, (size(effect), unit, side(effect))))
+    if not ours:
+        return f"{distance} {theirs} ({interval})"
+    if not clear:
+        return f"{ours} shows no clear difference from {theirs}: {distance} on average ({interval})"
+    return f"{ours} {verb} {distance} {theirs} ({interval})"
 
 
 def findings(table: pd.DataFrame) -> dict[str, str]:
-    """What was found about each claim of a ledger, in sentences with effect, interval and number of seeds."""
-    return {
-        str(claim): " ".join(
-            f"{row.comparison}: {row.effect:+.2f} {row.unit} (95 % interval {row.low:+.2f} to {row.high:+.2f}, n = {row.n})."
-            for row in rows[rows.decisive].itertuples()
-        )
-        for claim, rows in table.groupby("claim", sort=False)
-    }
+    """What was found about each claim of a ledger: one to three sentences, from its effects and intervals alone."""
+    if table.empty:
+        return {}
+    words = {"C1": _redundancy, "C2": _criteria, "C3": _epochs, "C3 by compute": _compute}
+    return {str(claim): ". ".join(words[str(claim)](rows)) + "." for claim, rows in table.groupby("claim", sort=False)}
+
+
+def _listed(rows: pd.DataFrame, name: Callable[[Any], str], unit: str = POINTS, sides: tuple[str, str] = SIDES) -> str:
+    """'0.8 points of top-1 above after 2 epochs (95 % interval 0.3 to 1.3, 5 seeds) and 0.6 above after 4 (0.2 to 1.0)'."""
+    parts: list[str] = []
+    for row in rows.itertuples():
+        shifted = [value - row.slack for value in (row.effect, row.low, row.high)]
+        p = math.nan if row.slack else row.p_holm  # of the difference from the margin, not from zero
+        first = {"n": row.n, "unit": unit} if not parts else {"unit": ""}
+        parts.append(sentence(*shifted, **first, theirs=name(row), sides=sides, p=p))
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def _headline(verdicts: pd.Series, supported: str, contradicted: str, undecided: str, mixed: str) -> str:
+    known = {"supported": supported, "contradicted": contradicted, "undecided": undecided}
+    return known[verdicts.iloc[0]] if verdicts.nunique() == 1 else mixed
+
+
+def _redundancy(rows: pd.DataFrame) -> list[str]:
+    def listed(part: pd.DataFrame) -> str:
+        return _listed(part, lambda row: f"in {row.network}", "points", ("more", "fewer"))
+
+    own = rows[rows.decisive]
+    lead = _headline(
+        own.verdict,
+        "Trained networks have more channels with a near-duplicate than untrained ones",
+        "Trained networks have fewer channels with a near-duplicate than untrained ones, not more",
+        "Trained and untrained networks show no clear difference in channels with a near-duplicate",
+        "The networks disagree on whether training adds channels with a near-duplicate"
+        if "supported" in set(own.verdict)
+        else "No trained network has clearly more channels with a near-duplicate than the untrained one",
+    )
+    said = [f"{lead}: {listed(own)}"]
+    if len(made := rows[rows.role == "as made"]):
+        said.append(f"Against networks as they are made, whose BatchNorm has seen no image, the trained ones have {listed(made)}")
+    return said
+
+
+def _criteria(rows: pd.DataFrame) -> list[str]:
+    def against(row: Any, name: str) -> str:
+        return sentence(row.effect, row.low, row.high, row.n, ours="FCS", theirs=name, p=row.p_holm)
+
+    said = ["; ".join(against(row, f"the {BASELINES[row.theirs]} at equal MACs") for row in rows[rows.decisive].itertuples())]
+    for baseline, name in BASELINES.items():
+        apart = rows[(rows.role == "network") & (rows.theirs == baseline)]
+        if (apart.verdict != "undecided").any() and (apart.effect > 0).nunique() > 1:
+            said.append(f"The networks disagree about the {name}: FCS ends {_listed(apart, lambda row: f'on {row.network}')}")
+    return [*filter(None, said), *(against(row, "random channels") for row in rows[rows.theirs == "random"].itertuples())]
+
+
+def _after(row: Any) -> str:
+    return f"after {counted(row.epochs, 'epoch')}"
+
+
+def _epochs(rows: pd.DataFrame) -> list[str]:
+    same, short = rows[rows.role == "better"], rows[rows.role == "no worse"]
+    if not len(short) or not len(same):
+        return ["No shorter schedule of both MLFT and TFT is there, so nothing is known about fewer epochs"]
+    lead = _headline(
+        same.verdict,
+        "MLFT is ahead of TFT at equal epochs",
+        "MLFT is behind TFT at equal epochs",
+        "MLFT and TFT show no clear difference at equal epochs",
+        "Whether MLFT is ahead of TFT at equal epochs depends on the schedule",
+    )
+    said = [f"{lead}: MLFT ends {_listed(same, _after)}, at {same.compute.mean():.1f} times the training compute"]
+    goal, slack = f"TFT's longest schedule ({counted(short.against.max(), 'epoch')})", f"within {short.slack.max():.2g} points"
+    reached, itself = (
+        sorted(rows[(rows.role == role) & (rows.verdict == "supported")].epochs) for role in ("no worse", "no worse itself")
+    )
+    if reached:
+        lead = f"MLFT comes {slack} of {goal} or above it after {' and '.join(map(str, reached))} epochs"
+        lead += f", and so does TFT after {' and '.join(map(str, itself))}" if itself else ""
+    elif set(short.verdict) == {"contradicted"}:
+        lead = f"MLFT does not reach {goal} in fewer epochs"
+    else:
+        lead = f"It is not shown that MLFT comes {slack} of {goal} in fewer epochs"
+    return [*said, f"{lead}: MLFT ends {_listed(short, _after)}"]
+
+
+def _compute(rows: pd.DataFrame) -> list[str]:
+    lead = _headline(
+        rows.verdict,
+        "MLFT is ahead of TFT at like training compute",
+        "MLFT is behind TFT at like training compute",
+        "MLFT and TFT show no clear difference at like training compute",
+        "Whether MLFT is ahead of TFT at like training compute depends on the schedule",
+    )
+    several = rows.network.nunique() > 1
+
+    def name(row: Any) -> str:
+        place = f" on {row.network}" if several else ""
+        return f"{_after(row)} against TFT's {row.against}{place}, at {row.compute:.2f} times its training compute"
+
+    return [f"{lead}: MLFT ends {_listed(rows, name)}"]

@@ -46,7 +46,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class LayerView:
-    """One layer under a choice: similarity (C, C), norms and bins (C,), kept channels, and each dropped channel's twin."""
+    """One layer under a choice: similarity (C, C), norms and bins (C,), kept channels, each dropped one's nearest kept one."""
 
     similarity: Tensor
     norms: Tensor
@@ -57,11 +57,11 @@ class LayerView:
     def why(self) -> pd.DataFrame:
         """A row for each dropped channel, the most redundant first."""
         rows = [
-            {"channel": gone, "bin": int(self.labels[gone]), "L1 norm": round(float(self.norms[gone]), 3), "twin": twin,
-             "twin's bin": int(self.labels[twin]), "cosine": round(float(self.similarity[gone, twin]), 3)}
+            {"channel": gone, "bin": int(self.labels[gone]), "L1 norm": round(float(self.norms[gone]), 3), "nearest kept": twin,
+             "its bin": int(self.labels[twin]), "cosine": round(float(self.similarity[gone, twin]), 3)}
             for gone, twin in self.twins.items()
         ]  # fmt: skip
-        frame = pd.DataFrame(rows, columns=["channel", "bin", "L1 norm", "twin", "twin's bin", "cosine"])
+        frame = pd.DataFrame(rows, columns=["channel", "bin", "L1 norm", "nearest kept", "its bin", "cosine"])
         return frame.sort_values("cosine", ascending=False, ignore_index=True)
 
 

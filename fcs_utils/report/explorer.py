@@ -137,7 +137,7 @@ class Explorer:
         choice = self.choice
         alts = [(self.norms, f"L1 norms of the channels of {choice.layer} by bin; pale bars go"),
                 (self.similarity, f"similarity of all channel pairs of {choice.layer}, ordered by bin"),
-                (self.pair, "a dropped channel's map beside its kept twin's")]  # fmt: skip
+                (self.pair, "a dropped channel's map beside that of the kept channel nearest to it")]  # fmt: skip
         images = "".join(
             f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(image.value).decode()}">'
             for image, alt in alts

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fcs_utils.report.inference import half_width
@@ -19,6 +23,8 @@ STYLE = {
     "fcs_greedy": ("#56B4E9", "D"),
     "fcs_linear": ("#CC79A7", "v"),
 }
+Style = tuple[str, str]  # colour and marker
+PLAIN: Style = ("#0072B2", "o")
 BIN_COLOURS = ["#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#0072B2", "#D55E00", "#F0E442", "#8c8c8c"]
 VERDICT_COLOURS = {"supported": "#009E73", "contradicted": "#D55E00", "undecided": "#6b6b6b"}
 
@@ -31,6 +37,27 @@ def use_house_style() -> None:
         "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False,
         "svg.hashsalt": "fcs-mlft",
     })  # fmt: skip
+
+
+def error_bars(
+    axis: Axes, x: Sequence[float] | np.ndarray, groups: Iterable[Sequence[float]], style: Style, across: bool = False, **look: Any
+) -> None:
+    """Each group's mean with its 95 % t interval over seeds, none for one seed; across: x runs upwards, means to the right."""
+    means, halves = zip(*((np.mean(group), half_width(list(group))) for group in groups), strict=True)
+    errors = np.nan_to_num(halves)
+    options: dict[str, Any] = {"ms": 5, "lw": 1.3, "capsize": 2, "elinewidth": 0.9, "color": style[0], "marker": style[1], **look}
+    if across:
+        axis.errorbar(means, x, xerr=errors, ls="none", **options)
+    else:
+        axis.errorbar(x, means, errors, **options)
+
+
+def gains(axis: Axes, table: pd.DataFrame, title: str, label: str, styles: Mapping[str, Style]) -> None:
+    """One row a name of ``table``, top down: the mean over its columns, which are seeds, and its 95 % interval."""
+    for y, (name, row) in enumerate(table.iterrows()):
+        error_bars(axis, [-y], [row.dropna().tolist()], style=styles.get(str(name), PLAIN), across=True)
+    axis.axvline(0, color="black", lw=0.8)
+    axis.set(title=title, xlabel=label, yticks=[-y for y in range(len(table))], yticklabels=table.index)
 
 
 def training_curves(references: pd.DataFrame) -> Figure:
@@ -46,16 +73,16 @@ def training_curves(references: pd.DataFrame) -> Figure:
     return figure
 
 
-def twin_share_by_layer(similarity: pd.DataFrame) -> Figure:
-    """Share of channels with a twin by layer, trained against untrained: mean and range over seeds."""
+def near_duplicates_by_layer(similarity: pd.DataFrame) -> Figure:
+    """Share of channels with a near-duplicate by layer, trained against untrained: mean and range over seeds."""
     networks = similarity.network.unique()
     colours = {"trained": "#0072B2", "untrained": "#E69F00", "untrained, BatchNorm as made": "#c4c4c4"}
     figure, axes = plt.subplots(1, len(networks), figsize=(5.5 * len(networks), 3.6), squeeze=False, sharey=True)
     for axis, network in zip(axes.flat, networks, strict=True):
         part = similarity[similarity.network == network]
-        sns.pointplot(part, x="layer", y="twins", hue="state", errorbar=("pi", 100), ax=axis, markersize=4, linewidth=1.2,
+        sns.pointplot(part, x="layer", y="near_duplicates", hue="state", errorbar=("pi", 100), ax=axis, markersize=4, linewidth=1.2,
                       palette=colours, err_kws={"linewidth": 1})  # fmt: skip
-        axis.set(title=network, xlabel="", ylabel="channels with a twin (%)", ylim=(-3, 103))
+        axis.set(title=network, xlabel="", ylabel="channels with a near-duplicate (%)", ylim=(-3, 103))
         axis.tick_params(axis="x", rotation=75)
     return figure
 
@@ -87,12 +114,9 @@ def _accuracy_panels(frame: pd.DataFrame, ylabel: str) -> Figure:
                 axis.plot(*zip(*((100 * (g.macs / g.dense_macs).iloc[0], g.test.mean()) for _, g in groups), strict=True),
                           color="#c4c4c4", lw=0.8, zorder=1, label="others")  # fmt: skip
         for number, criterion in enumerate(name for name in part.criterion.unique() if name in STYLE):
-            colour, marker = STYLE[criterion]
             groups = part[part.criterion == criterion].groupby("ratio", sort=False)
             x = [100 * (g.macs / g.dense_macs).iloc[0] + width * (number - 2) / 2 for _, g in groups]  # side by side
-            error = np.nan_to_num([half_width(g.test) for _, g in groups])
-            axis.errorbar(x, [g.test.mean() for _, g in groups], error, color=colour, marker=marker, ms=5, lw=1.3,
-                          elinewidth=0.9, capsize=2, label=criterion)  # fmt: skip
+            error_bars(axis, x, [g.test for _, g in groups], style=STYLE[criterion], label=criterion)
         axis.set(xlabel="MACs left (%)", ylabel=ylabel, title=network)
         axis.set_ylim(top=min(axis.get_ylim()[1], 101))  # an interval may pass 100 %, accuracy cannot
         axis.invert_xaxis()
@@ -110,14 +134,11 @@ def ranking(frame: pd.DataFrame, value: str = "test") -> Figure:
     )
     for axis, network in zip(axes.flat, networks, strict=True):
         means = frame[frame.network == network].groupby(["criterion", "seed"])[value].mean().unstack("seed")
-        gains = means.drop(index="random") - means.loc["random"]
-        gains = gains.loc[gains.mean(axis=1).sort_values().index]
-        for y, (criterion, row) in enumerate(gains.iterrows()):
-            colour, marker = STYLE.get(str(criterion), ("#6b6b6b", "o"))
-            axis.errorbar(row.mean(), y, xerr=np.nan_to_num(half_width(row.tolist())), color=colour, marker=marker, ms=5,
-                          capsize=2, elinewidth=0.9)  # fmt: skip
-        axis.axvline(0, color="black", lw=0.8)
-        axis.set(title=network, xlabel="points above random", yticks=range(len(gains)), yticklabels=gains.index)
+        above = means.drop(index="random") - means.loc["random"]
+        above = above.loc[above.mean(axis=1).sort_values(ascending=False).index]
+        gains(
+            axis, above, network, "points above random channels", {name: STYLE.get(name, ("#6b6b6b", "o")) for name in above.index}
+        )
     return figure
 
 

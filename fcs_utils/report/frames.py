@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 import pandas as pd
 
 from fcs_utils.files import write_json
 from fcs_utils.pruning.criteria import describe
-from fcs_utils.report import ablations, claims, tables
+from fcs_utils.report import claims, tables
+from fcs_utils.report import comparisons as compare
 from fcs_utils.study.catalogue import STAGES
 from fcs_utils.study.rates import margin
 from fcs_utils.study.records import Store
@@ -67,7 +68,7 @@ def similarity_frame(records: Iterable[Record]) -> pd.DataFrame:
     rows = [
         {"network": network_label(record["config"]["reference"]), "seed": record["config"]["reference"]["seed"],
          "device_type": record["provenance"]["device_type"], "reference_sha256": record["result"]["reference_sha256"],
-         "state": state, "layer": layer, "twins": 100 * share["twins"], "pairs": 100 * share["pairs"],
+         "state": state, "layer": layer, "near_duplicates": 100 * share["twins"], "pairs": 100 * share["pairs"],
          "threshold": share["threshold"]}
         for record in records for state, layers in record["result"]["shares"].items() for layer, share in layers.items()
     ]  # fmt: skip
@@ -113,35 +114,23 @@ class Report:
         self.slack = slack = margin(validation_images)
         self.arms, comparisons = frames["arms"], []
         if len(self.similarity):
-            comparisons += claims.c1(self.similarity)
+            comparisons += compare.c1(self.similarity)
         if len(self.tuned):
-            comparisons += claims.c2(self.tuned)
+            comparisons += compare.c2(self.tuned)
         if len(self.arms):
             self.arms = add_targets(self.arms, slack)
             schedules = self.arms[self.arms.method.map(is_searched)]
-            comparisons += claims.c3(schedules, slack) + claims.c3_by_compute(schedules)
+            comparisons += compare.c3(schedules, slack) + compare.c3_by_compute(schedules)
         self.ledger = claims.ledger(comparisons)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every published table by file name."""
-        made: dict[str, tuple[Any, ...]] = {
-            "claims": (tables.claims_table, self.ledger),
-            "references": (tables.reference_table, self.references),
-            "similarity": (tables.similarity_table, self.similarity),
-            "compression": (tables.compression_table, self.pruned),
-            "criteria": (tables.criteria_table, self.pruned, self.tuned),
-            "ablations": (ablations.ablation_table, self.ablation),
-            "stability": (ablations.stability_table, self.ablation, self.pruned),
-            "merge": (ablations.merge_table, self.ablation),
-            "headstart": (ablations.headstart_table, self.headstart),
-            "arms": (tables.arms_table, self.arms),
-            "rates": (lambda rates: tables.rates_table(rates, self.slack), self.rates),
-            "peers": (tables.peers_table, self.arms),
+        found = {name: [getattr(self, need) for need in needs] for name, (_, needs) in tables.TABLES.items()}
+        return {
+            name: tables.TABLES[name][0](*parts)
+            for name, parts in found.items()
+            if all(len(part) for part in parts if isinstance(part, Sized))
         }
-        shown = {name: make(*frames) for name, (make, *frames) in made.items() if all(len(frame) for frame in frames)}
-        if self.missing:
-            shown["missing"] = pd.DataFrame({"runs without a record": self.missing})
-        return {**shown, "published": tables.published_table()}
 
     def write(self, store: Store) -> None:
         """Tables as CSV and Markdown, and the ledger as JSON."""

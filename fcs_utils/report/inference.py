@@ -60,18 +60,17 @@ def paired(differences: Sequence[float] | np.ndarray) -> Paired:
     n, effect = len(values), float(values.mean())
     if n == 1:
         return Paired(effect, math.nan, math.nan, 1, math.nan, math.nan)
-    error = float(values.std(ddof=1)) / math.sqrt(n)
+    error = float(stats.sem(values))
     if error <= 1e-9 * max(1.0, abs(effect)):
         return Paired(effect, effect, effect, n, math.nan, 0.0)
-    critical = float(stats.t.ppf(1 - LEVEL / 2, n - 1))
-    p = float(2 * stats.t.sf(abs(effect) / error, n - 1))
-    return Paired(effect, effect - critical * error, effect + critical * error, n, p, error)
+    test = stats.ttest_1samp(values, 0.0)
+    low, high = test.confidence_interval(1 - LEVEL)
+    return Paired(effect, float(low), float(high), n, float(test.pvalue), error)
 
 
 def half_width(values: Sequence[float]) -> float:
     """Half of the mean's 95 % t interval; NaN for fewer than two values."""
-    n = len(values)
-    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    return float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * stats.sem(values)) if len(values) > 1 else math.nan
 
 
 def mean_interval(values: Sequence[float] | pd.Series, digits: int = 2) -> str:

@@ -128,7 +128,7 @@ def figure_links(store: Store, name: str, up: str) -> list[tuple[str, str]]:
 
 FIGURES: dict[str, Callable[[Report], Figure]] = {  # of the index, by the name under which a chapter shows the same one
     "claims": lambda report: figures.forest(report.ledger),
-    "twins_by_layer": lambda report: figures.twin_share_by_layer(report.similarity),
+    "near_duplicates_by_layer": lambda report: figures.near_duplicates_by_layer(report.similarity),
     "accuracy_against_macs": lambda report: figures.accuracy_against_macs(report.tuned, report.references),
     "ranking": lambda report: figures.ranking(report.tuned),
     "accuracy_against_budget": lambda report: arm_figures.accuracy_against_budget(*_without_and_with_scratch(report.arms)),

@@ -9,10 +9,9 @@ import hashlib
 from pathlib import Path
 
 from fcs_utils.report.chapters import NOTEBOOKS
-from fcs_utils.report.claims import STATEMENTS, claim_verdicts, findings
+from fcs_utils.report.claims import STATEMENTS, claim_verdicts, claims_table, findings
 from fcs_utils.report.frames import Report, make_report
 from fcs_utils.report.pages import FIGURES, TEMPLATES, title_and_question
-from fcs_utils.report.tables import claims_table
 from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.study import Study
 
@@ -54,7 +53,7 @@ def profile_readme(study: Study, report: Report) -> str:
     return TEMPLATES.get_template("readme.md.j2").render(
         profile=study.profile.name, summary=study.profile.summary, dataset=study.settings.title, found=found(report),
         figures=figures, chapters=chapters, tables=tables,
-        claims=claims_table(shown).to_markdown(index=False, disable_numparse=True).replace("| effect  ", "| $\\Delta$", 1),
+        claims=claims_table(shown).to_markdown(index=False, disable_numparse=True),
     )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,31 @@ import pandas as pd
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import write_atomic
-from fcs_utils.report.inference import mean_interval
+from fcs_utils.report.ablations import draws, jaccard, merge_frame, overlaps, variations
+from fcs_utils.report.inference import mean_interval, paired, seed_differences
 from fcs_utils.study.rates import best_rates
 from fcs_utils.study.records import Store
 from fcs_utils.training.arms import arm_label
 
 ARM = ["network", "method", "epochs"]
+Make = Callable[..., pd.DataFrame]
+TABLES: dict[str, tuple[Make, tuple[str, ...]]] = {}  # by file name: the function, and what of a report it takes
 
 
+def as_table(name: str, *needs: str) -> Callable[[Make], Make]:
+    """Publish what the function returns as table ``name``, made from these attributes of a ``Report``.
+
+    A table of which one attribute is empty is left out.
+    """
+
+    def register(make: Make) -> Make:
+        TABLES[name] = (make, needs)
+        return make
+
+    return register
+
+
+@as_table("references", "references")
 def reference_table(references: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([
         {"network": network, "parameters (M)": f"{g.params.iloc[0] / 1e6:.3f}", "MACs (M)": f"{g.macs.iloc[0] / 1e6:.2f}",
@@ -28,6 +45,7 @@ def reference_table(references: pd.DataFrame) -> pd.DataFrame:
     ])  # fmt: skip
 
 
+@as_table("compression", "pruned")
 def compression_table(pruned: pd.DataFrame) -> pd.DataFrame:
     """Parameters and MACs that remain; the same for every criterion, for widths follow from the ratio alone."""
     rows = []
@@ -44,6 +62,7 @@ def compression_table(pruned: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@as_table("criteria", "pruned", "tuned")
 def criteria_table(pruned: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     """Test top-1 by network, ratio and criterion: straight after surgery, recalibrated, fine-tuned."""
     rows = []
@@ -58,6 +77,7 @@ def criteria_table(pruned: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@as_table("arms", "arms")
 def arms_table(arms: pd.DataFrame) -> pd.DataFrame:
     """Every arm by schedule, at the learning rate that validation chose."""
     rows = []
@@ -75,6 +95,7 @@ def arms_table(arms: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@as_table("rates", "rates", "slack")
 def rates_table(rates: pd.DataFrame, slack: float) -> pd.DataFrame:
     """Validation top-1 (and loss) of the pilot runs by arm and learning rate; the chosen one is the arm's from then on."""
     means = rates.groupby(["network", "method", "learning_rate"], sort=False)[["validation", "validation_loss"]].mean()
@@ -87,6 +108,7 @@ def rates_table(rates: pd.DataFrame, slack: float) -> pd.DataFrame:
     return shown.assign(chosen=picked, n=rates.seed.nunique())
 
 
+@as_table("peers", "arms")
 def peers_table(arms: pd.DataFrame) -> pd.DataFrame:
     """What the second network gains or loses, and how the two networks' predictions come together."""
     rows = []
@@ -103,6 +125,7 @@ def peers_table(arms: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@as_table("published")
 def published_table() -> pd.DataFrame:
     """Results that others published for the same networks, quoted from the named sources, not measured here."""
     frame = pd.read_csv(Path(__file__).with_name("published.csv"), dtype=str, keep_default_na=False)
@@ -110,13 +133,14 @@ def published_table() -> pd.DataFrame:
     return pd.concat([frame[frame.columns[:3]], own, frame[["source"]].map("quoted: {}".format)], axis=1)
 
 
+@as_table("similarity", "similarity")
 def similarity_table(similarity: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for network, g in similarity.groupby("network", sort=False):
-        by_seed = g.groupby(["state", "seed"])[["twins", "pairs"]].mean()
+        by_seed = g.groupby(["state", "seed"])[["near_duplicates", "pairs"]].mean()
         for state in g.state.unique():
             rows.append({"network": network, "state": state,
-                         "channels with a twin beyond chance (%)": mean_interval(by_seed.loc[state].twins, 1),
+                         "channels with a near-duplicate beyond chance (%)": mean_interval(by_seed.loc[state].near_duplicates, 1),
                          "pairs more similar than chance (%)": mean_interval(by_seed.loc[state].pairs, 1),
                          "layers": g.layer.nunique(), "n": g.seed.nunique()})  # fmt: skip
     return pd.DataFrame(rows)
@@ -137,27 +161,85 @@ def grid_cost_table(found: Mapping[Any, Sequence[Mapping[str, Any]]]) -> pd.Data
     return pd.DataFrame(rows)
 
 
-# Of rows that inform: the paper's claims do not stand or fall with them.
-SIGNS = {"supported": "above zero", "contradicted": "below zero", "undecided": "not told from zero"}
+@as_table("ablations", "ablation")
+def ablation_table(ablation: pd.DataFrame) -> pd.DataFrame:
+    """Each variation of FCS against the literal reading: before fine-tuning, BatchNorm recalibrated.
+
+    Differences are paired by seed; starts of scikit-learn's K-Means are averaged within a seed.
+    """
+    rows = []
+    for network, group in variations(ablation).groupby("network", sort=False):
+        literal = group[group.variant == "literal reading"]
+        plans = dict(zip(literal.seed, literal.kept, strict=True))
+        for variant, part in group.groupby("variant", sort=False):
+            result = paired(seed_differences(part, literal, "test"))
+            known = not np.isnan(result.low) and variant != "literal reading"
+            rows.append({
+                "network": network, "variant": variant, "test top-1 (%)": mean_interval(part.groupby("seed").test.mean()),
+                "minus literal (points)": "" if variant == "literal reading" else f"{result.effect:+.2f}",
+                "95 % interval, uncorrected": f"{result.low:+.2f} to {result.high:+.2f}" if known else "",
+                "same channels (Jaccard)": f"{np.mean([jaccard(r.kept, plans[r.seed]) for r in part.itertuples()]):.2f}",
+                "n": part.seed.nunique(),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
-def claims_table(ledger: pd.DataFrame) -> pd.DataFrame:
-    """The ledger as people read it; in parentheses what informs only: its p-value is uncorrected, its verdict none."""
+@as_table("stability", "ablation", "pruned")
+def stability_table(ablation: pd.DataFrame, pruned: pd.DataFrame) -> pd.DataFrame:
+    """How alike the choices of different calibration sets are, and how accurate; beside them, two random choices."""
+    rows = []
+    shares, runs = overlaps(ablation), draws(ablation)
+    for (network, images), group in shares.groupby(["network", "images"], sort=False):
+        part = runs[(runs.network == network) & (runs.calibration == images)]
+        noise = pruned[(pruned.network == network) & (pruned.criterion == "random") & (pruned.ratio == part.ratio.iloc[0])].kept
+        chance = [jaccard(first, second) for first, second in combinations(noise, 2)]
+        rows.append({
+            "network": network, "calibration images": images, "same channels in two draws (Jaccard)": mean_interval(group.jaccard),
+            "in two random choices": f"{np.mean(chance):.2f}" if chance else "",
+            "test top-1 (%)": mean_interval(part.groupby("seed").test.mean()), "draws a seed": group.draws.iloc[0], "n": len(group),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
-    def p_value(row: Any) -> str:
-        shown = "" if math.isnan(row.p_holm) else "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}"
-        return f"({shown})" if shown and not row.decisive else shown
 
-    def interval(row: Any) -> str:
-        return "undefined at n = 1" if math.isnan(row.low) else f"{row.low:+.2f} to {row.high:+.2f}"
+@as_table("merge", "ablation")
+def merge_table(ablation: pd.DataFrame) -> pd.DataFrame:
+    """Test top-1 before any training: plain or merged surgery, each without and with BatchNorm recalibration."""
+    rows = []
+    for (network, criterion, ratio), group in merge_frame(ablation).groupby(["network", "criterion", "ratio"], sort=False):
+        row = {"network": network, "criterion": criterion, "ratio": ratio}
+        for recalibrated in (False, True):
+            part = group[group.recalibrated == recalibrated]
+            plain, merged = (part[part.compensate == how] for how in ("none", "merge"))
+            gain = paired(seed_differences(merged, plain, "test"))
+            suffix = ", recalibrated" if recalibrated else ""
+            row |= {f"plain{suffix} (%)": mean_interval(plain.test, 1), f"merged{suffix} (%)": mean_interval(merged.test, 1),
+                    f"gain{suffix}": f"{gain.effect:+.1f}"}  # fmt: skip
+        rows.append(row | {"n": group.seed.nunique()})
+    return pd.DataFrame(rows)
 
-    return pd.DataFrame([
-        {"claim": row.claim, "comparison": row.comparison, "effect": f"{row.effect:+.2f} {row.unit}",
-         "95 % interval, uncorrected": interval(row), "p (Holm)": p_value(row),
-         "smallest effect to be found": "" if math.isnan(row.detectable) else f"{row.detectable:.2f}", "n": row.n,
-         "verdict": row.verdict if row.decisive else f"({SIGNS[row.verdict]})"}
-        for row in ledger.itertuples()
-    ])  # fmt: skip
+
+@as_table("headstart", "headstart")
+def headstart_table(headstart: pd.DataFrame) -> pd.DataFrame:
+    """Validation top-1 by epoch of the same fine-tuning from plain and from merged weights, paired by seed."""
+    rows = []
+    for network, group in headstart.groupby("network", sort=False):
+        longer = group.assign(history=[[e["validation"] for e in history] for history in group.history])
+        for epoch in range(1, int(group.epochs.iloc[0]) + 1):
+            at = longer.assign(value=[history[epoch - 1] for history in longer.history])
+            plain, merged = (at[at.compensate == how] for how in ("none", "merge"))
+            gain = paired(seed_differences(merged, plain, "value"))
+            rows.append({
+                "network": network, "epoch": epoch, "plain (%)": mean_interval(plain.value),
+                "merged (%)": mean_interval(merged.value), "gain (points)": f"{gain.effect:+.2f}",
+                "95 % interval, uncorrected": "" if np.isnan(gain.low) else f"{gain.low:+.2f} to {gain.high:+.2f}", "n": gain.n,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@as_table("missing", "missing")
+def missing_table(missing: Sequence[str]) -> pd.DataFrame:
+    """Runs without a record, in words."""
+    return pd.DataFrame({"runs without a record": missing})
 
 
 def write_table(store: Store, name: str, table: pd.DataFrame) -> None:

@@ -93,7 +93,7 @@ ARMS: dict[str, Arm] = {
     for arm in (
         Arm("tft", "TFT", style=("#E69F00", "s")),  # (M10)
         Arm("mlft", "MLFT", loss=mutual, peer="original", style=("#0072B2", "o")),  # (M11)
-        Arm("twin", "MLFT with a second compact network", loss=mutual, peer="compact", style=("#56B4E9", "D")),
+        Arm("twin", "MLFT, compact peer", loss=mutual, peer="compact", style=("#56B4E9", "D")),
         Arm("kd", "KD", loss=mutual, peer="original", frozen=True, style=("#009E73", "^")),  # (M12), as the next
         Arm("scratch", "scratch", fresh=True, searched=False, budgets={"epochs": "scratch-E", "macs": "scratch-B"}),
     )

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from fcs_utils.errors import StudyError
-from fcs_utils.report.claims import c2, c3, c3_by_compute, c3_sentence, claim_verdicts, ledger, overall
+from fcs_utils.report.claims import claim_verdicts, claims_table, findings, ledger, overall, sentence
+from fcs_utils.report.comparisons import c2, c3, c3_by_compute
 from fcs_utils.report.frames import add_targets
 from fcs_utils.report.inference import holm, paired, seed_differences, verdict
-from fcs_utils.report.tables import claims_table
 from fcs_utils.study.rates import choose_learning_rates, margin
 
 
@@ -176,10 +176,75 @@ def test_c3_by_planted_differences(tft: dict, mlft: dict, c3_verdict: str, compu
     assert claim_verdicts(ledger_of(tft, mlft)) == {"C3": c3_verdict, "C3 by compute": compute}
 
 
-def test_c3_in_words_names_the_schedules() -> None:
-    words = c3_sentence(ledger_of({2: 90, 4: 91, 8: 96}, {2: 91, 4: 92, 8: 96}))
-    same = "MLFT is shown better than TFT of the same length at 2, 4 epochs and worse at no schedule"
-    assert words == same + "; no worse than TFT's longest at no schedule and worse at 2, 4 epochs"
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ((-1.5, -2.24, -0.77, 3), "FCS ends 1.5 points of top-1 below random (95 % interval 0.8 to 2.2, 3 seeds)"),
+        ((2.0, 1.0, 3.0, 5), "FCS ends 2.0 points of top-1 above random (95 % interval 1.0 to 3.0, 5 seeds)"),
+        (
+            (-0.74, -1.66, 0.17, 3),
+            "FCS shows no clear difference from random: 0.7 points of top-1 below on average "
+            "(95 % interval 1.7 below to 0.2 above, 3 seeds)",
+        ),
+        ((0.02, -0.5, 0.54, 3), "FCS shows no clear difference from random: 0.02 points of top-1 above on average "
+                                "(95 % interval 0.50 below to 0.54 above, 3 seeds)"),
+        ((1.5, math.nan, math.nan, 1), "FCS shows no clear difference from random: 1.5 points of top-1 above on average "
+                                       "(1 seed, no interval)"),
+        ((0.2, 0.2, 0.2, 3), "FCS shows no clear difference from random: 0.2 points of top-1 above on average "
+                               "(3 seeds, no interval)"),
+    ],
+)  # fmt: skip
+def test_a_sentence_says_no_more_than_its_interval(numbers: tuple[float, float, float, int], words: str) -> None:
+    assert sentence(*numbers, ours="FCS", theirs="random") == words
+
+
+def test_a_sentence_says_when_the_correction_takes_the_difference_back() -> None:
+    assert "not clear after correction" in sentence(-2.0, -3.0, -1.0, 3, ours="FCS", theirs="random", p=0.06)
+    assert "not clear after correction" not in sentence(-2.0, -3.0, -1.0, 3, ours="FCS", theirs="random", p=0.04)
+
+
+def test_findings_name_the_schedules_and_what_counts_as_equal() -> None:
+    known = ledger_of({2: 90, 4: 91, 8: 96}, {2: 91, 4: 92, 8: 96})
+    found = findings(known)
+    assert found.keys() == {"C3", "C3 by compute"}
+    same, longest = found["C3"].split(". MLFT does")
+    assert same.startswith(
+        "MLFT is ahead of TFT at equal epochs: MLFT ends 1.0 points of top-1 above after 2 epochs (95 % interval "
+    )
+    assert "0.9 to 1.0, 6 seeds) and 0.9 above after 4 epochs (" in same and same.endswith("at 3.0 times the training compute")
+    # The slack is no part of what the sentence says: 91 and 92 against 96.
+    assert longest.startswith(" not reach TFT's longest schedule (8 epochs) in fewer epochs: MLFT ends 5.0 points of top-1 below")
+    reached = findings(ledger_of({2: 90, 4: 94, 8: 94}, {2: 94, 4: 94, 8: 94}))["C3"]
+    assert "MLFT comes within 0.2 points of TFT's longest schedule (8 epochs) or above it after 2 and 4 epochs" in reached
+    assert ", and so does TFT after 4: MLFT ends" in reached
+    assert "after 2 epochs against TFT's 8, at 0.75 times its training compute" in found["C3 by compute"]
+
+
+def test_findings_say_where_the_networks_disagree() -> None:
+    def rows(lead: dict[str, float]) -> pd.DataFrame:
+        return pd.DataFrame([
+            {"network": network, "seed": seed, "criterion": criterion, "ratio": 0.5,
+             "test": 90 + (criterion == "fcs") * (ahead + 0.1 * seed)}
+            for network, ahead in lead.items() for seed in range(3) for criterion in ("fcs", "kernel_l1", "random", "mine")
+        ])  # fmt: skip
+
+    split = findings(ledger(c2(rows({"a": 2.0, "b": -1.0}))))["C2"]
+    assert split.startswith(
+        "FCS ends 0.6 points of top-1 above the kernel L1 norm at equal MACs (95 % interval 0.4 to 0.8, 3 seeds). "
+    )
+    assert "The networks disagree about the kernel L1 norm: FCS ends 2.1 points of top-1 above on a (" in split
+    assert "0.9 below on b (" in split and "FCS ends 0.6 points of top-1 above random channels" in split
+    assert "disagree" not in findings(ledger(c2(rows({"a": 2.0, "b": 1.0}))))["C2"]
+
+
+def test_every_criterion_that_has_runs_is_in_the_ledger_and_only_the_claims_two_decide() -> None:
+    tuned = pd.DataFrame([
+        {"network": "n", "seed": seed, "criterion": criterion, "ratio": 0.5, "test": seed * 1.0}
+        for seed in range(3) for criterion in ("random", "from_elsewhere", "feature_norm", "fcs", "kernel_l1")
+    ])  # fmt: skip
+    found = c2(tuned)
+    assert [row.theirs for row in found] == ["kernel_l1", "feature_norm", "random", "from_elsewhere"]
+    assert [row.decisive for row in found] == [True, True, False, False]
 
 
 def test_nothing_planted_is_rarely_found() -> None:

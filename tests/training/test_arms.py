@@ -115,7 +115,7 @@ def test_rows_of_tables() -> None:
     runs = (("mlft", "epochs"), ("scratch", "epochs"), ("scratch", "macs"), ("gone", "epochs"))
     assert [arm_row(*run) for run in runs] == ["mlft", "scratch-E", "scratch-B", "gone"]
     assert [is_searched(row) for row in ("tft", "gone", "scratch-E", "scratch-B")] == [True, True, False, False]
-    assert [arm_label(row) for row in ("twin", "scratch-B", "gone")] == ["MLFT with a second compact network", "scratch-B", "gone"]
+    assert [arm_label(row) for row in ("twin", "scratch-B", "gone")] == ["MLFT, compact peer", "scratch-B", "gone"]
 
 
 def test_expected_macs_are_those_of_the_arm(tmp_path: Path) -> None:
