@@ -17,8 +17,19 @@ def main() -> int:
         if subprocess.run(install, capture_output=True).returncode:
             print("audit: skipped, pip-audit cannot be installed")
             return 0
-    command = [TOOL / "bin" / "pip-audit", "--requirement", ROOT / "requirements.lock", "--no-deps", "--disable-pip",
-               "--progress-spinner", "off", "--timeout", "10", "--format", "json"]  # fmt: skip
+    command = [
+        TOOL / "bin" / "pip-audit",
+        "--requirement",
+        ROOT / "requirements.lock",
+        "--no-deps",
+        "--disable-pip",
+        "--progress-spinner",
+        "off",
+        "--timeout",
+        "10",
+        "--format",
+        "json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     try:
         packages = json.loads(done.stdout)["dependencies"]

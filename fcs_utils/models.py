@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -162,10 +163,10 @@ def _torchvision(name: str, num_classes: int, width: float, in_channels: int) ->
     network = torchvision.models.get_model(short, weights=None, num_classes=num_classes)
     if in_channels != 3:
         path, first = next((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d))
-        fresh = nn.Conv2d(
-            in_channels, first.out_channels, first.kernel_size, first.stride, first.padding,  # type: ignore[arg-type]
-            bias=first.bias is not None,
-        )  # fmt: skip
+        fresh = copy.deepcopy(first)
+        fresh.in_channels = in_channels
+        fresh.weight = nn.Parameter(first.weight.new_empty(first.out_channels, in_channels, *first.kernel_size))
+        fresh.reset_parameters()
         network.set_submodule(path, fresh)
     return network
 

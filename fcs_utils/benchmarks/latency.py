@@ -56,8 +56,12 @@ def deployment_table(found: Mapping[str, Any]) -> pd.DataFrame:
     for measured in found["rows"]:
         taken, macs = measured["milliseconds"], measured["macs"]
         for ratio in list(macs)[1:]:
-            line = {"network": measured["network"], "ratio": ratio, "MACs left (%)": f"{100 * macs[ratio] / macs['dense']:.1f}",
-                    "MACs reduction": f"{macs['dense'] / macs[ratio]:.2f}x"}  # fmt: skip
+            line = {
+                "network": measured["network"],
+                "ratio": ratio,
+                "MACs left (%)": f"{100 * macs[ratio] / macs['dense']:.1f}",
+                "MACs reduction": f"{macs['dense'] / macs[ratio]:.2f}x",
+            }
             for runtime, title in (("pytorch", "PyTorch"), ("onnxruntime", "onnxruntime")):
                 for batch in BATCHES:
                     if f"{runtime} dense {batch}" in taken:

@@ -155,8 +155,9 @@ def measure_procedure(job: ScoringJob) -> dict[str, Any]:
         start = _peak_bytes(device)
         procedure.run(network, images)
         return {**job.model_dump(), "bytes": _peak_bytes(device) - start}
-    taken = in_turns({"forward": partial(forward, network, images), "procedure": partial(procedure.run, network, images)},
-                     procedure.rounds)  # fmt: skip
+    taken = in_turns(
+        {"forward": partial(forward, network, images), "procedure": partial(procedure.run, network, images)}, procedure.rounds
+    )
     seconds, plain = statistics.median(taken["procedure"]), statistics.median(taken["forward"])
     return {**job.model_dump(), "seconds": seconds, "forward_seconds": plain}
 
@@ -197,9 +198,11 @@ def measure_scoring(scoring: Scoring, device: str) -> dict[str, Any]:
     for start in range(0, len(memory), 2):  # memory is of each process, whatever runs beside it
         rows += measure_isolated(measure_procedure, memory[start : start + 2], settings)
     return {
-        "machine": describe_machine(torch.device(device)), "date": describe_moment()["date"],
-        "jobs": [job.model_dump(mode="json") for job in jobs], "rows": rows,
-    }  # fmt: skip
+        "machine": describe_machine(torch.device(device)),
+        "date": describe_moment()["date"],
+        "jobs": [job.model_dump(mode="json") for job in jobs],
+        "rows": rows,
+    }
 
 
 def cost_frame(costs: Mapping[str, Any]) -> pd.DataFrame:
@@ -220,12 +223,14 @@ def cost_frame(costs: Mapping[str, Any]) -> pd.DataFrame:
 
 def cost_table(frame: pd.DataFrame) -> pd.DataFrame:
     """``cost_frame`` for readers: time as a multiple of the forward pass over the same images, peak memory above the start."""
-    return pd.DataFrame({
-        "network": frame.network + frame.width.map(lambda width: "" if width == 1 else f" x{width:g}"),
-        "images": frame.images,
-        "procedure": frame.method.map({name: procedure.title for name, procedure in PROCEDURES.items()}),
-        "times the forward pass": frame.ratio.map("{:.2f}".format),
-        "seconds": frame.seconds.map("{:.2f}".format),
-        "forward pass in turns with it (s)": frame.forward_seconds.map("{:.2f}".format),
-        "peak memory (MB)": frame.memory_mb.map("{:.0f}".format, na_action="ignore").fillna(""),
-    }).reset_index(drop=True)  # fmt: skip
+    return pd.DataFrame(
+        {
+            "network": frame.network + frame.width.map(lambda width: "" if width == 1 else f" x{width:g}"),
+            "images": frame.images,
+            "procedure": frame.method.map({name: procedure.title for name, procedure in PROCEDURES.items()}),
+            "times the forward pass": frame.ratio.map("{:.2f}".format),
+            "seconds": frame.seconds.map("{:.2f}".format),
+            "forward pass in turns with it (s)": frame.forward_seconds.map("{:.2f}".format),
+            "peak memory (MB)": frame.memory_mb.map("{:.0f}".format, na_action="ignore").fillna(""),
+        }
+    ).reset_index(drop=True)

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from fcs_utils.config import Config, Count, Positive
 from fcs_utils.data.dataset import Dataset, Split
 from fcs_utils.errors import StudyError
 from fcs_utils.machine import describe_machine, describe_moment, pick_device, pick_precision
-from fcs_utils.models import build_seeded, count_macs
+from fcs_utils.models import build_seeded
 from fcs_utils.training.evaluate import accuracy
 from fcs_utils.training.loop import fit
 from fcs_utils.training.optimiser import Training
@@ -122,8 +121,15 @@ def _usual(job: SpeedJob, network: nn.Module, pixels: Tensor, labels: Tensor) ->
     shift = [t.RandomCrop(32, padding=4, padding_mode="reflect"), t.RandomHorizontalFlip()] if train else []
     transform = t.Compose([*shift, t.ToTensor(), t.Normalize((0.5,) * 3, (0.25,) * 3)])
     pictures: Any = list(zip(map(Image.fromarray, pixels.numpy()), labels.tolist(), strict=True))
-    loader = DataLoader(pictures, job.batch_size, shuffle=train, num_workers=2, collate_fn=partial(_transformed, transform),
-                        persistent_workers=True, drop_last=train)  # fmt: skip
+    loader = DataLoader(
+        pictures,
+        job.batch_size,
+        shuffle=train,
+        num_workers=2,
+        collate_fn=partial(_transformed, transform),
+        persistent_workers=True,
+        drop_last=train,
+    )
     optimiser = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
     def epoch() -> None:
@@ -174,8 +180,10 @@ def speed_jobs(speed: Speed, device: str) -> list[SpeedJob]:
     images = speed.images * (8 if on_gpu else 1)  # which takes them in less time
     jobs = [
         SpeedJob(network=network, width=width, batch_size=128, images=images, what=what, way=way, device=device)
-        for network, width in speed.networks for what in ("training", "evaluation") for way in loops[what]
-    ]  # fmt: skip
+        for network, width in speed.networks
+        for what in ("training", "evaluation")
+        for way in loops[what]
+    ]
     grown = [jobs[0].model_copy(update={"way": "study", "batch_size": batch}) for batch in speed.batches]
     return list(dict.fromkeys([*jobs, *grown]))
 
@@ -202,48 +210,3 @@ def measure_speeds(speed: Speed, device: str) -> dict[str, Any]:
     rows = [{**listed([job])[0], "images_per_second": statistics.median(rates)} for job, rates in taken.items() if rates]
     machine, precision = describe_machine(torch.device(device)), pick_precision(torch.device(device))
     return {"machine": machine, "precision": precision, "date": describe_moment()["date"], "jobs": listed(jobs), "rows": rows}
-
-
-def machine_name(measured: dict[str, Any]) -> str:
-    """The machine of one measurement by ``measure_speeds``."""
-    machine = measured["machine"]
-    threads = f"{machine['threads']} threads, " if machine["device_type"] == "cpu" else ""
-    return f"{machine['device']}, {threads}{measured['precision']}"
-
-
-def speed_table(measured: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Images a second by machine and loop, and how many times the usual loop's on the same machine."""
-    tables = []
-    for one in measured:
-        rows = pd.DataFrame(one["rows"])
-        keys = ["network", "width", "what", "batch_size"]
-        usual = rows[rows.way == "usual"].set_index(keys).images_per_second.rename("usual")
-        rows = rows.join(usual, on=keys, how="inner").sort_index()
-        tables.append(pd.DataFrame({
-            "machine": machine_name(one),
-            "network": rows.network + rows.width.map(lambda width: "" if width == 1 else f" x{width:g}"),
-            "batch": rows.batch_size, "what": rows.what, "way": rows.way,
-            "images/s": rows.images_per_second.map("{:,.0f}".format),
-            "seconds for 50,000 images": (50_000 / rows.images_per_second).map("{:,.2f}".format),
-            "times the usual loop": (rows.images_per_second / rows.usual).map("{:.2f}".format),
-        }))  # fmt: skip
-    return pd.concat(tables, ignore_index=True)
-
-
-def growth_table(measured: dict[str, Any]) -> pd.DataFrame:
-    """Training throughput against the batch, in images and in multiply-adds; then an estimate for ResNet-50."""
-    import torchvision
-
-    rows = pd.DataFrame(measured["rows"])
-    rows = rows[(rows.what == "training") & (rows.way == "study")].sort_values(["network", "batch_size"], ascending=[False, True])
-    networks = [build_seeded(0, row.network, num_classes=10, width=row.width) for row in rows.itertuples()]
-    rates = rows.images_per_second * [3 * count_macs(network, torch.zeros(1, 3, 32, 32)) for network in networks]
-    table = pd.DataFrame({
-        "network": rows.network + rows.width.map(" x{:g}".format), "data": "32x32 images", "batch": rows.batch_size.map(str),
-        "images/s": rows.images_per_second.map("{:,.0f}".format), "10^9 MACs/s": (rates / 1e9).map("{:,.0f}".format),
-        "hours for one epoch": (45_000 / rows.images_per_second / 3600).map("{:.2g} (45,000 images)".format),
-    })  # fmt: skip
-    large, best = 3 * count_macs(torchvision.models.resnet50(), torch.zeros(1, 3, 224, 224)), float(rates.max())
-    estimate = ["resnet50", "ImageNet, 224x224", "", f"{best / large:,.1f}", f"{best / 1e9:,.0f}",
-                f"{1_281_167 * large / best / 3600:,.0f} (ESTIMATE at the best rate above)"]  # fmt: skip
-    return pd.concat([table, pd.DataFrame([estimate], columns=table.columns)], ignore_index=True)

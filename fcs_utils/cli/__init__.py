@@ -133,7 +133,7 @@ def _estimate(name: str, options: argparse.Namespace) -> None:
 
 
 def _speed(options: argparse.Namespace) -> None:
-    from fcs_utils.benchmarks.speed import speed_table
+    from fcs_utils.benchmarks.speed_tables import speed_table
     from fcs_utils.study.measurements import measure_here
 
     study = _open(options.profile, options)

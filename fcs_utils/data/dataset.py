@@ -60,8 +60,10 @@ class Dataset:
         return self.train.images.shape[1]
 
     def to(self, device: torch.device) -> Dataset:
-        moved: dict[str, Any] = {part: Split(s.images.to(device), s.labels.to(device))
-                 for part, s in (("train", self.train), ("validation", self.validation), ("test", self.test))}  # fmt: skip
+        moved: dict[str, Any] = {
+            part: Split(s.images.to(device), s.labels.to(device))
+            for part, s in (("train", self.train), ("validation", self.validation), ("test", self.test))
+        }
         return replace(self, **moved, mean=self.mean.to(device), std=self.std.to(device))
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -182,14 +184,17 @@ def load_dataset(name: str, folder: str | Path | None = None, device: torch.devi
         train, _ = train_test_split(train, train_size=limit, random_state=0, stratify=arrays.train_labels[train])
     pixels = arrays.train_images[train]
     dataset = Dataset(
-        name, arrays.title + (f", {limit:,} training images" if limit else ""), arrays.classes,
+        name,
+        arrays.title + (f", {limit:,} training images" if limit else ""),
+        arrays.classes,
         _split(pixels, arrays.train_labels[train]),
         _split(arrays.train_images[validation], arrays.train_labels[validation]),
         _split(arrays.test_images, arrays.test_labels),
         mean=torch.tensor(pixels.mean((0, 2, 3)), dtype=torch.float32),
         std=torch.tensor(pixels.std((0, 2, 3)), dtype=torch.float32).clamp_min(1.0),
-        flip=arrays.flip, fingerprint=_fingerprint(arrays),
-    )  # fmt: skip
+        flip=arrays.flip,
+        fingerprint=_fingerprint(arrays),
+    )
     return dataset.to(torch.device(device))
 
 

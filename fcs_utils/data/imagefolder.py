@@ -101,8 +101,10 @@ def _decode(source: Path, size: int) -> dict[str, np.ndarray]:
         found[path.parts[-3]].append((path.parts[-2], path.name, pixels))
     test = "test" if found["test"] else "val"
     if not found["train"] or not found[test]:
-        raise StudyError(f"{source} has no images under train/CLASS/ and test/CLASS/ (or val/CLASS/); found "
-                         + ", ".join(f"{len(images)} in {part}/" for part, images in found.items()))  # fmt: skip
+        raise StudyError(
+            f"{source} has no images under train/CLASS/ and test/CLASS/ (or val/CLASS/); found "
+            + ", ".join(f"{len(images)} in {part}/" for part, images in found.items())
+        )
     classes = sorted({label for label, _, _ in found["train"]})
     unknown = sorted({label for label, _, _ in found[test]} - set(classes))
     if unknown:

@@ -48,9 +48,14 @@ def _digits(folder: Path) -> Arrays:
     train, test = train_test_split(np.arange(len(images)), test_size=500, random_state=0, stratify=digits.target)
     labels = digits.target.astype(np.int64)
     return Arrays(
-        "digits (scikit-learn)", tuple("0123456789"),
-        images[train][:, None], labels[train], images[test][:, None], labels[test], flip=False,
-    )  # fmt: skip
+        "digits (scikit-learn)",
+        tuple("0123456789"),
+        images[train][:, None],
+        labels[train],
+        images[test][:, None],
+        labels[test],
+        flip=False,
+    )
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -94,8 +99,12 @@ def _fashion_mnist(folder: Path) -> Arrays:
     if found() is None:
         import torchvision
 
-        _download(lambda: torchvision.datasets.FashionMNIST(str(folder), download=True), "fashion_mnist", places,
-                  "on Debian, install the package dataset-fashion-mnist")  # fmt: skip
+        _download(
+            lambda: torchvision.datasets.FashionMNIST(str(folder), download=True),
+            "fashion_mnist",
+            places,
+            "on Debian, install the package dataset-fashion-mnist",
+        )
     files = found()
     if files is None:
         raise StudyError(f"fashion_mnist: torchvision's download left no IDX files in {places[0]}")
@@ -105,10 +114,14 @@ def _fashion_mnist(folder: Path) -> Arrays:
             raise StudyError(f"{file} and its labels are not Fashion-MNIST's: {images.shape} images, {labels.shape} labels")
     pad = ((0, 0), (2, 2), (2, 2))  # 28 -> 32: five halvings need 32 pixels
     return Arrays(
-        "Fashion-MNIST", FASHION_CLASSES,
-        np.pad(train_images, pad)[:, None], train_labels.astype(np.int64),
-        np.pad(test_images, pad)[:, None], test_labels.astype(np.int64), flip=True,
-    )  # fmt: skip
+        "Fashion-MNIST",
+        FASHION_CLASSES,
+        np.pad(train_images, pad)[:, None],
+        train_labels.astype(np.int64),
+        np.pad(test_images, pad)[:, None],
+        test_labels.astype(np.int64),
+        flip=True,
+    )
 
 
 def _cifar(folder: Path, name: str, title: str) -> Arrays:
@@ -121,15 +134,23 @@ def _cifar(folder: Path, name: str, title: str) -> Arrays:
     except RuntimeError as error:  # torchvision raises it for missing files and for a failed MD5 check
         if place.exists():
             raise StudyError(f"{place} fails torchvision's MD5 check (truncated or changed); delete it and start again") from error
-        _download(lambda: reader(str(folder), download=True), name, [place],
-                  f"unpack {reader.filename} there; or use the same images as a folder, imagefolder:NAME")  # fmt: skip
+        _download(
+            lambda: reader(str(folder), download=True),
+            name,
+            [place],
+            f"unpack {reader.filename} there; or use the same images as a folder, imagefolder:NAME",
+        )
         parts = [reader(str(folder), train=train, download=False) for train in (True, False)]
     train, test = parts
     return Arrays(
-        title, tuple(train.classes),
-        train.data.transpose(0, 3, 1, 2), np.asarray(train.targets, np.int64),
-        test.data.transpose(0, 3, 1, 2), np.asarray(test.targets, np.int64), flip=True,
-    )  # fmt: skip
+        title,
+        tuple(train.classes),
+        train.data.transpose(0, 3, 1, 2),
+        np.asarray(train.targets, np.int64),
+        test.data.transpose(0, 3, 1, 2),
+        np.asarray(test.targets, np.int64),
+        flip=True,
+    )
 
 
 def _download(fetch: Callable[[], object], name: str, places: list[Path], other_way: str) -> None:

@@ -39,8 +39,17 @@ def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
         home = next(model.parameters()).device
         model.cpu()
         try:
-            torch.onnx.export(model, (example,), str(made), input_names=["images"], output_names=["logits"], dynamo=True,
-                              dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, verbose=False)  # fmt: skip
+            torch.onnx.export(
+                model,
+                (example,),
+                str(made),
+                input_names=["images"],
+                output_names=["logits"],
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                external_data=False,
+                verbose=False,
+            )
             expected = model(example)
         except Exception as error:  # noqa: BLE001 - the exporter raises many kinds
             raise StudyError(f"{type(model).__name__} cannot be exported to ONNX: {str(error).splitlines()[0]}") from error

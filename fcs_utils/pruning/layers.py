@@ -212,8 +212,9 @@ def _layer(
     if not barriers and (reader := segments.crossing(name, {c.name: c.positions for c in consumers})):
         barriers.append(f"channels mix on the way to {reader}")
     tap, parted = _tap(name, channels, consumers, flow)
-    return Layer(name, channels, norm, tuple(consumers), tuple(followers), tuple(coupled), tap, parted,
-                 barriers[0] if barriers else None)  # fmt: skip
+    return Layer(
+        name, channels, norm, tuple(consumers), tuple(followers), tuple(coupled), tap, parted, barriers[0] if barriers else None
+    )
 
 
 def _group(graph: tp.DependencyGraph, module: nn.Conv2d) -> list[tuple[tp.Dependency, list[int]]]:

@@ -47,8 +47,11 @@ def merge(model: nn.Module, plan: PruningPlan, statistics: Mapping[str, ChannelS
         for consumer in layer.consumers:
             _fold(model, layers, consumer, known, kept)
     if skipped:
-        warnings.warn(f"merge left out {len(skipped)} of {len(plan.kept)} layers: "
-                      + "; ".join(f"{name} ({why})" for name, why in skipped.items()), stacklevel=3)  # fmt: skip
+        warnings.warn(
+            f"merge left out {len(skipped)} of {len(plan.kept)} layers: "
+            + "; ".join(f"{name} ({why})" for name, why in skipped.items()),
+            stacklevel=3,
+        )
     return skipped
 
 

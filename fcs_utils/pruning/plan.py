@@ -150,11 +150,15 @@ def make_plan(
         raise StudyError("nothing to prune: " + "; ".join(f"{name}: {why}" for name, why in skipped.items()))
     names = [name for name in layers if name in kept]  # in the network's order
     return PruningPlan(
-        kept={name: kept[name] for name in names}, channels={name: layers[name].channels for name in names},
+        kept={name: kept[name] for name in names},
+        channels={name: layers[name].channels for name in names},
         skipped={name: skipped[name] for name in layers if name in skipped and name not in kept},
-        input_shape=(example.shape[1], example.shape[2], example.shape[3]), ratio=ratio, scope=scope, macs=macs,
+        input_shape=(example.shape[1], example.shape[2], example.shape[3]),
+        ratio=ratio,
+        scope=scope,
+        macs=macs,
         macs_left=costs.share_left(ratio),
-    )  # fmt: skip
+    )
 
 
 def _groups(

@@ -79,17 +79,26 @@ def _cosine(gram: Tensor) -> Tensor:
 
 def _finish(layer: Layer, sums: Sums, tap: TapName) -> ChannelStatistics:
     if not sums.finite():
-        raise StudyError(f"layer {layer.name}: its activations are NaN or infinite on the calibration images; "
-                         "the network or the images are broken")  # fmt: skip
+        raise StudyError(
+            f"layer {layer.name}: its activations are NaN or infinite on the calibration images; "
+            "the network or the images are broken"
+        )
     count = sums.images * sums.positions
     per = {"apoz": count, "hrank": sums.images, "chip": sums.images}
     return ChannelStatistics(
-        sums.gram_of("gram", 1), sums.mean("absolute", sums.images), sums.mean("total", count), count, sums.positions,
-        layer.consumers, layer.norm, layer.parted, tap,
+        sums.gram_of("gram", 1),
+        sums.mean("absolute", sums.images),
+        sums.mean("total", count),
+        count,
+        sums.positions,
+        layer.consumers,
+        layer.norm,
+        layer.parted,
+        tap,
         per_image=sums.gram_of("per_image", sums.images) if "per_image" in sums.readings else None,
         mean_map=sums.mean("map", sums.images) if "mean_map" in sums.readings else None,
         extras={name: sums.mean(name, per[name]) for name in sums.extras},
-    )  # fmt: skip
+    )
 
 
 @contextmanager

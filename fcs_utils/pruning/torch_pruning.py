@@ -37,9 +37,12 @@ class FCSImportance(tp.importance.Importance):  # type: ignore[misc]
 
     def __call__(self, group: tp.Group) -> Tensor | None:
         """One importance per channel of the group's root (C,), or None."""
-        members = [(dependency.target.module, [int(i) for i in indices]) for dependency, indices in group
-                   if isinstance(dependency.target.module, nn.Conv2d)
-                   and dependency.handler in (tp.prune_conv_out_channels, tp.prune_depthwise_conv_out_channels)]  # fmt: skip
+        members = [
+            (dependency.target.module, [int(i) for i in indices])
+            for dependency, indices in group
+            if isinstance(dependency.target.module, nn.Conv2d)
+            and dependency.handler in (tp.prune_conv_out_channels, tp.prune_depthwise_conv_out_channels)
+        ]
         if not self._scores or any(m in self._scores and len(self._scores[m]) != m.out_channels for m, _ in members):
             self._scores = self._score()
         found = [self._scores[module][indices] for module, indices in members if module in self._scores]

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fcs_utils.report.figures import BIN_COLOURS, error_bars, gains
+from fcs_utils.report.figures import BIN_COLOURS, as_figure, error_bars, gains
 
 
+@as_figure("variation_gains", "variations")
 def variation_gains(variations: pd.DataFrame) -> Figure:
     """Each variation of FCS minus the literal reading, before fine-tuning: mean and 95 % interval over seeds."""
     networks = variations.network.unique()
@@ -38,13 +39,19 @@ def stability(stability: pd.DataFrame, chance: float) -> Figure:
     return figure
 
 
+@as_figure("merge_panels", "merges")
 def merge_panels(merge: pd.DataFrame) -> Figure:
     """Test top-1 before training against MACs left: plain or merged surgery, with and without recalibration."""
     networks, criteria = merge.network.unique(), merge.criterion.unique()
-    figure, axes = plt.subplots(len(networks), len(criteria), figsize=(3.9 * len(criteria), 3.0 * len(networks)), squeeze=False,
-                                sharey="row")  # fmt: skip
-    styles = {("none", False): ("#8c8c8c", "x", "plain"), ("none", True): ("#E69F00", "s", "plain, recalibrated"),
-              ("merge", False): ("#56B4E9", "D", "merged"), ("merge", True): ("#0072B2", "o", "merged, recalibrated")}  # fmt: skip
+    figure, axes = plt.subplots(
+        len(networks), len(criteria), figsize=(3.9 * len(criteria), 3.0 * len(networks)), squeeze=False, sharey="row"
+    )
+    styles = {
+        ("none", False): ("#8c8c8c", "x", "plain"),
+        ("none", True): ("#E69F00", "s", "plain, recalibrated"),
+        ("merge", False): ("#56B4E9", "D", "merged"),
+        ("merge", True): ("#0072B2", "o", "merged, recalibrated"),
+    }
     for row, network in zip(axes, networks, strict=True):
         for axis, criterion in zip(row, criteria, strict=True):
             part = merge[(merge.network == network) & (merge.criterion == criterion)]
@@ -64,10 +71,17 @@ def merge_panels(merge: pd.DataFrame) -> Figure:
 def headstart_curves(headstart: pd.DataFrame) -> Figure:
     """Validation top-1 by epoch of the same fine-tuning from plain and merged weights: mean and 95 % interval."""
     figure, axis = plt.subplots(figsize=(6.4, 3.6))
-    curves = pd.DataFrame([
-        {"start": {"none": "plain", "merge": "merged"}[row.compensate], "epoch": epoch["epoch"], "validation": epoch["validation"]}
-        for row in headstart.itertuples() for epoch in row.history
-    ])  # fmt: skip
+    curves = pd.DataFrame(
+        [
+            {
+                "start": {"none": "plain", "merge": "merged"}[row.compensate],
+                "epoch": epoch["epoch"],
+                "validation": epoch["validation"],
+            }
+            for row in headstart.itertuples()
+            for epoch in row.history
+        ]
+    )
     for start, colour, marker in (("plain", "#E69F00", "s"), ("merged", "#0072B2", "o")):
         groups = [g.validation.tolist() for _, g in curves[curves.start == start].groupby("epoch")]
         shift = -0.03 if start == "plain" else 0.03

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from fcs_utils.report.comparisons import counted
-from fcs_utils.report.figures import error_bars
+from fcs_utils.report.figures import as_figure, error_bars
 from fcs_utils.training.arms import arm_label, arm_style
 
 
@@ -41,6 +41,7 @@ def fine_tuning_curves(arms: pd.DataFrame) -> Figure:
     return figure
 
 
+@as_figure("accuracy_against_budget", "schedules", "scratch")
 def accuracy_against_budget(arms: pd.DataFrame, scratch: pd.DataFrame) -> Figure:
     """Final test top-1 of each completed schedule against epochs and against training MACs of all networks."""
     figure, axes = plt.subplots(1, 2, figsize=(10.4, 3.8), sharey=True)
@@ -64,6 +65,7 @@ def accuracy_against_budget(arms: pd.DataFrame, scratch: pd.DataFrame) -> Figure
     return figure
 
 
+@as_figure("together", "schedules")
 def together(arms: pd.DataFrame) -> Figure:
     """How far the peer's predictions are from the compact network's, and the peer's own accuracy, by epoch."""
     longest = arms[(arms.epochs == arms.epochs.max()) & arms.peer.map(bool)]
@@ -71,8 +73,9 @@ def together(arms: pd.DataFrame) -> Figure:
     panels = (("peer_kl", "KL(peer || compact), nats"), ("peer_validation", "peer's validation top-1 (%)"))
     for axis, (key, label) in zip(axes, panels, strict=True):
         for method, group in longest.groupby("method", sort=False):
-            curves = [[start[key], *(epoch[key] for epoch in history)]
-                      for start, history in zip(group.start, group.history, strict=True)]  # fmt: skip
+            curves = [
+                [start[key], *(epoch[key] for epoch in history)] for start, history in zip(group.start, group.history, strict=True)
+            ]
             _curve(axis, np.arange(len(curves[0])), np.array(curves), str(method))
         axis.set(xlabel="epoch", ylabel=label, xticks=range(len(curves[0])))
     axes[0].set_yscale("log")

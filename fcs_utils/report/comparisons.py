@@ -132,8 +132,22 @@ def c3(arms: pd.DataFrame, slack: float) -> list[Comparison]:
                 )
                 result = paired(seed_differences(*pair, "test") + slack)
                 label = f"{name} {epochs} − TFT {long} epochs"
-                rows.append(Comparison("C3", label, question, "points", result, method == "mlft", role, epochs,
-                                       theirs="tft", against=long, slack=slack, compute=_compute(*pair)))  # fmt: skip
+                rows.append(
+                    Comparison(
+                        "C3",
+                        label,
+                        question,
+                        "points",
+                        result,
+                        method == "mlft",
+                        role,
+                        epochs,
+                        theirs="tft",
+                        against=long,
+                        slack=slack,
+                        compute=_compute(*pair),
+                    )
+                )
         for theirs in ("tft", "kd", "twin"):
             pair = _arm(arms, "mlft", epochs), _arm(arms, theirs, epochs)
             if all(map(len, pair)):
@@ -141,8 +155,21 @@ def c3(arms: pd.DataFrame, slack: float) -> list[Comparison]:
                 decisive = theirs == "tft" and epochs < long
                 question = f"test top-1 after {counted(epochs, 'epoch')} each, MLFT minus {arm_label(theirs)}"
                 label = f"MLFT − {arm_label(theirs)}, {counted(epochs, 'epoch')}"
-                rows.append(Comparison("C3", label, question, "points", result, decisive, "better" if decisive else "", epochs,
-                                       theirs=theirs, against=epochs, compute=_compute(*pair)))  # fmt: skip
+                rows.append(
+                    Comparison(
+                        "C3",
+                        label,
+                        question,
+                        "points",
+                        result,
+                        decisive,
+                        "better" if decisive else "",
+                        epochs,
+                        theirs=theirs,
+                        against=epochs,
+                        compute=_compute(*pair),
+                    )
+                )
     return rows
 
 
@@ -177,6 +204,18 @@ def c3_by_compute(arms: pd.DataFrame) -> list[Comparison]:
             label = f"MLFT {epochs} − TFT {nearest} epochs, like compute"
             label = label if arms.network.nunique() == 1 else f"{network}: {label}"
             result = paired(seed_differences(*pair, "test"))
-            rows.append(Comparison("C3 by compute", label, question, "points", result, epochs=epochs, network=str(network),
-                                   theirs="tft", against=nearest, compute=factor))  # fmt: skip
+            rows.append(
+                Comparison(
+                    "C3 by compute",
+                    label,
+                    question,
+                    "points",
+                    result,
+                    epochs=epochs,
+                    network=str(network),
+                    theirs="tft",
+                    against=nearest,
+                    compute=factor,
+                )
+            )
     return rows

@@ -57,10 +57,16 @@ class LayerView:
     def why(self) -> pd.DataFrame:
         """A row for each dropped channel, the most redundant first."""
         rows = [
-            {"channel": gone, "bin": int(self.labels[gone]), "L1 norm": round(float(self.norms[gone]), 3), "nearest kept": twin,
-             "its bin": int(self.labels[twin]), "cosine": round(float(self.similarity[gone, twin]), 3)}
+            {
+                "channel": gone,
+                "bin": int(self.labels[gone]),
+                "L1 norm": round(float(self.norms[gone]), 3),
+                "nearest kept": twin,
+                "its bin": int(self.labels[twin]),
+                "cosine": round(float(self.similarity[gone, twin]), 3),
+            }
             for gone, twin in self.twins.items()
-        ]  # fmt: skip
+        ]
         frame = pd.DataFrame(rows, columns=["channel", "bin", "L1 norm", "nearest kept", "its bin", "cosine"])
         return frame.sort_values("cosine", ascending=False, ignore_index=True)
 
@@ -116,8 +122,11 @@ class Exploration:
 
     def options(self, choice: Choice) -> dict[str, Any]:
         """The part of a choice that its criterion takes. Raises StudyError for a value that no control offers."""
-        for name, value, allowed in (("criterion", choice.criterion, tuple(CRITERIA)), ("reading", choice.reading, READINGS),
-                                     ("layer", choice.layer, tuple(self.layers))):  # fmt: skip
+        for name, value, allowed in (
+            ("criterion", choice.criterion, tuple(CRITERIA)),
+            ("reading", choice.reading, READINGS),
+            ("layer", choice.layer, tuple(self.layers)),
+        ):
             if value not in allowed:
                 raise refuse(name, value, ", ".join(allowed))
         if choice.bins < 1:
@@ -127,9 +136,13 @@ class Exploration:
 
     def _score(self, criterion: str, options: tuple[tuple[str, Any], ...]) -> dict[str, Tensor]:
         return importance(
-            criterion, model=self.dense, statistics=self.statistics, images=self.images, labels=self.calibration.labels,
+            criterion,
+            model=self.dense,
+            statistics=self.statistics,
+            images=self.images,
+            labels=self.calibration.labels,
             **{"seed": self.reference.seed, **dict(options)},
-        )  # fmt: skip
+        )
 
     def _importance(self, choice: Choice) -> dict[str, Tensor]:
         return self._scores(choice.criterion, tuple(sorted(self.options(choice).items())))

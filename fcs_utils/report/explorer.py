@@ -123,8 +123,21 @@ class Explorer:
 
     def widget(self) -> w.Widget:
         """Everything in one box: controls to the left, what they do to the right."""
-        controls = w.VBox([self.network, self.layer, self.criterion, self.reading, self.bins, self.ratio, self.numbers,
-                           self.merge, self.save, self.said], layout={"width": "330px", "flex": "0 0 auto"})  # fmt: skip
+        controls = w.VBox(
+            [
+                self.network,
+                self.layer,
+                self.criterion,
+                self.reading,
+                self.bins,
+                self.ratio,
+                self.numbers,
+                self.merge,
+                self.save,
+                self.said,
+            ],
+            layout={"width": "330px", "flex": "0 0 auto"},
+        )
         pair = w.VBox([w.HBox([self.gone, self.image], layout={"flex_flow": "row wrap"}), self.pair])
         lower = w.HBox([self.similarity, pair], layout={"flex_flow": "row wrap"})
         shown = w.VBox([self.norms, lower, self.why], layout={"flex": "1 1 30rem", "min_width": "0"})
@@ -135,9 +148,11 @@ class Explorer:
     def still(self) -> str:
         """What the controls show now, as HTML that needs no kernel: for rendered pages and for GitHub."""
         choice = self.choice
-        alts = [(self.norms, f"L1 norms of the channels of {choice.layer} by bin; pale bars go"),
-                (self.similarity, f"similarity of all channel pairs of {choice.layer}, ordered by bin"),
-                (self.pair, "a dropped channel's map beside that of the kept channel nearest to it")]  # fmt: skip
+        alts = [
+            (self.norms, f"L1 norms of the channels of {choice.layer} by bin; pale bars go"),
+            (self.similarity, f"similarity of all channel pairs of {choice.layer}, ordered by bin"),
+            (self.pair, "a dropped channel's map beside that of the kept channel nearest to it"),
+        ]
         images = "".join(
             f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(image.value).decode()}">'
             for image, alt in alts
@@ -148,22 +163,29 @@ class Explorer:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         # JupyterLab shows the widget; whatever knows no widgets falls back to the still view.
         bundle: dict[str, Any] = self.widget()._repr_mimebundle_()
-        return {**{kind: content for kind, content in bundle.items() if kind == WIDGET},
-                "text/html": self.still(), "text/plain": f"explorer of {self.here.reference.network}"}  # fmt: skip
+        return {
+            **{kind: content for kind, content in bundle.items() if kind == WIDGET},
+            "text/html": self.still(),
+            "text/plain": f"explorer of {self.here.reference.network}",
+        }
 
 
 def numbers(here: Exploration, choice: Choice) -> str:
     """What is left of the whole network, as HTML tables."""
     whole = here.whole(choice)
     left = pd.DataFrame(
-        [("MACs", f"{whole.macs:,}", f"{100 * whole.macs / here.dense_macs:.1f} %"),
-         ("parameters", f"{whole.params:,}", f"{100 * whole.params / here.dense_params:.1f} %")],
+        [
+            ("MACs", f"{whole.macs:,}", f"{100 * whole.macs / here.dense_macs:.1f} %"),
+            ("parameters", f"{whole.params:,}", f"{100 * whole.params / here.dense_params:.1f} %"),
+        ],
         columns=["whole network", "left", "of the unpruned"],
-    )  # fmt: skip
+    )
     accuracies = pd.DataFrame(
-        [("unpruned", f"{here.dense_accuracy:.1f} %", ""),
-         ("pruned", f"{whole.plain:.1f} %", f"{whole.plain_recalibrated:.1f} %"),
-         ("pruned and merged", f"{whole.merged:.1f} %", f"{whole.merged_recalibrated:.1f} %")],
+        [
+            ("unpruned", f"{here.dense_accuracy:.1f} %", ""),
+            ("pruned", f"{whole.plain:.1f} %", f"{whole.plain_recalibrated:.1f} %"),
+            ("pruned and merged", f"{whole.merged:.1f} %", f"{whole.merged_recalibrated:.1f} %"),
+        ],
         columns=[f"validation top-1, {len(here.judges)} images, no fine-tuning", "after surgery", "BatchNorm recalibrated"],
-    )  # fmt: skip
+    )
     return "".join(frame.to_html(index=False, border=0) for frame in (left, accuracies))

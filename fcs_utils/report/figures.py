@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -29,14 +29,44 @@ BIN_COLOURS = ["#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#0072B2", "#D55E00",
 VERDICT_COLOURS = {"supported": "#009E73", "contradicted": "#D55E00", "undecided": "#6b6b6b"}
 
 
+Draw = Callable[..., Figure]
+FIGURES: dict[str, tuple[Draw, tuple[str, ...]]] = {}  # of the index, by file name: the function, and what of a report it takes
+
+
+def as_figure(name: str, *needs: str) -> Callable[[Draw], Draw]:
+    """Show what the function draws on the index as figure ``name``, made from these attributes of a ``Report``.
+
+    A figure of which one attribute is empty is left out.
+    """
+
+    def register(draw: Draw) -> Draw:
+        FIGURES[name] = (draw, needs)
+        return draw
+
+    return register
+
+
 def use_house_style() -> None:
     """Set matplotlib's defaults for every figure of the study."""
-    sns.set_theme(context="notebook", style="ticks", rc={
-        "figure.dpi": 110, "savefig.dpi": 160, "figure.constrained_layout.use": True, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.labelsize": 10,
-        "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False,
-        "svg.hashsalt": "fcs-mlft",
-    })  # fmt: skip
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        rc={
+            "figure.dpi": 110,
+            "savefig.dpi": 160,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 11,
+            "axes.titleweight": "bold",
+            "axes.labelsize": 10,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "legend.fontsize": 9,
+            "legend.frameon": False,
+            "svg.hashsalt": "fcs-mlft",
+        },
+    )
 
 
 def error_bars(
@@ -73,6 +103,7 @@ def training_curves(references: pd.DataFrame) -> Figure:
     return figure
 
 
+@as_figure("near_duplicates_by_layer", "similarity")
 def near_duplicates_by_layer(similarity: pd.DataFrame) -> Figure:
     """Share of channels with a near-duplicate by layer, trained against untrained: mean and range over seeds."""
     networks = similarity.network.unique()
@@ -80,8 +111,18 @@ def near_duplicates_by_layer(similarity: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, len(networks), figsize=(5.5 * len(networks), 3.6), squeeze=False, sharey=True)
     for axis, network in zip(axes.flat, networks, strict=True):
         part = similarity[similarity.network == network]
-        sns.pointplot(part, x="layer", y="near_duplicates", hue="state", errorbar=("pi", 100), ax=axis, markersize=4, linewidth=1.2,
-                      palette=colours, err_kws={"linewidth": 1})  # fmt: skip
+        sns.pointplot(
+            part,
+            x="layer",
+            y="near_duplicates",
+            hue="state",
+            errorbar=("pi", 100),
+            ax=axis,
+            markersize=4,
+            linewidth=1.2,
+            palette=colours,
+            err_kws={"linewidth": 1},
+        )
         axis.set(title=network, xlabel="", ylabel="channels with a near-duplicate (%)", ylim=(-3, 103))
         axis.tick_params(axis="x", rotation=75)
     return figure
@@ -92,6 +133,7 @@ def before_tuning(pruned: pd.DataFrame) -> Figure:
     return _accuracy_panels(pruned, "test top-1 (%) before fine-tuning")
 
 
+@as_figure("accuracy_against_macs", "tuned", "references")
 def accuracy_against_macs(tuned: pd.DataFrame, references: pd.DataFrame) -> Figure:
     """Test top-1 after identical fine-tuning against the MACs that are left."""
     figure = _accuracy_panels(tuned, "test top-1 (%)")
@@ -111,8 +153,13 @@ def _accuracy_panels(frame: pd.DataFrame, ylabel: str) -> Figure:
         for criterion in part.criterion.unique():
             if criterion not in STYLE:  # a thin grey line: they are compared by name in the ranking
                 groups = part[part.criterion == criterion].groupby("ratio", sort=False)
-                axis.plot(*zip(*((100 * (g.macs / g.dense_macs).iloc[0], g.test.mean()) for _, g in groups), strict=True),
-                          color="#c4c4c4", lw=0.8, zorder=1, label="others")  # fmt: skip
+                axis.plot(
+                    *zip(*((100 * (g.macs / g.dense_macs).iloc[0], g.test.mean()) for _, g in groups), strict=True),
+                    color="#c4c4c4",
+                    lw=0.8,
+                    zorder=1,
+                    label="others",
+                )
         for number, criterion in enumerate(name for name in part.criterion.unique() if name in STYLE):
             groups = part[part.criterion == criterion].groupby("ratio", sort=False)
             x = [100 * (g.macs / g.dense_macs).iloc[0] + width * (number - 2) / 2 for _, g in groups]  # side by side
@@ -126,6 +173,7 @@ def _accuracy_panels(frame: pd.DataFrame, ylabel: str) -> Figure:
     return figure
 
 
+@as_figure("ranking", "tuned")
 def ranking(frame: pd.DataFrame, value: str = "test") -> Figure:
     """Every criterion's top-1 minus random's, averaged over ratios and paired by seed: mean and 95 % interval."""
     networks = frame.network.unique()
@@ -142,18 +190,28 @@ def ranking(frame: pd.DataFrame, value: str = "test") -> Figure:
     return figure
 
 
+@as_figure("claims", "ledger")
 def forest(ledger: pd.DataFrame) -> Figure:
     """Every comparison behind the verdicts: effect and 95 % interval, coloured by verdict."""
     rows = max((ledger.claim == "C1").sum(), (ledger.claim != "C1").sum())
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.27 * rows + 1.2), width_ratios=(1, 1))
     # C1 is in points of channels, the others in points of accuracy: two scales, two panels.
-    for axis, (title, part) in zip(axes, (("C1: channels, points", ledger[ledger.claim == "C1"]),
-                                          ("C2, C3: top-1, points", ledger[ledger.claim != "C1"])), strict=True):  # fmt: skip
+    for axis, (title, part) in zip(
+        axes,
+        (("C1: channels, points", ledger[ledger.claim == "C1"]), ("C2, C3: top-1, points", ledger[ledger.claim != "C1"])),
+        strict=True,
+    ):
         labels = []
         for y, row in enumerate(part.itertuples()):
             colour = VERDICT_COLOURS[row.verdict] if row.decisive else "#b0b0b0"
-            axis.errorbar(row.effect, -y, xerr=np.nan_to_num([[row.effect - row.low], [row.high - row.effect]]),
-                          color=colour, marker="o", capsize=3)  # fmt: skip
+            axis.errorbar(
+                row.effect,
+                -y,
+                xerr=np.nan_to_num([[row.effect - row.low], [row.high - row.effect]]),
+                color=colour,
+                marker="o",
+                capsize=3,
+            )
             labels.append(row.label)
         axis.axvline(0, color="black", lw=0.8)
         axis.set(yticks=[-y for y in range(len(labels))], yticklabels=labels, title=title, ylim=(-len(labels) + 0.4, 0.6))
@@ -166,10 +224,12 @@ def cost_growth(costs: pd.DataFrame, names: dict[str, str]) -> Figure:
     styles = {"forward": ("#8c8c8c", "x"), "pass": ("#0072B2", "o"), "store": ("#D55E00", "s")}
     first = costs[costs.network == costs.network.iloc[0]]
     heavy = first[first.width < 1].images.iloc[0]
-    for column, (x, part, label) in enumerate((
-        ("images", first[first.width == 1], "calibration images"),
-        ("width", first[first.images == heavy], f"width of the network ({heavy} images)"),
-    )):  # fmt: skip
+    for column, (x, part, label) in enumerate(
+        (
+            ("images", first[first.width == 1], "calibration images"),
+            ("width", first[first.images == heavy], f"width of the network ({heavy} images)"),
+        )
+    ):
         for row, (y, title) in enumerate((("seconds", "seconds"), ("memory_mb", "peak memory (MB)"))):
             axis = axes[row, column]
             for method, (colour, marker) in styles.items():

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Sized
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from functools import partial
+from typing import Any, TypeVar
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from fcs_utils.files import write_json
 from fcs_utils.pruning.criteria import describe
-from fcs_utils.report import claims, tables
+from fcs_utils.report import ablation_figures, ablations, arm_figures, claims, figures, tables
 from fcs_utils.report import comparisons as compare
 from fcs_utils.study.catalogue import STAGES
 from fcs_utils.study.rates import margin
@@ -18,6 +20,8 @@ from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
 from fcs_utils.training.arms import arm_row, is_searched
 
+T = TypeVar("T")
+REGISTERED = (ablation_figures, ablations, arm_figures, claims, figures, tables)  # importing them enters what they make
 Record = Mapping[str, Any]
 NAMES = {"vgg16": "VGG-16", "vgg19": "VGG-19", **{f"resnet{d}": f"ResNet-{d}" for d in (20, 32, 44, 56, 110)}}
 
@@ -35,30 +39,49 @@ def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
         config, result = record["config"], record["result"]
         reference, pruning, tuning = config["reference"], config["pruning"], config["tuning"]
         row = {
-            "id": record["id"], "kind": record["kind"], "network": network_label(reference), "seed": reference["seed"],
+            "id": record["id"],
+            "kind": record["kind"],
+            "network": network_label(reference),
+            "seed": reference["seed"],
             "device_type": record["provenance"]["device_type"],
             "reference_sha256": result.get("reference_sha256", result.get("weights_sha256")),
             **{name: result["cost"][name] for name in ("params", "macs", "bytes")},
-        }  # fmt: skip
+        }
         if pruning:
             dense = result["dense_cost"]
             row |= {
-                "criterion": pruning["criterion"], "reading": describe(pruning["criterion"], pruning["options"]),
-                "ratio": pruning["ratio"], "dense_params": dense["params"], "dense_macs": dense["macs"],
+                "criterion": pruning["criterion"],
+                "reading": describe(pruning["criterion"], pruning["options"]),
+                "ratio": pruning["ratio"],
+                "dense_params": dense["params"],
+                "dense_macs": dense["macs"],
                 **{name: pruning[name] for name in ("options", "calibration", "calibration_seed", "compensate")},
-            }  # fmt: skip
+            }
         if record["kind"] == "pruned":
-            row |= {"plain": result["before_recalibration"]["test"], "test": result["before_tuning"]["test"],
-                    "validation": result["before_tuning"]["validation"], "kept": result["plan"]["kept"]}  # fmt: skip
+            row |= {
+                "plain": result["before_recalibration"]["test"],
+                "test": result["before_tuning"]["test"],
+                "validation": result["before_tuning"]["validation"],
+                "kept": result["plan"]["kept"],
+            }
         else:
-            row |= {"test": result["test"], "validation": result["validation"], "history": result["history"],
-                    "training_macs": result["history"][-1]["training_macs"], "epochs": len(result["history"]),
-                    "seconds": record["volatile"]["epoch_seconds"][-1],
-                    "epoch_seconds": record["volatile"]["epoch_seconds"]}  # fmt: skip
+            row |= {
+                "test": result["test"],
+                "validation": result["validation"],
+                "history": result["history"],
+                "training_macs": result["history"][-1]["training_macs"],
+                "epochs": len(result["history"]),
+                "seconds": record["volatile"]["epoch_seconds"][-1],
+                "epoch_seconds": record["volatile"]["epoch_seconds"],
+            }
         if tuning:
-            row |= {"method": arm_row(tuning["method"], tuning["budget"]), "learning_rate": tuning["training"]["learning_rate"],
-                    "start": result["start"], "peer": result.get("peer"),
-                    "validation_loss": result["history"][-1]["validation_loss"]}  # fmt: skip
+            row |= {
+                "method": arm_row(tuning["method"], tuning["budget"]),
+                "learning_rate": tuning["training"]["learning_rate"],
+                "start": result["start"],
+                "peer": result.get("peer"),
+                "validation_loss": result["history"][-1]["validation_loss"],
+            }
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -66,12 +89,21 @@ def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
 def similarity_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row per network, seed, state and layer; shares in percent."""
     rows = [
-        {"network": network_label(record["config"]["reference"]), "seed": record["config"]["reference"]["seed"],
-         "device_type": record["provenance"]["device_type"], "reference_sha256": record["result"]["reference_sha256"],
-         "state": state, "layer": layer, "near_duplicates": 100 * share["twins"], "pairs": 100 * share["pairs"],
-         "threshold": share["threshold"]}
-        for record in records for state, layers in record["result"]["shares"].items() for layer, share in layers.items()
-    ]  # fmt: skip
+        {
+            "network": network_label(record["config"]["reference"]),
+            "seed": record["config"]["reference"]["seed"],
+            "device_type": record["provenance"]["device_type"],
+            "reference_sha256": record["result"]["reference_sha256"],
+            "state": state,
+            "layer": layer,
+            "near_duplicates": 100 * share["twins"],
+            "pairs": 100 * share["pairs"],
+            "threshold": share["threshold"],
+        }
+        for record in records
+        for state, layers in record["result"]["shares"].items()
+        for layer, share in layers.items()
+    ]
     return pd.DataFrame(rows)
 
 
@@ -90,9 +122,15 @@ def add_targets(arms: pd.DataFrame, slack: float) -> pd.DataFrame:
         target = tft.get(key, math.nan)
         hit = next((n for n, epoch in enumerate(row.history) if epoch["validation"] >= target - 1e-9), None)
         at, more = (hit, 0) if hit is not None else (-1, 1)
-        rows.append({"target": target, "reached": hit is not None, "epochs_to_target": row.history[at]["epoch"] + more,
-                     "macs_to_target": row.history[at]["training_macs"] * (1 + more / row.epochs),
-                     "seconds_to_target": row.epoch_seconds[at] * (1 + more / row.epochs)})  # fmt: skip
+        rows.append(
+            {
+                "target": target,
+                "reached": hit is not None,
+                "epochs_to_target": row.history[at]["epoch"] + more,
+                "macs_to_target": row.history[at]["training_macs"] * (1 + more / row.epochs),
+                "seconds_to_target": row.epoch_seconds[at] * (1 + more / row.epochs),
+            }
+        )
     return arms.reset_index(drop=True).join(pd.DataFrame(rows))
 
 
@@ -112,23 +150,36 @@ class Report:
         self.references, self.pruned, self.tuned = (frames[stage] for stage in ("reference", "pruned", "tuned"))
         self.ablation, self.headstart, self.rates = (frames[stage] for stage in ("ablation", "headstart", "rates"))
         self.slack = slack = margin(validation_images)
-        self.arms, comparisons = frames["arms"], []
+        self.variations, self.merges = pd.DataFrame(), pd.DataFrame()
+        if len(self.ablation):
+            self.variations, self.merges = ablations.variations(self.ablation), ablations.merge_frame(self.ablation)
+        self.arms = self.schedules = self.scratch = frames["arms"]
+        comparisons = []
         if len(self.similarity):
             comparisons += compare.c1(self.similarity)
         if len(self.tuned):
             comparisons += compare.c2(self.tuned)
         if len(self.arms):
             self.arms = add_targets(self.arms, slack)
-            schedules = self.arms[self.arms.method.map(is_searched)]
-            comparisons += compare.c3(schedules, slack) + compare.c3_by_compute(schedules)
+            searched = self.arms.method.map(is_searched)
+            self.schedules, self.scratch = self.arms[searched], self.arms[~searched]
+            comparisons += compare.c3(self.schedules, slack) + compare.c3_by_compute(self.schedules)
         self.ledger = claims.ledger(comparisons)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every published table by file name."""
-        found = {name: [getattr(self, need) for need in needs] for name, (_, needs) in tables.TABLES.items()}
+        return {name: make() for name, make in self._possible(tables.TABLES).items()}
+
+    def figures(self) -> dict[str, Callable[[], Figure]]:
+        """What draws each figure of the index, by file name."""
+        return self._possible(figures.FIGURES)
+
+    def _possible(self, registry: Mapping[str, tuple[Callable[..., T], tuple[str, ...]]]) -> dict[str, Callable[[], T]]:
+        """Those of a registry of which all that they take is there."""
+        found = {name: (make, [getattr(self, need) for need in needs]) for name, (make, needs) in registry.items()}
         return {
-            name: tables.TABLES[name][0](*parts)
-            for name, parts in found.items()
+            name: partial(make, *parts)
+            for name, (make, parts) in found.items()
             if all(len(part) for part in parts if isinstance(part, Sized))
         }
 
@@ -138,9 +189,14 @@ class Report:
             tables.write_table(store, name, table)
         rows = self.ledger.astype(object).where(self.ledger.notna(), None)  # NaN is no JSON
         verdicts = claims.claim_verdicts(self.ledger) if len(self.ledger) else {}
-        write_json(store.claims(), {
-            "verdicts": verdicts, "comparisons": rows.to_dict("records"), "missing": list(self.missing),
-        })  # fmt: skip
+        write_json(
+            store.claims(),
+            {
+                "verdicts": verdicts,
+                "comparisons": rows.to_dict("records"),
+                "missing": list(self.missing),
+            },
+        )
 
 
 def make_report(study: Study, *, allow_missing: bool = False) -> Report:

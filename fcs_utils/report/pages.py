@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,12 @@ import jinja2
 import nbformat
 import pandas as pd
 from latex2mathml.converter import convert as to_mathml
-from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 
 from fcs_utils.benchmarks import scoring
 from fcs_utils.benchmarks.latency import deployment_table
 from fcs_utils.files import write_atomic
-from fcs_utils.report import ablation_figures, ablations, arm_figures, figures
+from fcs_utils.report import figures
 from fcs_utils.report.chapters import NOTEBOOKS, Notebook
 from fcs_utils.report.claims import STATEMENTS, claim_verdicts
 from fcs_utils.report.frames import Report, make_report
@@ -76,8 +74,11 @@ def render_page(study: Study, notebook: Notebook, shared: dict[str, Any]) -> Non
         for output in cell.get("outputs", []):
             if "text/markdown" in output.get("data", {}):
                 output.data["text/markdown"] = math.hide(output.data["text/markdown"])
-    exporter = HTMLExporter(template_name="notebook", extra_template_basedirs=[str(HERE / "templates")],
-                            filters={"figure_links": lambda name: figure_links(study.store, name, "../")})  # fmt: skip
+    exporter = HTMLExporter(
+        template_name="notebook",
+        extra_template_basedirs=[str(HERE / "templates")],
+        filters={"figure_links": lambda name: figure_links(study.store, name, "../")},
+    )
     body = math.put_back(exporter.from_notebook_node(content)[0])
     _write_page(study.store.page(notebook.name), title_and_question(notebook)[0], body, {**shared, "up": "../"}, notebook.name)
 
@@ -95,8 +96,10 @@ def render_index(study: Study, shared: dict[str, Any], report: Report | None) ->
             context["deployment"] = _kept_table(store, "deployment", deployment_table(found))
         for costs in kept(store, "scoring")[:1]:
             machine = costs["machine"]
-            context |= {"cost_table": _kept_table(store, "cost", scoring.cost_table(scoring.cost_frame(costs))),
-                        "cost_machine": f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}"}  # fmt: skip
+            context |= {
+                "cost_table": _kept_table(store, "cost", scoring.cost_table(scoring.cost_frame(costs))),
+                "cost_machine": f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}",
+            }
     chapters = [(n.name, *title_and_question(n), store.page(n.name).exists()) for n in NOTEBOOKS.values()]
     body = TEMPLATES.get_template("index.html.j2").render(
         chapters=chapters, figure_links=lambda name: figure_links(store, name, ""), **context, **shared
@@ -126,28 +129,11 @@ def figure_links(store: Store, name: str, up: str) -> list[tuple[str, str]]:
     return [(up + path.relative_to(store.work).as_posix(), title) for path, title in places if path.exists()]
 
 
-FIGURES: dict[str, Callable[[Report], Figure]] = {  # of the index, by the name under which a chapter shows the same one
-    "claims": lambda report: figures.forest(report.ledger),
-    "near_duplicates_by_layer": lambda report: figures.near_duplicates_by_layer(report.similarity),
-    "accuracy_against_macs": lambda report: figures.accuracy_against_macs(report.tuned, report.references),
-    "ranking": lambda report: figures.ranking(report.tuned),
-    "accuracy_against_budget": lambda report: arm_figures.accuracy_against_budget(*_without_and_with_scratch(report.arms)),
-    "together": lambda report: arm_figures.together(_without_and_with_scratch(report.arms)[0]),
-    "variation_gains": lambda report: ablation_figures.variation_gains(ablations.variations(report.ablation)),
-    "merge_panels": lambda report: ablation_figures.merge_panels(ablations.merge_frame(report.ablation)),
-}
-
-
-def _without_and_with_scratch(arms: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    scratch = arms.method.str.startswith("scratch")
-    return arms[~scratch], arms[scratch]
-
-
 def draw_figures(store: Store, report: Report) -> None:
     """The figures of the index, from records and measurements alone."""
     figures.use_house_style()
-    for name, draw in FIGURES.items():
-        save_figure(store, draw(report), name)
+    for name, draw in report.figures().items():
+        save_figure(store, draw(), name)
     for costs in kept(store, "scoring")[:1]:
         save_figure(
             store,

@@ -154,9 +154,13 @@ def execute(store: Store, notebook: Notebook, parameters: Mapping[str, Any]) -> 
     os.environ[KEEPS_FIGURES] = "1"  # its kernel inherits it
     try:
         papermill.execute_notebook(
-            str(notebook.source), str(failed), dict(parameters), kernel_name="python3", progress_bar=False,
+            str(notebook.source),
+            str(failed),
+            dict(parameters),
+            kernel_name="python3",
+            progress_bar=False,
             extra_arguments=["--log-level=50"],  # what kernels note on their transport and shutdown is no news
-        )  # fmt: skip
+        )
     except PapermillExecutionError as error:
         raise StudyError(
             f"notebook {notebook.name} failed: {error.ename}: {error.evalue} (executed copy kept: {failed})"

@@ -10,7 +10,7 @@ from fcs_utils.files import read_or_set_aside, read_tensors, tensors_sum, write_
 from fcs_utils.report.chapters import NOTEBOOKS
 from fcs_utils.report.figures import forest, use_house_style
 from fcs_utils.report.frames import Report, make_report
-from fcs_utils.report.pages import FIGURES, draw_figures
+from fcs_utils.report.pages import draw_figures
 from fcs_utils.report.readme import ledger_digest, profile_readme
 from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.records import Store, pack
@@ -67,7 +67,7 @@ def _weights(study: Study) -> list[Path]:
 
 def _promote_notebooks_and_figures(store: Store, report: Report) -> None:
     draw_figures(store, report)
-    for name in FIGURES:
+    for name in report.figures():
         _promote(store, store.figure(name))
     use_house_style()
     buffer, ledger = io.BytesIO(), report.ledger

@@ -9,9 +9,10 @@ import hashlib
 from pathlib import Path
 
 from fcs_utils.report.chapters import NOTEBOOKS
-from fcs_utils.report.claims import STATEMENTS, claim_verdicts, claims_table, findings
+from fcs_utils.report.claims import STATEMENTS, claim_verdicts, claims_table
+from fcs_utils.report.findings import findings
 from fcs_utils.report.frames import Report, make_report
-from fcs_utils.report.pages import FIGURES, TEMPLATES, title_and_question
+from fcs_utils.report.pages import TEMPLATES, title_and_question
 from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.study import Study
 
@@ -30,11 +31,17 @@ def findings_block(profile: str = HEADLINE, out: str | Path = ROOT / "results") 
     """The main README's findings, with the figure behind them. Reads records only."""
     study = Study(profile, out)
     where = f"results/{study.profile.name}"
-    return "\n".join([
-        f"Profile `{study.profile.name}` on {study.settings.title}, {_counted_seeds(study)}:", "", found(make_report(study)), "",
-        f"![Effect and 95 % interval of every comparison behind the verdicts]({where}/figures/readme.png)", "",
-        f"All comparisons, tables and figures: [{where}]({where}/README.md).",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"Profile `{study.profile.name}` on {study.settings.title}, {_counted_seeds(study)}:",
+            "",
+            found(make_report(study)),
+            "",
+            f"![Effect and 95 % interval of every comparison behind the verdicts]({where}/figures/readme.png)",
+            "",
+            f"All comparisons, tables and figures: [{where}]({where}/README.md).",
+        ]
+    )
 
 
 def _counted_seeds(study: Study) -> str:
@@ -47,14 +54,19 @@ def profile_readme(study: Study, report: Report) -> str:
     """The README of a profile's results, for those who read on GitHub: it links only what is published."""
     there, ledger = study.store.published, report.ledger
     shown = ledger[ledger.decisive | (ledger.role == "network")]
-    figures = [name for name in FIGURES if there(study.store.figure(name)).exists()]
+    figures = [name for name in report.figures() if there(study.store.figure(name)).exists()]
     chapters = [(n.name, *title_and_question(n)) for n in NOTEBOOKS.values() if there(study.store.executed(n.name)).exists()]
     tables = sorted(path.stem for path in there(study.store.table("claims")).parent.glob("*.md"))
     return TEMPLATES.get_template("readme.md.j2").render(
-        profile=study.profile.name, summary=study.profile.summary, dataset=study.settings.title, found=found(report),
-        figures=figures, chapters=chapters, tables=tables,
+        profile=study.profile.name,
+        summary=study.profile.summary,
+        dataset=study.settings.title,
+        found=found(report),
+        figures=figures,
+        chapters=chapters,
+        tables=tables,
         claims=claims_table(shown).to_markdown(index=False, disable_numparse=True),
-    )  # fmt: skip
+    )
 
 
 def ledger_digest(report: Report) -> str:

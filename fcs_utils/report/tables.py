@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ import pandas as pd
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import write_atomic
-from fcs_utils.report.ablations import draws, jaccard, merge_frame, overlaps, variations
-from fcs_utils.report.inference import mean_interval, paired, seed_differences
+from fcs_utils.report.inference import mean_interval
 from fcs_utils.study.rates import best_rates
 from fcs_utils.study.records import Store
 from fcs_utils.training.arms import arm_label
@@ -38,11 +36,19 @@ def as_table(name: str, *needs: str) -> Callable[[Make], Make]:
 
 @as_table("references", "references")
 def reference_table(references: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame([
-        {"network": network, "parameters (M)": f"{g.params.iloc[0] / 1e6:.3f}", "MACs (M)": f"{g.macs.iloc[0] / 1e6:.2f}",
-         "validation top-1 (%)": mean_interval(g.validation), "test top-1 (%)": mean_interval(g.test), "n": len(g)}
-        for network, g in references.groupby("network", sort=False)
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "network": network,
+                "parameters (M)": f"{g.params.iloc[0] / 1e6:.3f}",
+                "MACs (M)": f"{g.macs.iloc[0] / 1e6:.2f}",
+                "validation top-1 (%)": mean_interval(g.validation),
+                "test top-1 (%)": mean_interval(g.test),
+                "n": len(g),
+            }
+            for network, g in references.groupby("network", sort=False)
+        ]
+    )
 
 
 @as_table("compression", "pruned")
@@ -53,12 +59,17 @@ def compression_table(pruned: pd.DataFrame) -> pd.DataFrame:
         if g.macs.nunique() > 1:
             raise StudyError(f"{network} at ratio {ratio}: criteria have different MACs and cannot be compared")
         first = g.iloc[0]
-        rows.append({
-            "network": network, "ratio": ratio,
-            "parameters (M)": f"{first.params / 1e6:.3f}", "parameters left (%)": f"{100 * first.params / first.dense_params:.1f}",
-            "MACs (M)": f"{first.macs / 1e6:.2f}", "MACs left (%)": f"{100 * first.macs / first.dense_macs:.1f}",
-            "kB on disk": f"{first.bytes / 1000:.0f}",
-        })  # fmt: skip
+        rows.append(
+            {
+                "network": network,
+                "ratio": ratio,
+                "parameters (M)": f"{first.params / 1e6:.3f}",
+                "parameters left (%)": f"{100 * first.params / first.dense_params:.1f}",
+                "MACs (M)": f"{first.macs / 1e6:.2f}",
+                "MACs left (%)": f"{100 * first.macs / first.dense_macs:.1f}",
+                "kB on disk": f"{first.bytes / 1000:.0f}",
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -68,12 +79,19 @@ def criteria_table(pruned: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (network, ratio, criterion), g in tuned.groupby(["network", "ratio", "criterion"], sort=False):
         before = pruned[(pruned.network == network) & (pruned.ratio == ratio) & (pruned.criterion == criterion)]
-        rows.append({
-            "network": network, "ratio": ratio, "MACs left (%)": f"{100 * (g.macs / g.dense_macs).iloc[0]:.1f}",
-            "criterion": criterion, "reading": g.reading.iloc[0],
-            "pruned (%)": mean_interval(before.plain), "recalibrated (%)": mean_interval(before.test),
-            "fine-tuned (%)": mean_interval(g.test), "n": len(g),
-        })  # fmt: skip
+        rows.append(
+            {
+                "network": network,
+                "ratio": ratio,
+                "MACs left (%)": f"{100 * (g.macs / g.dense_macs).iloc[0]:.1f}",
+                "criterion": criterion,
+                "reading": g.reading.iloc[0],
+                "pruned (%)": mean_interval(before.plain),
+                "recalibrated (%)": mean_interval(before.test),
+                "fine-tuned (%)": mean_interval(g.test),
+                "n": len(g),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -83,15 +101,23 @@ def arms_table(arms: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (network, method, epochs), g in arms.groupby(ARM, sort=False):
         missed = int((~g.reached).sum())
-        rows.append({
-            "network": network, "criterion": f"{g.criterion.iloc[0]}, ratio {g.ratio.iloc[0]:g}",
-            "method": arm_label(method), "epochs": epochs, "learning rate (chosen)": f"{g.learning_rate.iloc[0]:g}",
-            "test top-1 (%)": mean_interval(g.test), "validation top-1 (%)": mean_interval(g.validation),
-            "epochs to target": f"{g.epochs_to_target.mean():.1f}" + (f" ({missed} of {len(g)} not reached)" if missed else ""),
-            "training MACs (T)": f"{g.training_macs.mean() / 1e12:.3f}",
-            "MACs to target (T)": f"{g.macs_to_target.mean() / 1e12:.3f}",
-            "seconds": f"{g.seconds.mean():.1f}", "seconds to target": f"{g.seconds_to_target.mean():.1f}", "n": len(g),
-        })  # fmt: skip
+        rows.append(
+            {
+                "network": network,
+                "criterion": f"{g.criterion.iloc[0]}, ratio {g.ratio.iloc[0]:g}",
+                "method": arm_label(method),
+                "epochs": epochs,
+                "learning rate (chosen)": f"{g.learning_rate.iloc[0]:g}",
+                "test top-1 (%)": mean_interval(g.test),
+                "validation top-1 (%)": mean_interval(g.validation),
+                "epochs to target": f"{g.epochs_to_target.mean():.1f}" + (f" ({missed} of {len(g)} not reached)" if missed else ""),
+                "training MACs (T)": f"{g.training_macs.mean() / 1e12:.3f}",
+                "MACs to target (T)": f"{g.macs_to_target.mean() / 1e12:.3f}",
+                "seconds": f"{g.seconds.mean():.1f}",
+                "seconds to target": f"{g.seconds_to_target.mean():.1f}",
+                "n": len(g),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -115,13 +141,19 @@ def peers_table(arms: pd.DataFrame) -> pd.DataFrame:
     for (network, method, epochs), g in arms[arms.peer.map(bool)].groupby(ARM, sort=False):
         before = [start["peer_validation"] for start in g.start]
         after = [history[-1]["peer_validation"] for history in g.history]
-        rows.append({
-            "network": network, "method": arm_label(method), "epochs": epochs,
-            "peer before (validation, %)": mean_interval(before), "peer after (%)": mean_interval(after),
-            "gain (points)": f"{np.mean(np.subtract(after, before)):+.2f}",
-            "KL before (nats)": mean_interval([start["peer_kl"] for start in g.start], 3),
-            "KL after": mean_interval([history[-1]["peer_kl"] for history in g.history], 3), "n": len(g),
-        })  # fmt: skip
+        rows.append(
+            {
+                "network": network,
+                "method": arm_label(method),
+                "epochs": epochs,
+                "peer before (validation, %)": mean_interval(before),
+                "peer after (%)": mean_interval(after),
+                "gain (points)": f"{np.mean(np.subtract(after, before)):+.2f}",
+                "KL before (nats)": mean_interval([start["peer_kl"] for start in g.start], 3),
+                "KL after": mean_interval([history[-1]["peer_kl"] for history in g.history], 3),
+                "n": len(g),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -139,10 +171,16 @@ def similarity_table(similarity: pd.DataFrame) -> pd.DataFrame:
     for network, g in similarity.groupby("network", sort=False):
         by_seed = g.groupby(["state", "seed"])[["near_duplicates", "pairs"]].mean()
         for state in g.state.unique():
-            rows.append({"network": network, "state": state,
-                         "channels with a near-duplicate beyond chance (%)": mean_interval(by_seed.loc[state].near_duplicates, 1),
-                         "pairs more similar than chance (%)": mean_interval(by_seed.loc[state].pairs, 1),
-                         "layers": g.layer.nunique(), "n": g.seed.nunique()})  # fmt: skip
+            rows.append(
+                {
+                    "network": network,
+                    "state": state,
+                    "channels with a near-duplicate beyond chance (%)": mean_interval(by_seed.loc[state].near_duplicates, 1),
+                    "pairs more similar than chance (%)": mean_interval(by_seed.loc[state].pairs, 1),
+                    "layers": g.layer.nunique(),
+                    "n": g.seed.nunique(),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -154,85 +192,15 @@ def grid_cost_table(found: Mapping[Any, Sequence[Mapping[str, Any]]]) -> pd.Data
         seen |= {record["id"] for record in own}
         macs = sum(history[-1]["training_macs"] for r in own if (history := r["result"].get("history")))
         hours = sum(record["volatile"]["seconds"] for record in own) / 3600
-        rows.append({
-            "stage": stage, "runs": len(own), "training (10^12 MACs)": f"{macs / 1e12:,.1f}",
-            "hours of one thread or GPU": f"{hours:.2f}", "seconds a run": f"{3600 * hours / max(1, len(own)):.1f}",
-        })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-@as_table("ablations", "ablation")
-def ablation_table(ablation: pd.DataFrame) -> pd.DataFrame:
-    """Each variation of FCS against the literal reading: before fine-tuning, BatchNorm recalibrated.
-
-    Differences are paired by seed; starts of scikit-learn's K-Means are averaged within a seed.
-    """
-    rows = []
-    for network, group in variations(ablation).groupby("network", sort=False):
-        literal = group[group.variant == "literal reading"]
-        plans = dict(zip(literal.seed, literal.kept, strict=True))
-        for variant, part in group.groupby("variant", sort=False):
-            result = paired(seed_differences(part, literal, "test"))
-            known = not np.isnan(result.low) and variant != "literal reading"
-            rows.append({
-                "network": network, "variant": variant, "test top-1 (%)": mean_interval(part.groupby("seed").test.mean()),
-                "minus literal (points)": "" if variant == "literal reading" else f"{result.effect:+.2f}",
-                "95 % interval, uncorrected": f"{result.low:+.2f} to {result.high:+.2f}" if known else "",
-                "same channels (Jaccard)": f"{np.mean([jaccard(r.kept, plans[r.seed]) for r in part.itertuples()]):.2f}",
-                "n": part.seed.nunique(),
-            })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-@as_table("stability", "ablation", "pruned")
-def stability_table(ablation: pd.DataFrame, pruned: pd.DataFrame) -> pd.DataFrame:
-    """How alike the choices of different calibration sets are, and how accurate; beside them, two random choices."""
-    rows = []
-    shares, runs = overlaps(ablation), draws(ablation)
-    for (network, images), group in shares.groupby(["network", "images"], sort=False):
-        part = runs[(runs.network == network) & (runs.calibration == images)]
-        noise = pruned[(pruned.network == network) & (pruned.criterion == "random") & (pruned.ratio == part.ratio.iloc[0])].kept
-        chance = [jaccard(first, second) for first, second in combinations(noise, 2)]
-        rows.append({
-            "network": network, "calibration images": images, "same channels in two draws (Jaccard)": mean_interval(group.jaccard),
-            "in two random choices": f"{np.mean(chance):.2f}" if chance else "",
-            "test top-1 (%)": mean_interval(part.groupby("seed").test.mean()), "draws a seed": group.draws.iloc[0], "n": len(group),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-@as_table("merge", "ablation")
-def merge_table(ablation: pd.DataFrame) -> pd.DataFrame:
-    """Test top-1 before any training: plain or merged surgery, each without and with BatchNorm recalibration."""
-    rows = []
-    for (network, criterion, ratio), group in merge_frame(ablation).groupby(["network", "criterion", "ratio"], sort=False):
-        row = {"network": network, "criterion": criterion, "ratio": ratio}
-        for recalibrated in (False, True):
-            part = group[group.recalibrated == recalibrated]
-            plain, merged = (part[part.compensate == how] for how in ("none", "merge"))
-            gain = paired(seed_differences(merged, plain, "test"))
-            suffix = ", recalibrated" if recalibrated else ""
-            row |= {f"plain{suffix} (%)": mean_interval(plain.test, 1), f"merged{suffix} (%)": mean_interval(merged.test, 1),
-                    f"gain{suffix}": f"{gain.effect:+.1f}"}  # fmt: skip
-        rows.append(row | {"n": group.seed.nunique()})
-    return pd.DataFrame(rows)
-
-
-@as_table("headstart", "headstart")
-def headstart_table(headstart: pd.DataFrame) -> pd.DataFrame:
-    """Validation top-1 by epoch of the same fine-tuning from plain and from merged weights, paired by seed."""
-    rows = []
-    for network, group in headstart.groupby("network", sort=False):
-        longer = group.assign(history=[[e["validation"] for e in history] for history in group.history])
-        for epoch in range(1, int(group.epochs.iloc[0]) + 1):
-            at = longer.assign(value=[history[epoch - 1] for history in longer.history])
-            plain, merged = (at[at.compensate == how] for how in ("none", "merge"))
-            gain = paired(seed_differences(merged, plain, "value"))
-            rows.append({
-                "network": network, "epoch": epoch, "plain (%)": mean_interval(plain.value),
-                "merged (%)": mean_interval(merged.value), "gain (points)": f"{gain.effect:+.2f}",
-                "95 % interval, uncorrected": "" if np.isnan(gain.low) else f"{gain.low:+.2f} to {gain.high:+.2f}", "n": gain.n,
-            })  # fmt: skip
+        rows.append(
+            {
+                "stage": stage,
+                "runs": len(own),
+                "training (10^12 MACs)": f"{macs / 1e12:,.1f}",
+                "hours of one thread or GPU": f"{hours:.2f}",
+                "seconds a run": f"{3600 * hours / max(1, len(own)):.1f}",
+            }
+        )
     return pd.DataFrame(rows)
 
 

@@ -29,8 +29,15 @@ def training_throughput(device: torch.device, passes: Mode = "plain") -> Through
     way = study_loop(passes, two_at_once=at_once > 1 and device.type == "cpu")
 
     def measured(network: Network) -> float:
-        job = SpeedJob(network=network.network, width=network.width, batch_size=network.training.batch_size, what="training",
-                       images=16_384 if device.type == "cuda" else 1024, device=device.type, way=way)  # fmt: skip
+        job = SpeedJob(
+            network=network.network,
+            width=network.width,
+            batch_size=network.training.batch_size,
+            what="training",
+            images=16_384 if device.type == "cuda" else 1024,
+            device=device.type,
+            way=way,
+        )
         model = build_seeded(0, network.network, num_classes=10, width=network.width)
         return max(1, at_once / 2) * measure_speed(job) * 3 * count_macs(model, torch.zeros(1, 3, 32, 32))
 

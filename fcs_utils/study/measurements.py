@@ -9,7 +9,8 @@ import torch
 
 from fcs_utils.benchmarks.latency import latencies
 from fcs_utils.benchmarks.scoring import Scoring, measure_scoring, scoring_jobs
-from fcs_utils.benchmarks.speed import Speed, listed, machine_name, measure_speeds, speed_jobs
+from fcs_utils.benchmarks.speed import Speed, listed, measure_speeds, speed_jobs
+from fcs_utils.benchmarks.speed_tables import machine_name
 from fcs_utils.files import read_or_set_aside, write_checksummed
 from fcs_utils.machine import describe_machine, describe_moment
 from fcs_utils.models import count_macs
@@ -72,21 +73,37 @@ def deployment(study: Study) -> dict[str, Any]:
     Widths, and so speed, follow from the ratio alone: the first seed's FCS stands for every criterion. To measure again,
     remove ``latency`` from ``measurements.json``.
     """
-    runs = {run.identity: run for run in study.grid["pruned"] if run.reference.seed == study.profile.seeds[0]
-            and run.pruning and run.pruning.criterion == "fcs"}  # fmt: skip
+    runs = {
+        run.identity: run
+        for run in study.grid["pruned"]
+        if run.reference.seed == study.profile.seeds[0] and run.pruning and run.pruning.criterion == "fcs"
+    }
     for found in kept(study.store, "latency"):
         if found.get("runs") == list(runs):
             return found
     rows: list[dict[str, Any]] = []
     for reference in dict.fromkeys(run.reference for run in runs.values()):
         networks = {"dense": study.bench.trained(reference)}
-        networks |= {f"{run.pruning.ratio:g}": study.bench.compact(run, study.bench.plan(run))
-                     for run in runs.values() if run.pruning and run.reference == reference}  # fmt: skip
+        networks |= {
+            f"{run.pruning.ratio:g}": study.bench.compact(run, study.bench.plan(run))
+            for run in runs.values()
+            if run.pruning and run.reference == reference
+        }
         macs = {name: count_macs(network, study.bench.example) for name, network in networks.items()}
-        rows.append({"network": f"{reference.network} x{reference.width:g}", "macs": macs,
-                     "milliseconds": latencies(networks, study.bench.example)})  # fmt: skip
+        rows.append(
+            {
+                "network": f"{reference.network} x{reference.width:g}",
+                "macs": macs,
+                "milliseconds": latencies(networks, study.bench.example),
+            }
+        )
     version = importlib.metadata.version("onnxruntime") if has_onnx() else None
-    measured = {"machine": {**describe_machine(torch.device("cpu")), "threads": 1}, "date": describe_moment()["date"],
-                "onnxruntime": version, "runs": list(runs), "rows": rows}  # fmt: skip
+    measured = {
+        "machine": {**describe_machine(torch.device("cpu")), "threads": 1},
+        "date": describe_moment()["date"],
+        "onnxruntime": version,
+        "runs": list(runs),
+        "rows": rows,
+    }
     keep(study.store, "latency", measured)
     return measured

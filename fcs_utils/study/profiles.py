@@ -78,10 +78,14 @@ class Ablations(Config):
     def variants(self) -> list[dict[str, Any]]:
         """Options of FCS, each differing from the literal reading in one."""
         return [
-            {"reading": "per_image"}, {"reading": "mean_map"}, {"redundancy": "max"}, {"redundancy": "greedy"}, {"quota": "layer"},
+            {"reading": "per_image"},
+            {"reading": "mean_map"},
+            {"redundancy": "max"},
+            {"redundancy": "greedy"},
+            {"quota": "layer"},
             *({"bins": bins} for bins in self.bins),
             *({"binning": "sklearn", "seed": seed} for seed in range(self.binning_seeds)),
-        ]  # fmt: skip
+        ]
 
 
 class Profile(Config):

@@ -28,10 +28,15 @@ def best_rates(pilots: pd.DataFrame, slack: float) -> pd.Series:
 
 def choose_learning_rates(records: Iterable[Mapping[str, Any]], slack: float) -> dict[tuple[str, str], float]:
     """The learning rate of each network's arm from the pilot runs' validation results; the test split plays no part."""
-    frame = pd.DataFrame([
-        {"network": r["config"]["reference"]["network"], "method": r["config"]["tuning"]["method"],
-         "learning_rate": r["config"]["tuning"]["training"]["learning_rate"],
-         **{name: r["result"]["history"][-1][name] for name in ("validation", "validation_loss")}}
-        for r in records
-    ])  # fmt: skip
+    frame = pd.DataFrame(
+        [
+            {
+                "network": r["config"]["reference"]["network"],
+                "method": r["config"]["tuning"]["method"],
+                "learning_rate": r["config"]["tuning"]["training"]["learning_rate"],
+                **{name: r["result"]["history"][-1][name] for name in ("validation", "validation_loss")},
+            }
+            for r in records
+        ]
+    )
     return best_rates(frame, slack).to_dict()

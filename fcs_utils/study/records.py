@@ -219,6 +219,10 @@ class Settings:
     def keep(self) -> None:
         """Write them, where they are not yet."""
         if not self._path.exists():
-            self._kept = {"precision": self.precision, "profile": self._profile, "dataset": self.title,
-                          "validation_images": self.validation_images}  # fmt: skip
+            self._kept = {
+                "precision": self.precision,
+                "profile": self._profile,
+                "dataset": self.title,
+                "validation_images": self.validation_images,
+            }
             write_checksummed(self._path, self._kept)

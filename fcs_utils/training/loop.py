@@ -161,8 +161,15 @@ class _Update:
 class _Run:
     """A training in progress: its networks, and its history so far."""
 
-    def __init__(self, networks: Sequence[nn.Module], optimisers: Sequence[Optimiser], update: _Update, steps: int, macs: int,
-                 callbacks: Callbacks) -> None:  # fmt: skip
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        optimisers: Sequence[Optimiser],
+        update: _Update,
+        steps: int,
+        macs: int,
+        callbacks: Callbacks,
+    ) -> None:
         self.networks, self.optimisers, self.update = networks, optimisers, update
         self.steps, self.macs, self.callbacks = steps, macs, callbacks
         restored = callbacks.checkpoint.restore(networks, optimisers) if callbacks.checkpoint else []

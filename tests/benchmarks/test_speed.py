@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fcs_utils.benchmarks.speed import SpeedJob, growth_table, images_per_second, machine_name, measure_speed, speed_table
+from fcs_utils.benchmarks.speed import SpeedJob, images_per_second, measure_speed
+from fcs_utils.benchmarks.speed_tables import growth_table, machine_name, speed_table
 from fcs_utils.cli import ALLOCATOR, main
 from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import StudyError
@@ -106,9 +107,14 @@ def test_a_loop_that_falls_back_is_no_measurement_of_it(monkeypatch: pytest.Monk
         images_per_second(job)
 
 
-@pytest.mark.parametrize(("way", "processes", "allocator"), [
-    ("usual", 1, None), ("study", 1, ALLOCATOR), ("study, two at once", 2, ALLOCATOR),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("way", "processes", "allocator"),
+    [
+        ("usual", 1, None),
+        ("study", 1, ALLOCATOR),
+        ("study, two at once", 2, ALLOCATOR),
+    ],
+)
 def test_two_at_once_are_measured_like_workers(
     monkeypatch: pytest.MonkeyPatch, way: str, processes: int, allocator: str | None
 ) -> None:
@@ -144,8 +150,10 @@ def test_speed_and_growth_come_from_the_measurements(smoke: Path) -> None:
         "evaluation",
     }
     assert table[table.way == "usual"]["times the usual loop"].tolist() == ["1.00", "1.00"]
-    doubled = {**found, "rows": [{**r, "images_per_second": r["images_per_second"] * (2 if r["way"] == "usual" else 1)}
-                                 for r in found["rows"]]}  # fmt: skip
+    doubled = {
+        **found,
+        "rows": [{**r, "images_per_second": r["images_per_second"] * (2 if r["way"] == "usual" else 1)} for r in found["rows"]],
+    }
     ratios = [t[t.way == "study"]["times the usual loop"].astype(float).to_numpy() for t in (table, speed_table([doubled]))]
     assert ratios[1] == pytest.approx(ratios[0] / 2, abs=0.01)
     grows = growth_table(found)

@@ -133,9 +133,14 @@ def test_published_sizes(name: str, params: float, macs: float) -> None:
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
-    [("vgg17", {}, "network='vgg17'"), ("torchvision/none", {}, "network="), ("vgg16", {"width": 0}, "width=0"),
-     ("vgg16", {"shortcut": "B"}, "shortcut='B'"), ("torchvision/resnet18", {"width": 0.5}, "width=0.5")],
-)  # fmt: skip
+    [
+        ("vgg17", {}, "network='vgg17'"),
+        ("torchvision/none", {}, "network="),
+        ("vgg16", {"width": 0}, "width=0"),
+        ("vgg16", {"shortcut": "B"}, "shortcut='B'"),
+        ("torchvision/resnet18", {"width": 0.5}, "width=0.5"),
+    ],
+)
 def test_bad_networks_are_refused(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(StudyError, match=message):
         build_model(name, num_classes=10, **options)

@@ -190,7 +190,7 @@ CALLS: list[tuple[str, Call, str]] = [
     ("notebook parameter", lambda net: check_injected(["seed: int = 0", "# Parameters\nsede = 1"]), "notebook parameter='sede'"),
     ("notebook's value", lambda net: pick("layer", "conv9", ["conv1", "conv2"]), "allowed: conv1, conv2"),
     ("notebook's kind", lambda net: pick("seed", "zero", [0, 1]), "seed='zero' is not allowed"),  # type: ignore[type-var]
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("call", "message"), [case[1:] for case in CALLS], ids=[case[0] for case in CALLS])

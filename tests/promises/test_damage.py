@@ -46,8 +46,11 @@ CASES = [
 def test_damaged_files_are_named_set_aside_and_made_again(smoke: Path, tmp_path: Path, kind: str, damage: str) -> None:
     study = Study("smoke", tmp_path)
     (run,) = [run for run in study.runs(["similarity"]) if run.reference.network == "resnet20"]
-    paths = {"record": study.store.record(run.kind, run.identity), "weights": study.store.weights(run.parent().identity),
-             "settings": study.store.settings()}  # fmt: skip
+    paths = {
+        "record": study.store.record(run.kind, run.identity),
+        "weights": study.store.weights(run.parent().identity),
+        "settings": study.store.settings(),
+    }
     for path in {*paths.values(), study.store.record("reference", run.parent().identity)}:
         write_atomic(path, (smoke / path.relative_to(tmp_path)).read_bytes())
     path, content = paths[kind], paths[kind].read_bytes()

@@ -74,8 +74,11 @@ def test_no_batch_waits_for_the_host(digits: Dataset, monkeypatch: pytest.Monkey
 
     def train(losses: Callable[..., list[Tensor]]) -> list[traceback.FrameSummary]:
         with pytest.raises(DataDependentOutputException) as looked, FakeTensorMode():
-            gpu = {part: Split(on_a_gpu(s.images), on_a_gpu(s.labels)) for part in ("train", "validation", "test")
-                   if (s := getattr(digits, part))}  # fmt: skip
+            gpu = {
+                part: Split(on_a_gpu(s.images), on_a_gpu(s.labels))
+                for part in ("train", "validation", "test")
+                if (s := getattr(digits, part))
+            }
             data = replace(digits, **gpu, mean=on_a_gpu(digits.mean), std=on_a_gpu(digits.std), flip=True)
             arm, callbacks = replace(ARMS["mlft"], loss=lambda: losses), Callbacks(on_batch=lambda: batches.append(1))
             fit([moved(one) for one in networks], training, data.batches(training.batch_size), arm, callbacks=callbacks)

@@ -23,8 +23,14 @@ from tests.pruning.test_properties import networks
 from tests.pruning.test_surgery import zeroed
 from tests.study.test_runs import TUNED
 
-SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-10, 1000), st.floats(), st.text(max_size=8),
-                    st.sampled_from(["fcs", "mlft", "vgg16", "fp32", "none", "inner", 0.5]))  # fmt: skip
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-10, 1000),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["fcs", "mlft", "vgg16", "fp32", "none", "inner", 0.5]),
+)
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3))
 
 
@@ -60,8 +66,16 @@ def test_a_configuration_is_a_run_with_a_stable_identity_or_refused(data: dict[s
     assert isinstance(run, Run) and again == run and again.identity == run.identity
 
 
-PLAN = {"kept": {"0": [0, 2, 3]}, "channels": {"0": 6}, "skipped": {"3": "no importance given"}, "input_shape": [3, 8, 8],
-        "ratio": 0.5, "scope": "inner", "macs": None, "macs_left": 0.5}  # fmt: skip
+PLAN = {
+    "kept": {"0": [0, 2, 3]},
+    "channels": {"0": 6},
+    "skipped": {"3": "no importance given"},
+    "input_shape": [3, 8, 8],
+    "ratio": 0.5,
+    "scope": "inner",
+    "macs": None,
+    "macs_left": 0.5,
+}
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 

@@ -31,8 +31,9 @@ from tests.data.test_data_and_models import image_folder
 TAG = "<script>alert(1)</script>"
 
 
-@pytest.mark.parametrize("path", [*sorted((ROOT / "fcs_utils").glob("*.py")), *sorted((ROOT / "notebooks").glob("*.ipynb"))],
-                         ids=lambda p: p.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "path", [*sorted((ROOT / "fcs_utils").glob("*.py")), *sorted((ROOT / "notebooks").glob("*.ipynb"))], ids=lambda p: p.name
+)
 def test_nothing_here_unpickles_or_evaluates(path: Path) -> None:
     words = r"\b(import pickle|from pickle|torch\.load\(|allow_pickle|joblib|marshal|shelve|yaml\.load|(?<![.\w])(?:eval|exec)\()"
     assert not re.findall(words, path.read_text())
@@ -151,9 +152,10 @@ TENSORS = {
     "negative offsets": header({"w": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}, bytes(4)),
     "deep nesting": struct.pack("<Q", 200_000) + b"[" * 200_000,
     "no checksum": header({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
-    "a wrong checksum": header({"__metadata__": {"sha256": "0" * 64},
-                                "w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
-}  # fmt: skip
+    "a wrong checksum": header(
+        {"__metadata__": {"sha256": "0" * 64}, "w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)
+    ),
+}
 
 
 @pytest.mark.parametrize("attack", TENSORS)
@@ -219,8 +221,19 @@ print(peak() - before)
 
 def test_tables_and_pages_escape_what_they_show() -> None:
     assert TAG not in html_table(pd.DataFrame({TAG: [TAG]}))
-    shared = {"up": "", "style": "", "profile": TAG, "dataset": TAG, "devices": TAG, "precision": TAG, "dates": TAG, "commits": TAG,
-              "runs": TAG, "nav": [(TAG, TAG, TAG)], "has_figure": lambda name: False}  # fmt: skip
+    shared = {
+        "up": "",
+        "style": "",
+        "profile": TAG,
+        "dataset": TAG,
+        "devices": TAG,
+        "precision": TAG,
+        "dates": TAG,
+        "commits": TAG,
+        "runs": TAG,
+        "nav": [(TAG, TAG, TAG)],
+        "has_figure": lambda name: False,
+    }
     page = TEMPLATES.get_template("page.html.j2").render(title=TAG, body="", here=TAG, **shared)
     index = TEMPLATES.get_template("index.html.j2").render(
         chapters=[(TAG, TAG, TAG, True)], missing=[TAG], summary=TAG, claims=[(TAG, TAG, TAG)], tables={}, **shared

@@ -37,8 +37,14 @@ EAGER = "import sys, fcs_utils.training.checkpoint as c; c.EVERY = 0; from fcs_u
 def start(*arguments: str, eager: bool = False) -> subprocess.Popen[str]:
     how = ["-c", EAGER] if eager else ["-m", "fcs_utils"]
     environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, *how, *arguments], env=environment, stderr=subprocess.PIPE, text=True,
-                            stdout=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, *how, *arguments],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
@@ -182,8 +188,10 @@ def test_a_full_disk_loses_nothing_and_the_next_start_goes_on(smoke: Path, small
 
 def test_a_write_that_the_system_cuts_short_is_refused(tmp_path: Path) -> None:
     """Needs no privileges: the process is not allowed to write files of more than 1,000 bytes."""
-    code = ("import resource, sys; from pathlib import Path; from fcs_utils.files import write_atomic;"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); write_atomic(Path(sys.argv[1]), bytes(5000))")  # fmt: skip
+    code = (
+        "import resource, sys; from pathlib import Path; from fcs_utils.files import write_atomic;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); write_atomic(Path(sys.argv[1]), bytes(5000))"
+    )
     path = tmp_path / "file"
     write_atomic(path, b"old")
     done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True)

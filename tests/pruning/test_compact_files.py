@@ -65,8 +65,14 @@ def test_damaged_compact_files_are_refused(saved: tuple[nn.Module, Path], tmp_pa
     (tmp_path / "pickle").write_bytes(b"\x80\x04cos\nsystem\n" + bytes(64))
     (tmp_path / "huge").write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
     (tmp_path / "plain").write_bytes(save({"w": torch.ones(2)}))
-    for name, message in [("short", "cannot be read"), ("empty", "cannot be read"), ("pickle", "cannot be read"),
-                          ("huge", "cannot be read"), ("missing", "cannot be read"), ("plain", "has no checksum")]:  # fmt: skip
+    for name, message in [
+        ("short", "cannot be read"),
+        ("empty", "cannot be read"),
+        ("pickle", "cannot be read"),
+        ("huge", "cannot be read"),
+        ("missing", "cannot be read"),
+        ("plain", "has no checksum"),
+    ]:
         with pytest.raises(StudyError, match=message):
             load_compact(tmp_path / name, dense)
     write_tensors(tmp_path / "weights", {"w": torch.ones(2)})

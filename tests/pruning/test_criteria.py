@@ -88,8 +88,10 @@ def test_criteria_from_the_pass_hand_over_what_it_found() -> None:
     extras = {"apoz": torch.tensor([0.25, 0.5]), "hrank": torch.tensor([3.0, 2.0]), "chip": torch.tensor([0.1, 0.9])}
     two = replace(toy([1.0, 2.0], [[1, 0], [0, 1]]), extras=extras)
     assert [importance(n, model=layer([[1, 1]] * 2), statistics={"0": two})["0"].tolist() for n in extras] == [
-        [0.75, 0.5], pytest.approx([3.0, 2.0]), pytest.approx([0.1, 0.9]),
-    ]  # fmt: skip
+        [0.75, 0.5],
+        pytest.approx([3.0, 2.0]),
+        pytest.approx([0.1, 0.9]),
+    ]
     with pytest.raises(StudyError, match="extras"):
         importance("chip", model=layer([[1, 1]] * 6), statistics={"0": SIX})
 
@@ -112,9 +114,13 @@ def test_taylor_is_activation_times_gradient(scale: float) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [(None, "needs images and labels"), (torch.zeros(3).long(), "labels"), (torch.zeros(4), "labels"),
-     (torch.full((4,), 9), "labels='9 to 9'")],
-)  # fmt: skip
+    [
+        (None, "needs images and labels"),
+        (torch.zeros(3).long(), "labels"),
+        (torch.zeros(4), "labels"),
+        (torch.full((4,), 9), "labels='9 to 9'"),
+    ],
+)
 def test_taylor_asks_for_labels_that_fit(small_vgg: nn.Module, labels: torch.Tensor | None, message: str) -> None:
     with pytest.raises(StudyError, match=message):
         importance("taylor", model=small_vgg, images=torch.randn(4, 3, 32, 32), labels=labels)

@@ -65,13 +65,23 @@ def test_consumers_that_see_different_tensors_are_noticed(pool: bool) -> None:
 
 
 def test_after_a_functional_relu_the_last_tensor_that_a_module_shows_is_taken() -> None:
-    net = Net(lambda n, x: mean(n.b(y := F.relu(n.bn(n.a(x)))) + n.c(F.avg_pool2d(y, 3, 1, 1))),
-              a=conv(3, 6), bn=nn.BatchNorm2d(6), b=conv(6, 4), c=conv(6, 4)).eval()  # fmt: skip
+    net = Net(
+        lambda n, x: mean(n.b(y := F.relu(n.bn(n.a(x)))) + n.c(F.avg_pool2d(y, 3, 1, 1))),
+        a=conv(3, 6),
+        bn=nn.BatchNorm2d(6),
+        b=conv(6, 4),
+        c=conv(6, 4),
+    ).eval()
     layer = trace_layers(net, torch.zeros(1, 3, 8, 8))["a"]
     # b reads the tensor at which the paths split.
     assert (layer.tap.module, layer.tap.side, layer.parted) == ("b", "input", True)
-    pooled = Net(lambda n, x: mean(n.b(F.max_pool2d(y := F.relu(n.bn(n.a(x))), 2)) + n.c(F.avg_pool2d(y, 2))),
-                 a=conv(3, 6), bn=nn.BatchNorm2d(6), b=conv(6, 4), c=conv(6, 4)).eval()  # fmt: skip
+    pooled = Net(
+        lambda n, x: mean(n.b(F.max_pool2d(y := F.relu(n.bn(n.a(x))), 2)) + n.c(F.avg_pool2d(y, 2))),
+        a=conv(3, 6),
+        bn=nn.BatchNorm2d(6),
+        b=conv(6, 4),
+        c=conv(6, 4),
+    ).eval()
     layer = trace_layers(pooled, torch.zeros(1, 3, 8, 8))["a"]
     assert (layer.tap.module, layer.tap.side, layer.parted) == ("bn", "output", True)
 
@@ -99,8 +109,16 @@ def squeeze_excite() -> Net:
         y = net.relu(net.depth(net.relu0(net.expand(x))))
         return mean(net.project(y * torch.sigmoid(net.up(F.relu(net.down(F.adaptive_avg_pool2d(y, 1)))))))
 
-    return Net(route, expand=nn.Conv2d(3, 8, 1), relu0=nn.ReLU(), depth=conv(8, 8, groups=8), relu=nn.ReLU(),
-               down=nn.Conv2d(8, 2, 1), up=nn.Conv2d(2, 8, 1), project=nn.Conv2d(8, 4, 1)).eval()  # fmt: skip
+    return Net(
+        route,
+        expand=nn.Conv2d(3, 8, 1),
+        relu0=nn.ReLU(),
+        depth=conv(8, 8, groups=8),
+        relu=nn.ReLU(),
+        down=nn.Conv2d(8, 2, 1),
+        up=nn.Conv2d(2, 8, 1),
+        project=nn.Conv2d(8, 4, 1),
+    ).eval()
 
 
 @torch.no_grad()
@@ -150,7 +168,7 @@ WHOLE = {
         lambda: Net(lambda n, x: mean(n.b(x)), a=conv(3, 4), b=conv(3, 2)),
         "does not lead through it",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WHOLE)
@@ -203,8 +221,14 @@ def test_a_network_that_expects_the_old_widths_is_not_handed_over() -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 @torch.no_grad()
 def test_any_activation_without_batchnorm_and_frozen(activation: nn.Module, frozen: bool) -> None:
-    net = Net(lambda n, x: n.head(mean(n.act2(n.b(n.act(n.a(x)))))), a=conv(3, 6), act=activation, b=conv(6, 8), act2=nn.ReLU(),
-              head=nn.Linear(8, 3)).eval()  # fmt: skip
+    net = Net(
+        lambda n, x: n.head(mean(n.act2(n.b(n.act(n.a(x)))))),
+        a=conv(3, 6),
+        act=activation,
+        b=conv(6, 8),
+        act2=nn.ReLU(),
+        head=nn.Linear(8, 3),
+    ).eval()
     net.requires_grad_(not frozen)
     images = torch.randn(6, 3, 8, 8)
     scores = importance("fcs", model=net, statistics=collect_statistics(net, images))

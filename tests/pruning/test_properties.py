@@ -106,8 +106,11 @@ def networks(draw: st.DrawFn) -> nn.Module:
             layers.append(nn.MaxPool2d(2))
             size //= 2
     layers += unit(channels, 6)
-    head = [nn.Flatten(), nn.Linear(6 * size * size, 4)] if draw(st.booleans()) else [
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)]  # fmt: skip
+    head = (
+        [nn.Flatten(), nn.Linear(6 * size * size, 4)]
+        if draw(st.booleans())
+        else [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)]
+    )
     network = nn.Sequential(*layers, *head).train()
     with torch.no_grad():
         for _ in range(4):

@@ -225,10 +225,16 @@ def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> 
 
 @pytest.mark.parametrize(
     "images",
-    [torch.randn(0, 1, 8, 8), torch.randn(2, 3, 8, 8), torch.randn(2, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
-     torch.empty(2, 1, 8, 8, device="meta"), torch.randn(2, 1, 9, 40)],
+    [
+        torch.randn(0, 1, 8, 8),
+        torch.randn(2, 3, 8, 8),
+        torch.randn(2, 8, 8),
+        torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
+        torch.empty(2, 1, 8, 8, device="meta"),
+        torch.randn(2, 1, 9, 40),
+    ],
     ids=["none", "channels", "shape", "uint8", "device", "size"],
-)  # fmt: skip
+)
 def test_images_that_do_not_fit_are_refused(images: torch.Tensor) -> None:
     with pytest.raises(StudyError, match="images"):
         collect_statistics(Chain(), images)

@@ -122,9 +122,14 @@ def test_plan_keeps_the_most_important_and_names_what_stays_whole() -> None:
 
 def test_a_printed_plan_shows_channels_before_and_after_and_the_macs_left() -> None:
     plan = PruningPlan(
-        kept={"features.conv1": [0, 2, 3], "head": [1]}, channels={"features.conv1": 64, "head": 8},
-        skipped={"conv9": "called twice"}, input_shape=(3, 32, 32), ratio=0.5, macs=0.5, macs_left=0.5123,
-    )  # fmt: skip
+        kept={"features.conv1": [0, 2, 3], "head": [1]},
+        channels={"features.conv1": 64, "head": 8},
+        skipped={"conv9": "called twice"},
+        input_shape=(3, 32, 32),
+        ratio=0.5,
+        macs=0.5,
+        macs_left=0.5123,
+    )
     assert str(plan).splitlines() == [
         "layer           channels    kept",
         "features.conv1        64       3",

@@ -33,8 +33,9 @@ def test_one_line_in_a_torch_pruning_script(resnet18: nn.Module, criterion: str)
     extras = ("chip",) if criterion == "chip" else ()
     statistics = collect_statistics(resnet18, IMAGES, layers=layers, extras=extras)
     scores = importance(criterion, model=resnet18, statistics=statistics)
-    pruner = tp.pruner.BasePruner(resnet18, IMAGES[:1], importance=FCSImportance(resnet18, IMAGES, criterion),
-                                  pruning_ratio=0.5, ignored_layers=[resnet18.fc])  # fmt: skip
+    pruner = tp.pruner.BasePruner(
+        resnet18, IMAGES[:1], importance=FCSImportance(resnet18, IMAGES, criterion), pruning_ratio=0.5, ignored_layers=[resnet18.fc]
+    )
     pruner.step()
     # An inner group keeps what this study's own criterion keeps; so does a coupled group, except for ties.
     kept = select(scores["layer1.0.conv1"], keep_count(64, 0.5))
@@ -47,8 +48,14 @@ def test_one_line_in_a_torch_pruning_script(resnet18: nn.Module, criterion: str)
 def test_statistics_are_collected_once_a_step(resnet18: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
     monkeypatch.setattr(FCSImportance, "_score", lambda self, real=FCSImportance._score: passes.append(1) or real(self))
-    pruner = tp.pruner.BasePruner(resnet18, IMAGES[:1], importance=FCSImportance(resnet18, IMAGES), pruning_ratio=0.5,
-                                  iterative_steps=2, ignored_layers=[resnet18.fc])  # fmt: skip
+    pruner = tp.pruner.BasePruner(
+        resnet18,
+        IMAGES[:1],
+        importance=FCSImportance(resnet18, IMAGES),
+        pruning_ratio=0.5,
+        iterative_steps=2,
+        ignored_layers=[resnet18.fc],
+    )
     for _ in range(2):
         pruner.step()
     assert len(passes) == 2 and resnet18.layer4[1].conv1.out_channels == 256

@@ -112,8 +112,12 @@ def test_tables_sort_by_their_numbers(browser: Any, site: str) -> None:
     page.goto(site + "pages/08_cost.html")
     header = page.locator("table.sortable").first.locator("th", has_text="seconds")
     column = int(header.evaluate("one => one.cellIndex"))
-    seconds = partial(page.evaluate, """column => [...document.querySelector('table.sortable').tBodies[0].rows]
-        .map(row => Number(row.cells[column].textContent))""", column)  # fmt: skip
+    seconds = partial(
+        page.evaluate,
+        """column => [...document.querySelector('table.sortable').tBodies[0].rows]
+        .map(row => Number(row.cells[column].textContent))""",
+        column,
+    )
     page.evaluate("document.addEventListener('sort-end', () => { window.sorts = (window.sorts || 0) + 1 })")
     for number, (key, order) in enumerate((("click", "descending"), ("Enter", "ascending")), 1):
         header.click() if key == "click" else header.press(key)
@@ -151,11 +155,25 @@ def lab(smoke: Path, tmp_path: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     home = {name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
     server = subprocess.Popen(
-        [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1",
-         "--IdentityProvider.token=", "--expose-app-in-browser", f"--ServerApp.root_dir={tmp_path / 'work'}",
-         "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
-        env={**os.environ, **home, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "jupyter",
+            "lab",
+            "--no-browser",
+            "--allow-root",
+            f"--port={port}",
+            "--ip=127.0.0.1",
+            "--IdentityProvider.token=",
+            "--expose-app-in-browser",
+            f"--ServerApp.root_dir={tmp_path / 'work'}",
+            "--LabApp.news_url=None",
+            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        ],
+        env={**os.environ, **home, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     address = f"http://127.0.0.1:{port}"
     while True:
         try:
@@ -221,8 +239,9 @@ def test_the_explorer_redraws_saves_and_what_it_saved_loads_in_a_script(browser:
     script = (
         code.inner_text() + "\nimport torch\nprint(compact(torch.zeros(2, 1, 32, 32)).shape, compact.features.conv2.out_channels)"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "torch.Size([2, 10]) 2"  # of 8 channels at ratio 0.7
     assert not [said for said in watched.trouble if "another host" in said]

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from fcs_utils.errors import StudyError
-from fcs_utils.report.claims import claim_verdicts, claims_table, findings, ledger, overall, sentence
+from fcs_utils.report.claims import claim_verdicts, claims_table, ledger, overall
 from fcs_utils.report.comparisons import c2, c3, c3_by_compute
+from fcs_utils.report.findings import findings, sentence
 from fcs_utils.report.frames import add_targets
 from fcs_utils.report.inference import holm, paired, seed_differences, verdict
 from fcs_utils.study.rates import choose_learning_rates, margin
@@ -81,8 +82,17 @@ def test_pairs_by_seed_and_never_across_devices() -> None:
 def arm(method: str, curve: list[float], test: float = 0.0, seed: int = 0, macs: int = 10) -> dict[str, object]:
     history = [{"epoch": e, "validation": v, "training_macs": macs * e} for e, v in enumerate(curve, 1)]
     seconds = [float(epoch) for epoch in range(1, len(curve) + 1)]
-    return {"network": "n", "seed": seed, "method": method, "epochs": len(curve), "history": history, "validation": curve[-1],
-            "test": test, "training_macs": macs * len(curve), "epoch_seconds": seconds}  # fmt: skip
+    return {
+        "network": "n",
+        "seed": seed,
+        "method": method,
+        "epochs": len(curve),
+        "history": history,
+        "validation": curve[-1],
+        "test": test,
+        "training_macs": macs * len(curve),
+        "epoch_seconds": seconds,
+    }
 
 
 def pilot(method: str, rate: float, validation: float, loss: float, test: float) -> dict[str, Any]:
@@ -93,9 +103,11 @@ def pilot(method: str, rate: float, validation: float, loss: float, test: float)
 
 def test_learning_rates_are_chosen_on_validation_not_on_test() -> None:
     records = [
-        pilot("tft", 0.1, 90, 0.1, 99), pilot("tft", 0.01, 95, 0.2, 50),  # accuracy decides where it can
-        pilot("kd", 0.1, 80.0, 0.5, 0), pilot("kd", 0.01, 80.2, 0.6, 0),  # within the slack the loss does
-    ]  # fmt: skip
+        pilot("tft", 0.1, 90, 0.1, 99),
+        pilot("tft", 0.01, 95, 0.2, 50),  # accuracy decides where it can
+        pilot("kd", 0.1, 80.0, 0.5, 0),
+        pilot("kd", 0.01, 80.2, 0.6, 0),  # within the slack the loss does
+    ]
     assert choose_learning_rates(records, slack=0.2) == {("n", "tft"): 0.01, ("n", "kd"): 0.1}
     assert choose_learning_rates(records, slack=0.1) == {("n", "tft"): 0.01, ("n", "kd"): 0.01}
 
@@ -114,9 +126,12 @@ def test_the_margin_is_the_larger_of_two_tenths_and_one_image() -> None:
 def ledger_of(tft: dict[int, float], mlft: dict[int, float], noise: float = 0.05) -> pd.DataFrame:
     """The ledger of six seeds of arms whose mean final accuracy by schedule is given; MLFT costs three times TFT."""
     draw = np.random.default_rng(1)
-    rows = [arm(method, [0.0] * epochs, mean + noise * draw.normal(), seed, macs)
-            for method, means, macs in (("tft", tft, 10), ("mlft", mlft, 30)) for epochs, mean in means.items()
-            for seed in range(6)]  # fmt: skip
+    rows = [
+        arm(method, [0.0] * epochs, mean + noise * draw.normal(), seed, macs)
+        for method, means, macs in (("tft", tft, 10), ("mlft", mlft, 30))
+        for epochs, mean in means.items()
+        for seed in range(6)
+    ]
     frame = pd.DataFrame(rows)
     return ledger([*c3(frame, 0.2), *c3_by_compute(frame)])
 
@@ -124,10 +139,19 @@ def ledger_of(tft: dict[int, float], mlft: dict[int, float], noise: float = 0.05
 def test_networks_that_disagree_about_c2_are_shown_apart_and_decide_nothing() -> None:
     ahead = {"a": 2.0, "b": -1.0}
     rows = [
-        {"network": network, "seed": seed, "criterion": criterion, "ratio": 0.5, "reference_sha256": f"{network}{seed}",
-         "device_type": "cpu", "test": 90 + (criterion == "fcs") * (lead + 0.1 * seed)}
-        for network, lead in ahead.items() for seed in range(3) for criterion in ("fcs", "kernel_l1", "feature_norm")
-    ]  # fmt: skip
+        {
+            "network": network,
+            "seed": seed,
+            "criterion": criterion,
+            "ratio": 0.5,
+            "reference_sha256": f"{network}{seed}",
+            "device_type": "cpu",
+            "test": 90 + (criterion == "fcs") * (lead + 0.1 * seed),
+        }
+        for network, lead in ahead.items()
+        for seed in range(3)
+        for criterion in ("fcs", "kernel_l1", "feature_norm")
+    ]
     found = c2(pd.DataFrame(rows))
     apart = {row.label: row for row in found if row.role == "network"}
     assert apart["a: FCS − kernel_l1"].result.effect == pytest.approx(2.1)
@@ -186,14 +210,21 @@ def test_c3_by_planted_differences(tft: dict, mlft: dict, c3_verdict: str, compu
             "FCS shows no clear difference from random: 0.7 points of top-1 below on average "
             "(95 % interval 1.7 below to 0.2 above, 3 seeds)",
         ),
-        ((0.02, -0.5, 0.54, 3), "FCS shows no clear difference from random: 0.02 points of top-1 above on average "
-                                "(95 % interval 0.50 below to 0.54 above, 3 seeds)"),
-        ((1.5, math.nan, math.nan, 1), "FCS shows no clear difference from random: 1.5 points of top-1 above on average "
-                                       "(1 seed, no interval)"),
-        ((0.2, 0.2, 0.2, 3), "FCS shows no clear difference from random: 0.2 points of top-1 above on average "
-                               "(3 seeds, no interval)"),
+        (
+            (0.02, -0.5, 0.54, 3),
+            "FCS shows no clear difference from random: 0.02 points of top-1 above on average "
+            "(95 % interval 0.50 below to 0.54 above, 3 seeds)",
+        ),
+        (
+            (1.5, math.nan, math.nan, 1),
+            "FCS shows no clear difference from random: 1.5 points of top-1 above on average (1 seed, no interval)",
+        ),
+        (
+            (0.2, 0.2, 0.2, 3),
+            "FCS shows no clear difference from random: 0.2 points of top-1 above on average (3 seeds, no interval)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_sentence_says_no_more_than_its_interval(numbers: tuple[float, float, float, int], words: str) -> None:
     assert sentence(*numbers, ours="FCS", theirs="random") == words
 
@@ -222,11 +253,20 @@ def test_findings_name_the_schedules_and_what_counts_as_equal() -> None:
 
 def test_findings_say_where_the_networks_disagree() -> None:
     def rows(lead: dict[str, float]) -> pd.DataFrame:
-        return pd.DataFrame([
-            {"network": network, "seed": seed, "criterion": criterion, "ratio": 0.5,
-             "test": 90 + (criterion == "fcs") * (ahead + 0.1 * seed)}
-            for network, ahead in lead.items() for seed in range(3) for criterion in ("fcs", "kernel_l1", "random", "mine")
-        ])  # fmt: skip
+        return pd.DataFrame(
+            [
+                {
+                    "network": network,
+                    "seed": seed,
+                    "criterion": criterion,
+                    "ratio": 0.5,
+                    "test": 90 + (criterion == "fcs") * (ahead + 0.1 * seed),
+                }
+                for network, ahead in lead.items()
+                for seed in range(3)
+                for criterion in ("fcs", "kernel_l1", "random", "mine")
+            ]
+        )
 
     split = findings(ledger(c2(rows({"a": 2.0, "b": -1.0}))))["C2"]
     assert split.startswith(
@@ -238,10 +278,13 @@ def test_findings_say_where_the_networks_disagree() -> None:
 
 
 def test_every_criterion_that_has_runs_is_in_the_ledger_and_only_the_claims_two_decide() -> None:
-    tuned = pd.DataFrame([
-        {"network": "n", "seed": seed, "criterion": criterion, "ratio": 0.5, "test": seed * 1.0}
-        for seed in range(3) for criterion in ("random", "from_elsewhere", "feature_norm", "fcs", "kernel_l1")
-    ])  # fmt: skip
+    tuned = pd.DataFrame(
+        [
+            {"network": "n", "seed": seed, "criterion": criterion, "ratio": 0.5, "test": seed * 1.0}
+            for seed in range(3)
+            for criterion in ("random", "from_elsewhere", "feature_norm", "fcs", "kernel_l1")
+        ]
+    )
     found = c2(tuned)
     assert [row.theirs for row in found] == ["kernel_l1", "feature_norm", "random", "from_elsewhere"]
     assert [row.decisive for row in found] == [True, True, False, False]
@@ -251,8 +294,12 @@ def test_nothing_planted_is_rarely_found() -> None:
     draw = np.random.default_rng(2)
     found = 0
     for _ in range(200):
-        rows = [arm(method, [0.0] * epochs, 90 + draw.normal(), seed, macs) for method, macs in (("tft", 10), ("mlft", 30))
-                for epochs in (2, 4, 8) for seed in range(5)]  # fmt: skip
+        rows = [
+            arm(method, [0.0] * epochs, 90 + draw.normal(), seed, macs)
+            for method, macs in (("tft", 10), ("mlft", 30))
+            for epochs in (2, 4, 8)
+            for seed in range(5)
+        ]
         verdicts = claim_verdicts(ledger(c3(pd.DataFrame(rows), 0.2)))
         found += verdicts["C3"] == "supported"
     assert found <= 10  # the family-wise level is 5 %

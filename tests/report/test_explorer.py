@@ -39,8 +39,11 @@ def test_a_layer_shows_the_networks_plan_and_each_dropped_channels_most_similar_
 
 
 def test_accuracies_are_those_of_the_study_on_the_same_images(here: Exploration) -> None:
-    run = next(r for r in here.study.runs(["pruned"]) if r.reference == here.reference
-               and r.pruning.criterion == "fcs" and r.pruning.ratio == 0.5)  # fmt: skip
+    run = next(
+        r
+        for r in here.study.runs(["pruned"])
+        if r.reference == here.reference and r.pruning.criterion == "fcs" and r.pruning.ratio == 0.5
+    )
     whole = here.whole(Choice("features.conv2"))
     record = here.study.record(run)["result"]
     assert whole.plan.kept == record["plan"]["kept"] and whole.macs == record["cost"]["macs"]
@@ -65,9 +68,14 @@ def test_a_saved_network_loads_without_the_study(here: Exploration, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"layer": "conv99"}, "layer='conv99'"), ({"criterion": "l3"}, "criterion='l3'"), ({"reading": "median"}, "reading='median'"),
-     ({"bins": 0}, "bins=0"), ({"ratio": 1.0}, "ratio=1.0")],
-)  # fmt: skip
+    [
+        ({"layer": "conv99"}, "layer='conv99'"),
+        ({"criterion": "l3"}, "criterion='l3'"),
+        ({"reading": "median"}, "reading='median'"),
+        ({"bins": 0}, "bins=0"),
+        ({"ratio": 1.0}, "ratio=1.0"),
+    ],
+)
 def test_bad_choices_are_refused(here: Exploration, change: dict[str, object], message: str) -> None:
     with pytest.raises(StudyError, match=message):
         here.layer(replace(CHOICE, **change))

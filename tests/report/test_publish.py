@@ -15,6 +15,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.files import read_tensors, write_tensors
 from fcs_utils.report import pages, publish
 from fcs_utils.report.chapters import NOTEBOOKS
+from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.published import publish as promote
 from fcs_utils.study.study import Study
 from tests.conftest import ROOT, study_command
@@ -74,9 +75,12 @@ def test_other_weights_than_the_records_are_not_published(copy: Path) -> None:
 def test_exploring_another_layer_shows_its_figures_and_writes_none(copy: Path, tmp_path: Path, number: str) -> None:
     before = content(copy)
     papermill.execute_notebook(
-        str(NOTEBOOKS[number].source), str(tmp_path / "mine.ipynb"),
-        {"profile": "smoke", "out": str(copy), "layer": "features.conv2"}, kernel_name="python3", progress_bar=False,
-    )  # fmt: skip
+        str(NOTEBOOKS[number].source),
+        str(tmp_path / "mine.ipynb"),
+        {"profile": "smoke", "out": str(copy), "layer": "features.conv2"},
+        kernel_name="python3",
+        progress_bar=False,
+    )
     cells = nbformat.read(tmp_path / "mine.ipynb", as_version=4).cells
     shown = [output for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
     assert len(shown) >= 3
@@ -100,8 +104,8 @@ def test_the_index_comes_from_records_and_a_chapter_counts_as_done_after_its_pag
         publish.build("smoke", copy, None)
     html = store.index().read_text()
     assert str(store.index()) in capsys.readouterr().out
-    assert '<h2 id="verdicts">' in html and html.count("<img") >= len(pages.FIGURES)
-    for name in pages.FIGURES:
+    assert '<h2 id="verdicts">' in html and html.count("<img") >= len(FIGURES)
+    for name in FIGURES:
         assert f'src="figures/{name}.png"' in html and store.figure(name).exists()
 
     def broken(*_: object) -> None:

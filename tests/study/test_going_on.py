@@ -148,8 +148,20 @@ def test_a_network_of_the_study_is_what_its_file_holds(tmp_path: Path) -> None:
 
 
 def test_two_starts_share_the_work(smoke: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fcs_utils", "run", "--profile", "smoke", "--stages", "reference", "--out", str(tmp_path),
-               "--workers", "1"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "fcs_utils",
+        "run",
+        "--profile",
+        "smoke",
+        "--stages",
+        "reference",
+        "--out",
+        str(tmp_path),
+        "--workers",
+        "1",
+    ]
     environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)}
     both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     ends = [process.communicate() for process in both]

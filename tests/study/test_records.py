@@ -21,8 +21,15 @@ from tests.conftest import ROOT
 
 def record(name: str, kept: list[int], kind: str = "pruned") -> dict[str, Any]:
     plan = {"kept": {"conv2": kept, "conv1": [0]}, "channels": {"conv2": 64, "conv1": 4}}
-    return {"schema": 3, "id": name, "kind": kind, "config": {"b": 1, "a": None}, "result": {"plan": plan, "test": 91.25},
-            "provenance": {"device": "cpu"}, "volatile": {"seconds": 1.5}}  # fmt: skip
+    return {
+        "schema": 3,
+        "id": name,
+        "kind": kind,
+        "config": {"b": 1, "a": None},
+        "result": {"plan": plan, "test": 91.25},
+        "provenance": {"device": "cpu"},
+        "volatile": {"seconds": 1.5},
+    }
 
 
 @pytest.fixture
@@ -58,8 +65,15 @@ def test_records_come_back_exactly_and_lie_sorted_one_a_line(packed: Store, tmp_
 
 def test_a_damaged_line_is_named_and_nothing_else_is_lost(packed: Store) -> None:
     first, second, third = packed.packed().read_bytes().splitlines(keepends=True)
-    damages = [second.replace(b"91.25", b"91.35"), second[:100] + b"\n", second.replace(b"0-63", b"0-63000000"), b"[]\n",
-               second.replace(b"0-63", b"x"), second.replace(b'"kept":{', b'"held":{'), b"\xff\n"]  # fmt: skip
+    damages = [
+        second.replace(b"91.25", b"91.35"),
+        second[:100] + b"\n",
+        second.replace(b"0-63", b"0-63000000"),
+        b"[]\n",
+        second.replace(b"0-63", b"x"),
+        second.replace(b'"kept":{', b'"held":{'),
+        b"\xff\n",
+    ]
     for damaged in damages:
         assert damaged != second
         packed.packed().write_bytes(first + damaged + third)

@@ -72,9 +72,15 @@ def test_nonsense_combinations() -> None:
 
 @pytest.mark.parametrize(
     ("method", "option"),
-    [("tft", {"temperature": 2.0}), ("scratch", {"strength": 0.5}), ("kd", {"updates": "sequential"}),
-     ("kd", {"peer_learning_rate": 0.1}), ("mlft", {"twin_criterion": "random"}), ("tft", {"budget": "macs"})],
-)  # fmt: skip
+    [
+        ("tft", {"temperature": 2.0}),
+        ("scratch", {"strength": 0.5}),
+        ("kd", {"updates": "sequential"}),
+        ("kd", {"peer_learning_rate": 0.1}),
+        ("mlft", {"twin_criterion": "random"}),
+        ("tft", {"budget": "macs"}),
+    ],
+)
 def test_options_belong_to_their_method(method: str, option: dict[str, object]) -> None:
     tuning = {**TUNED.model_dump(mode="json")["tuning"], "temperature": 1.0, "strength": 1.0, "method": method}
     assert parse_run({**TUNED.model_dump(mode="json"), "tuning": tuning}).kind == "tuned"

@@ -81,8 +81,15 @@ def test_what_the_longest_way_hangs_on_comes_first() -> None:
     (long,) = (run for run in TUNED if run.parent() == CUTS[-1])
     assert long.reference == RESNET.reference
     runs = [VGG, RESNET, CUTS[-1], long]
-    order = [run for run, _ in perform(scheduled(runs, {VGG.identity: 5, RESNET.identity: 1, CUTS[-1].identity: 1,
-             long.identity: 9}), Here(), 1, lambda run, wait: None)]  # fmt: skip
+    order = [
+        run
+        for run, _ in perform(
+            scheduled(runs, {VGG.identity: 5, RESNET.identity: 1, CUTS[-1].identity: 1, long.identity: 9}),
+            Here(),
+            1,
+            lambda run, wait: None,
+        )
+    ]
     assert order == [RESNET, CUTS[-1], long, VGG]
 
 

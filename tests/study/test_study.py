@@ -70,8 +70,10 @@ def test_arms_start_from_the_same_weights_and_count_every_network(smoke: Path) -
     by_method = {r["config"]["tuning"]["method"]: r["result"] for r in records if len(r["result"]["history"]) == 1}
     assert by_method.keys() == {"tft", "mlft", "twin", "kd"}
     compact, dense = (by_method["tft"][key]["macs"] for key in ("cost", "dense_cost"))
-    shares = {name: result["history"][-1]["training_macs"] / by_method["tft"]["history"][-1]["training_macs"]
-              for name, result in by_method.items()}  # fmt: skip
+    shares = {
+        name: result["history"][-1]["training_macs"] / by_method["tft"]["history"][-1]["training_macs"]
+        for name, result in by_method.items()
+    }
     # The twin has the same widths. The original costs three passes when it trains and one when it is frozen.
     assert shares == pytest.approx({"tft": 1, "twin": 2, "mlft": 1 + dense / compact, "kd": 1 + dense / compact / 3})
     # The arms' learning rates come from pilot seeds, which are in no other stage.
@@ -131,7 +133,8 @@ def test_further_seeds_train_references_and_arms_and_nothing_else() -> None:
     assert [(run.reference.network, run.reference.seed) for run in added["reference"]] == [("vgg16", 7)]
     assert {run.reference.seed for run in added["arms"]} == {7}
     assert {(run.tuning.method, run.tuning.training.epochs) for run in added["arms"] if run.tuning} == {
-        (method, epochs) for method in smoke.arms.methods for epochs in smoke.arms.epochs}  # fmt: skip
+        (method, epochs) for method in smoke.arms.methods for epochs in smoke.arms.epochs
+    }
 
 
 def test_footers_count_the_arms_whichever_chapter_is_rendered(smoke: Path) -> None:
