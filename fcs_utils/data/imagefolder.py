@@ -43,7 +43,7 @@ def read_image_folder(folder: Path, name: str, size: int) -> tuple[Parts, tuple[
             f"data set 'imagefolder:{name}' not found. Looked in: {', '.join(map(str, places))}. Put a folder there with "
             "train/CLASS/*.jpg and test/CLASS/*.jpg (or val/), or a tar of one; name the data folder with --data DIR or FCS_DATA"
         )
-    cached = cache_folder() / f"{name}-{size}-{_fingerprint(source)}.safetensors"
+    cached = cache_folder() / f"{name}-{size}-{_listing_sum(source)}.safetensors"
     if cached.exists():
         try:
             return _unpack({key: tensor.numpy() for key, tensor in read_tensors(cached)[0].items()})
@@ -54,7 +54,7 @@ def read_image_folder(folder: Path, name: str, size: int) -> tuple[Parts, tuple[
     return _unpack(packed)
 
 
-def _fingerprint(source: Path) -> str:
+def _listing_sum(source: Path) -> str:
     """Hash of the files' names, sizes and times. Contents are not read, so it takes milliseconds."""
     files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     digest = hashlib.sha256()

@@ -108,7 +108,7 @@ def code_of(name: str) -> str | None:
     return found.code
 
 
-def describe(name: str, options: Mapping[str, Any] = {}) -> str:  # noqa: B006 - read only
+def reading_of(name: str, options: Mapping[str, Any] = {}) -> str:  # noqa: B006 - read only
     """The reading a table must name beside a criterion, such as 'pooled cosine, mean, quota by bin, B = 4'."""
     found = check_options(name, options)
     return found.reading.format(**{**found.options(), **found.fixed, **options})

@@ -160,8 +160,7 @@ def _layer(
 ) -> Layer:
     channels, node = module.out_channels, flow.outputs.get(name)
     if module not in graph.module2node or node is None:
-        lost = "the forward pass does not lead through it to the output"
-        return Layer(name, channels, None, (), (), (), Tap(name, "output"), False, lost)
+        return Layer(name, channels, None, (), (), (), Tap(name, "output"), False, "the forward pass does not lead through it")
     consumers: list[Consumer] = []
     followers: list[str] = []
     coupled: list[str] = []

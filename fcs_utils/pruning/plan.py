@@ -111,21 +111,13 @@ def make_plan(
 
     example: images (N, C, H, W), one is enough. importances: (C,) by convolution name, higher = keep; layers
     without one stay whole. ratio: the share of channels to remove. macs, instead of ratio: the share of the dense
-    network's MACs to leave; the plan comes as near as whole channels allow. scope: ``inner`` leaves layers that
-    share a residual sum whole; ``all`` removes the same channels from each of them, by the mean of their
-    importances (M7). The plan's ``skipped`` says why a layer stays whole.
+    network's MACs to leave; the plan comes as near as whole channels allow. scope: ``inner`` leaves layers that share a
+    residual sum whole; ``all`` removes the same channels from each of them, by their mean importance (M7). ``skipped`` of the
+    plan says why a layer stays whole.
 
-    Raises StudyError for a bad ratio, macs or scope, an importance that does not fit its layer, and when no
-    layer is left to prune.
+    Raises StudyError for a bad ratio, macs or scope, an importance that does not fit, and when no layer is left to prune.
     """
-    if scope not in ("inner", "all"):
-        raise refuse("scope", scope, "'inner' or 'all'")
-    if (ratio is None) == (macs is None):
-        raise StudyError(f"give either ratio or macs; got ratio={ratio!r}, macs={macs!r}")
-    if macs is not None and not 0 < macs < 1:
-        raise refuse("macs", macs, "above 0 and below 1, the share of MACs to leave")
-    if ratio is not None:
-        keep_count(1, ratio)  # refuses a bad ratio before any work
+    _check_goal(ratio, macs, scope)
     layers = trace_layers(model, example)
     if unknown := sorted(importances.keys() - layers.keys()):
         raise refuse("importances", unknown, f"the network's convolutions: {', '.join(layers)}")
@@ -159,6 +151,17 @@ def make_plan(
         macs=macs,
         macs_left=costs.share_left(ratio),
     )
+
+
+def _check_goal(ratio: float | None, macs: float | None, scope: Scope) -> None:
+    if scope not in ("inner", "all"):
+        raise refuse("scope", scope, "'inner' or 'all'")
+    if (ratio is None) == (macs is None):
+        raise StudyError(f"give either ratio or macs; got ratio={ratio!r}, macs={macs!r}")
+    if macs is not None and not 0 < macs < 1:
+        raise refuse("macs", macs, "above 0 and below 1, the share of MACs to leave")
+    if ratio is not None:
+        keep_count(1, ratio)  # refuses a bad ratio before any work
 
 
 def _groups(

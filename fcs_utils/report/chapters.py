@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fcs_utils.errors import refuse
-
-if TYPE_CHECKING:  # imports torch, which takes seconds; an up-to-date start needs none of it
-    from fcs_utils.study.catalogue import Stage
-
+from fcs_utils.study.catalogue import Stage
 
 PACKAGE = Path(__file__).parents[1]
-SOURCES = PACKAGE.parent / "notebooks"
+ROOT = PACKAGE.parent
+SOURCES = ROOT / "notebooks"
 KEEPS_FIGURES = "FCS_KEEPS_FIGURES"  # set for the notebooks that a study executes; in all others figures are only shown
 
 

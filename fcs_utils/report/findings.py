@@ -63,11 +63,11 @@ def findings(table: pd.DataFrame) -> dict[str, str]:
     """What was found about each claim of a ledger: one to three sentences, from its effects and intervals alone."""
     if table.empty:
         return {}
-    words = {"C1": _redundancy, "C2": _criteria, "C3": _epochs, "C3 by compute": _compute}
+    words = {"C1": _redundancy, "C2": _criteria, "C3": _epochs, "C3 by compute": _at_equal_compute}
     return {str(claim): ". ".join(words[str(claim)](rows)) + "." for claim, rows in table.groupby("claim", sort=False)}
 
 
-def _listed(rows: pd.DataFrame, name: Callable[[Any], str], unit: str = POINTS, sides: tuple[str, str] = SIDES) -> str:
+def _enumerated(rows: pd.DataFrame, name: Callable[[Any], str], unit: str = POINTS, sides: tuple[str, str] = SIDES) -> str:
     """'0.8 points of top-1 above after 2 epochs (95 % interval 0.3 to 1.3, 5 seeds) and 0.6 above after 4 (0.2 to 1.0)'."""
     parts: list[str] = []
     for row in rows.itertuples():
@@ -85,7 +85,7 @@ def _headline(verdicts: pd.Series, supported: str, contradicted: str, undecided:
 
 def _redundancy(rows: pd.DataFrame) -> list[str]:
     def listed(part: pd.DataFrame) -> str:
-        return _listed(part, lambda row: f"in {row.network}", "points", ("more", "fewer"))
+        return _enumerated(part, lambda row: f"in {row.network}", "points", ("more", "fewer"))
 
     own = rows[rows.decisive]
     lead = _headline(
@@ -111,7 +111,7 @@ def _criteria(rows: pd.DataFrame) -> list[str]:
     for baseline, name in BASELINES.items():
         apart = rows[(rows.role == "network") & (rows.theirs == baseline)]
         if (apart.verdict != "undecided").any() and (apart.effect > 0).nunique() > 1:
-            said.append(f"The networks disagree about the {name}: FCS ends {_listed(apart, lambda row: f'on {row.network}')}")
+            said.append(f"The networks disagree about the {name}: FCS ends {_enumerated(apart, lambda row: f'on {row.network}')}")
     return [*filter(None, said), *(against(row, "random channels") for row in rows[rows.theirs == "random"].itertuples())]
 
 
@@ -130,7 +130,7 @@ def _epochs(rows: pd.DataFrame) -> list[str]:
         "MLFT and TFT show no clear difference at equal epochs",
         "Whether MLFT is ahead of TFT at equal epochs depends on the schedule",
     )
-    said = [f"{lead}: MLFT ends {_listed(same, _after)}, at {same.compute.mean():.1f} times the training compute"]
+    said = [f"{lead}: MLFT ends {_enumerated(same, _after)}, at {same.compute.mean():.1f} times the training compute"]
     goal, slack = f"TFT's longest schedule ({counted(short.against.max(), 'epoch')})", f"within {short.slack.max():.2g} points"
     reached, itself = (
         sorted(rows[(rows.role == role) & (rows.verdict == "supported")].epochs) for role in ("no worse", "no worse itself")
@@ -142,10 +142,10 @@ def _epochs(rows: pd.DataFrame) -> list[str]:
         lead = f"MLFT does not reach {goal} in fewer epochs"
     else:
         lead = f"It is not shown that MLFT comes {slack} of {goal} in fewer epochs"
-    return [*said, f"{lead}: MLFT ends {_listed(short, _after)}"]
+    return [*said, f"{lead}: MLFT ends {_enumerated(short, _after)}"]
 
 
-def _compute(rows: pd.DataFrame) -> list[str]:
+def _at_equal_compute(rows: pd.DataFrame) -> list[str]:
     lead = _headline(
         rows.verdict,
         "MLFT is ahead of TFT at like training compute",
@@ -159,4 +159,4 @@ def _compute(rows: pd.DataFrame) -> list[str]:
         place = f" on {row.network}" if several else ""
         return f"{_after(row)} against TFT's {row.against}{place}, at {row.compute:.2f} times its training compute"
 
-    return [f"{lead}: MLFT ends {_listed(rows, name)}"]
+    return [f"{lead}: MLFT ends {_enumerated(rows, name)}"]

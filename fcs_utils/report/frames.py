@@ -11,18 +11,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fcs_utils.files import write_json
-from fcs_utils.pruning.criteria import describe
+from fcs_utils.pruning.criteria import reading_of
 from fcs_utils.report import ablation_figures, ablations, arm_figures, claims, figures, tables
 from fcs_utils.report import comparisons as compare
 from fcs_utils.study.catalogue import STAGES
+from fcs_utils.study.packed import Record
 from fcs_utils.study.rates import margin
 from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
 from fcs_utils.training.arms import arm_row, is_searched
 
-T = TypeVar("T")
+Made = TypeVar("Made")
 REGISTERED = (ablation_figures, ablations, arm_figures, claims, figures, tables)  # importing them enters what they make
-Record = Mapping[str, Any]
 NAMES = {"vgg16": "VGG-16", "vgg19": "VGG-19", **{f"resnet{d}": f"ResNet-{d}" for d in (20, 32, 44, 56, 110)}}
 
 
@@ -51,7 +51,7 @@ def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
             dense = result["dense_cost"]
             row |= {
                 "criterion": pruning["criterion"],
-                "reading": describe(pruning["criterion"], pruning["options"]),
+                "reading": reading_of(pruning["criterion"], pruning["options"]),
                 "ratio": pruning["ratio"],
                 "dense_params": dense["params"],
                 "dense_macs": dense["macs"],
@@ -174,7 +174,7 @@ class Report:
         """What draws each figure of the index, by file name."""
         return self._possible(figures.FIGURES)
 
-    def _possible(self, registry: Mapping[str, tuple[Callable[..., T], tuple[str, ...]]]) -> dict[str, Callable[[], T]]:
+    def _possible(self, registry: Mapping[str, tuple[Callable[..., Made], tuple[str, ...]]]) -> dict[str, Callable[[], Made]]:
         """Those of a registry of which all that they take is there."""
         found = {name: (make, [getattr(self, need) for need in needs]) for name, (make, needs) in registry.items()}
         return {

@@ -18,12 +18,11 @@ from matplotlib.figure import Figure
 
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import write_atomic
-from fcs_utils.report.chapters import KEEPS_FIGURES
+from fcs_utils.report.chapters import KEEPS_FIGURES, ROOT
 from fcs_utils.report.figures import use_house_style
 from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
 
-ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T", str, int)
 INJECTED = "# Parameters"  # papermill's first line in the cell that it injects
 

@@ -104,7 +104,7 @@ def execute_all(
         else:
             done(number, notebooks[number])
 
-    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), initializer=_start, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(threads,)) as pool:
         try:
             begun = {pool.submit(_execute_one, store, notebook, parameters): number for number, notebook in together.items()}
             for future in as_completed(begun):
@@ -123,7 +123,7 @@ def execute_all(
         raise failures[0]
 
 
-def _start(environment: Mapping[str, str]) -> None:
+def _prepare(environment: Mapping[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its workers
     os.environ.update(environment)  # kernels inherit it
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from fcs_utils.report.chapters import NOTEBOOKS
+from fcs_utils.report.chapters import NOTEBOOKS, ROOT
 from fcs_utils.report.claims import STATEMENTS, claim_verdicts, claims_table
 from fcs_utils.report.findings import findings
 from fcs_utils.report.frames import Report, make_report
 from fcs_utils.report.pages import TEMPLATES, title_and_question
 from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.study import Study
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def found(report: Report) -> str:

@@ -10,6 +10,7 @@ from fcs_utils.pruning.criteria import check_options, code_of
 from fcs_utils.study.catalogue import STAGES, Stage
 from fcs_utils.study.profiles import Profile
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
+from fcs_utils.training.arms import code_of_arm
 
 Rates = Mapping[tuple[str, str], float]  # the learning rate of a network's arm
 Precision = Literal["fp32", "bf16"]
@@ -32,23 +33,23 @@ def grid(profile: Profile, precision: Precision, rates: Rates | None = None) -> 
     ablations, arms = profile.ablations, profile.arms
     references = _references(profile, precision, profile.seeds)
     further = _references(profile, precision, arms.further_seeds, arms.networks)
-    cut = [_pruned(profile, run, c, ratio) for run in references for ratio in profile.ratios for c in profile.criteria]
-    compact = [_pruned(profile, run, arms.criterion, arms.ratio) for run in references if run.reference.network in arms.networks]
-    more = [_pruned(profile, run, arms.criterion, arms.ratio) for run in further]
+    cut = [_prune_run(profile, run, c, ratio) for run in references for ratio in profile.ratios for c in profile.criteria]
+    compact = [_prune_run(profile, run, arms.criterion, arms.ratio) for run in references if run.reference.network in arms.networks]
+    more = [_prune_run(profile, run, arms.criterion, arms.ratio) for run in further]
     headstart = [_varied(run, compensate=how) for run in compact for how in ("none", "merge")]
     pilots = [
-        _pruned(profile, run, arms.criterion, arms.ratio)
+        _prune_run(profile, run, arms.criterion, arms.ratio)
         for run in _references(profile, precision, arms.pilot_seeds, arms.networks)
     ]
     stages: dict[Stage, list[Run]] = {
         "reference": [*references, *further],
         "similarity": [r.model_copy(update={"similarity": Similarity(calibration=profile.calibration)}) for r in references],
         "pruned": cut,
-        "tuned": [_tuned(profile, run, "tft") for run in cut],
+        "tuned": [_tune_run(profile, run, "tft") for run in cut],
         "ablation": [varied for run in references for varied in _ablated(profile, run)],
-        "headstart": [_tuned(profile, run, "tft", epochs=ablations.headstart) for run in headstart],
+        "headstart": [_tune_run(profile, run, "tft", epochs=ablations.headstart) for run in headstart],
         "rates": [
-            _tuned(profile, run, method, epochs=arms.pilot_epochs, learning_rate=rate)
+            _tune_run(profile, run, method, epochs=arms.pilot_epochs, learning_rate=rate)
             for run in pilots
             for method in arms.methods
             for rate in arms.learning_rates
@@ -56,7 +57,7 @@ def grid(profile: Profile, precision: Precision, rates: Rates | None = None) -> 
     }
     if rates is not None:
         tuned = [
-            _tuned(profile, run, method, epochs=epochs, learning_rate=rates[run.reference.network, method])
+            _tune_run(profile, run, method, epochs=epochs, learning_rate=rates[run.reference.network, method])
             for run in (*compact, *more)
             for method in arms.methods
             for epochs in arms.epochs
@@ -86,7 +87,7 @@ def _references(
     ]
 
 
-def _pruned(profile: Profile, run: Run, criterion: str, ratio: float, **more: Any) -> Run:
+def _prune_run(profile: Profile, run: Run, criterion: str, ratio: float, **more: Any) -> Run:
     check_options(criterion, more.get("options", {}))
     known = {"criterion": criterion, "ratio": ratio, "calibration": profile.calibration, "source": code_of(criterion)}
     return run.model_copy(update={"pruning": Pruning(**{**known, **more})})
@@ -97,8 +98,9 @@ def _varied(run: Run, **pruning: Any) -> Run:
     return run.model_copy(update={"pruning": run.pruning.model_copy(update=pruning)})
 
 
-def _tuned(profile: Profile, run: Run, method: str, **training: Any) -> Run:
-    return run.model_copy(update={"tuning": Tuning(method=method, training=profile.tuning.model_copy(update=training))})
+def _tune_run(profile: Profile, run: Run, method: str, **training: Any) -> Run:
+    schedule = profile.tuning.model_copy(update=training)
+    return run.model_copy(update={"tuning": Tuning(method=method, training=schedule, source=code_of_arm(method))})
 
 
 def _ablated(profile: Profile, run: Run) -> list[Run]:
@@ -111,8 +113,8 @@ def _ablated(profile: Profile, run: Run) -> list[Run]:
     draws = [(count, seed) for count in counts for seed in (None, *range(1000, 1000 + ablations.draws))]
     merged = [(c, ratio, how) for c in ablations.merged for ratio in profile.ratios for how in ("none", "merge")]
     return [
-        _pruned(profile, run, "fcs", ablations.ratio),
-        *(_pruned(profile, run, "fcs", ablations.ratio, options=options) for options in ablations.variants()),
-        *(_pruned(profile, run, "fcs", ablations.ratio, calibration=count, calibration_seed=seed) for count, seed in draws),
-        *(_pruned(profile, run, c, ratio, compensate=how) for c, ratio, how in merged),
+        _prune_run(profile, run, "fcs", ablations.ratio),
+        *(_prune_run(profile, run, "fcs", ablations.ratio, options=options) for options in ablations.variants()),
+        *(_prune_run(profile, run, "fcs", ablations.ratio, calibration=count, calibration_seed=seed) for count, seed in draws),
+        *(_prune_run(profile, run, c, ratio, compensate=how) for c, ratio, how in merged),
     ]

@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from fcs_utils.errors import refuse
 from fcs_utils.models import count_macs, initialise, measure_cost
 from fcs_utils.pruning.criteria import code_of
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.redundancy import near_duplicate_shares
 from fcs_utils.study.networks import Bench, OnMacs, Result
 from fcs_utils.study.runs import Run
+from fcs_utils.training.arms import code_of_arm
 from fcs_utils.training.evaluate import accuracy, evaluate
 from fcs_utils.training.loop import Epoch
 
@@ -77,6 +79,8 @@ def _pruned(bench: Bench, run: Run) -> tuple[Result, Result]:
 def _tuned(bench: Bench, run: Run, plan: PruningPlan, on_macs: OnMacs) -> tuple[Result, Result]:
     tuning, data = run.tuning, bench.dataset
     assert tuning is not None
+    if (code := code_of_arm(tuning.method)) != tuning.source:
+        raise refuse(f"source of arm {tuning.method}", tuning.source, f"{code}: its module was edited; start again")
     arm, training, compact = tuning.arm, tuning.training, bench.compact(run, plan)
     if arm.fresh:
         initialise(compact, run.reference.seed)

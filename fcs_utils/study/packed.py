@@ -39,7 +39,7 @@ def _parse_lines(path: Path) -> Iterator[tuple[str, Record]]:
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         where = f"line {number} of {path}"
         try:
-            record = check_checksum(_change_plan(parse_json(line, where), _unpack), where)
+            record = check_checksum(_change_plan(parse_json(line, where), _unpack_plan), where)
             yield record["id"], record
         except (StudyError, ValueError, LookupError, TypeError, AttributeError) as error:
             why = str(error) if isinstance(error, StudyError) else f"{where} is damaged ({error})"
@@ -72,7 +72,7 @@ def _pack(channels: list[int]) -> str:
     return " ".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)
 
 
-def _unpack(text: str) -> list[int]:
+def _unpack_plan(text: str) -> list[int]:
     ends = [list(map(int, part.split("-"))) for part in text.split()]
     if sum(end[-1] - end[0] + 1 for end in ends) > MOST_CHANNELS:
         raise ValueError("a layer with too many channels")

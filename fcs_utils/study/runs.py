@@ -92,7 +92,7 @@ class Tuning(Config):
     method: the arm, a key of ``ARMS``. twin_criterion: prunes the second compact network. temperature, strength: of
     the distance to the peer. peer_learning_rate: None is the compact network's. updates: whether the peer is updated
     from the same forward passes or after the compact network. budget: of training from scratch, the reference's
-    epochs (scratch-E) or its training MACs (scratch-B).
+    epochs (scratch-E) or its training MACs (scratch-B). source: SHA-256 of the file of an arm from outside the package.
     """
 
     method: str
@@ -103,6 +103,7 @@ class Tuning(Config):
     peer_learning_rate: Positive | None = None
     updates: Literal["simultaneous", "sequential"] = "simultaneous"
     budget: Literal["epochs", "macs"] = "epochs"
+    source: str | None = Field(default=None, exclude_if=lambda source: source is None)
 
     @field_validator("method")
     @classmethod
@@ -113,7 +114,7 @@ class Tuning(Config):
 
     @model_validator(mode="after")
     def _options_belong_to_the_method(self) -> Tuning:
-        changed = self.model_dump(exclude_defaults=True, exclude={"method", "training"})
+        changed = self.model_dump(exclude_defaults=True, exclude={"method", "training", "source"})
         for option in changed:
             if option not in ARMS[self.method].options:
                 owners = [repr(name) for name, arm in ARMS.items() if option in arm.options]

@@ -21,6 +21,7 @@ from fcs_utils.study.grid import Rates, check_stages, grid
 from fcs_utils.study.guards import Deadline
 from fcs_utils.study.kinds import do
 from fcs_utils.study.networks import Bench, OnMacs
+from fcs_utils.study.packed import Record
 from fcs_utils.study.pool import executor, report_macs
 from fcs_utils.study.profiles import Profile, get_profile, import_plugins
 from fcs_utils.study.rates import choose_learning_rates, margin
@@ -28,9 +29,8 @@ from fcs_utils.study.records import Settings, Store, read_record, write_record
 from fcs_utils.study.runs import SCHEMA, Run, describe
 from fcs_utils.study.schedule import Schedule, expected_macs, perform
 from fcs_utils.study.selection import parse_only
+from fcs_utils.training.arms import ARMS
 from fcs_utils.training.passes import Mode, check_mode
-
-Record = dict[str, Any]
 
 
 class Study:
@@ -65,7 +65,8 @@ class Study:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker opens the same study once and keeps it, with its networks and statistics.
-        outside = (one.module for one in CRITERIA.values() if one.outside and one.code)  # imported by hand, perhaps
+        outside = [one.module for one in CRITERIA.values() if one.outside and one.code]  # imported by hand, perhaps
+        outside += [arm.module for arm in ARMS.values() if arm.code]
         return _reopen, (self.bench.deadline, *self._arguments, tuple(dict.fromkeys((*self._plugins, *outside))))
 
     # -- which runs there are, and what is there of them -----------------------------------------------------------
@@ -241,10 +242,10 @@ def _named(run: Run) -> str:
     return f"{run.kind}-{run.identity} ({describe(run)})"
 
 
-_open = cache(Study)
+_opened = cache(Study)
 
 
 def _reopen(deadline: Deadline, *arguments: Any) -> Study:
-    study = _open(*arguments)
+    study = _opened(*arguments)
     study.bench.deadline = deadline
     return study

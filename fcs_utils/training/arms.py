@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
-from fcs_utils.errors import refuse
+from fcs_utils.errors import StudyError, refuse
+from fcs_utils.files import module_sum
 from fcs_utils.training.losses import Losses, cross_entropy, mutual
 
 N = TypeVar("N", int, float)
@@ -26,7 +27,8 @@ class Arm:
     pruned by another criterion. frozen: the peer teaches and does not learn. fresh: training starts from fresh
     weights. searched: pilot runs choose the learning rate; otherwise the arm takes the reference's schedule.
     budgets: the label for each budget, where an arm has several. style: colour and marker in figures. settings:
-    the options that differ from their defaults, see ``with_options``.
+    the options that differ from their defaults, see ``with_options``. module: registered it; code: SHA-256 of that
+    module's file, None for this package's own arms and for an arm that a notebook or a script registers.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Arm:
     budgets: Mapping[str, str] = field(default_factory=dict)
     style: tuple[str, str] = GREY
     settings: Mapping[str, Any] = field(default_factory=dict)
+    module: str = __name__
+    code: str | None = None
 
     @property
     def networks(self) -> int:
@@ -103,16 +107,33 @@ ARMS: dict[str, Arm] = {
 def register_arm(arm: Arm) -> Arm:
     """Add an arm of your own under its name, so that configurations and profiles may name it; returns it.
 
-    Raises StudyError when another arm has the name.
+    The checksum of the calling module's file becomes part of the identity of the arm's runs. Raises StudyError when an arm of
+    another module has the name.
 
         def smoothed(smoothing: float = 0.1) -> Losses:
             return lambda logits, labels: [F.cross_entropy(logits[0], labels, label_smoothing=smoothing)]
 
         register_arm(Arm("smoothed", "label smoothing", loss=smoothed))
     """
-    if ARMS.get(arm.name, arm) != arm:
+    module = inspect.stack()[1].frame.f_globals["__name__"]
+    if arm.name in ARMS and ARMS[arm.name].module != module:
         raise refuse("name of an arm", arm.name, f"one that is not taken; taken: {', '.join(ARMS)}")
-    return ARMS.setdefault(arm.name, arm)
+    ARMS[arm.name] = replace(arm, module=module, code=module_sum(module))
+    return ARMS[arm.name]
+
+
+def code_of_arm(name: str) -> str | None:
+    """What a run's identity holds of an arm's code: nothing for this package's own, else its module's SHA-256.
+
+    Raises StudyError for an unknown arm, and for one that a notebook or a script registers: no other process can import it.
+    """
+    arm = get_arm(name)
+    if arm.module != __name__ and arm.code is None:
+        raise StudyError(
+            f"arm {name!r} is registered in {arm.module}, a notebook or a script; a study needs a module: "
+            "move it to a file of its own and name that file's module in plugins"
+        )
+    return arm.code
 
 
 def get_arm(name: str) -> Arm:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fcs_utils.errors import StudyError
-from fcs_utils.pruning.criteria import CRITERIA, code_of, criterion, describe, importance
+from fcs_utils.pruning.criteria import CRITERIA, code_of, criterion, importance, reading_of
 from fcs_utils.pruning.plan import keep_count, select
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.sums import EXTRAS, READINGS
@@ -136,7 +136,7 @@ def everything(small_vgg: nn.Module) -> dict[str, object]:
 @pytest.mark.parametrize("name", CRITERIA)
 def test_contract(small_vgg: nn.Module, everything: dict, name: str) -> None:
     got = importance(name, model=small_vgg, **everything)
-    assert list(got) == list(everything["statistics"]) and describe(name)
+    assert list(got) == list(everything["statistics"]) and reading_of(name)
     for layer, score in got.items():
         channels = small_vgg.get_submodule(layer).out_channels
         assert score.shape == (channels,) and score.dtype == torch.float64 and score.isfinite().all()
@@ -203,7 +203,7 @@ def registry() -> Iterator[None]:
 def test_a_criterion_from_outside_scores_like_the_packages_own() -> None:
     criterion("constant", reads="weights", reading="always {value}")(constant)
     assert importance("constant", model=layer([[1, 1]] * 3), value=2.0)["0"].tolist() == [2.0] * 3
-    assert describe("constant") == "always 1.0" and CRITERIA["constant"].options() == {"value": 1.0}
+    assert reading_of("constant") == "always 1.0" and CRITERIA["constant"].options() == {"value": 1.0}
     assert code_of("constant") == hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     criterion("constant", reads="weights", reading="the same function again")(constant)  # as when a cell is run twice
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from fcs_utils.errors import StudyError
-from fcs_utils.study.grid import import_plugins
+from fcs_utils.study import profiles, runs
+from fcs_utils.study.grid import grid
+from fcs_utils.study.profiles import get_profile, import_plugins
 from fcs_utils.study.runs import Run
+from fcs_utils.training import arms
 from tests.conftest import ROOT
 
 MODULE = """
@@ -66,6 +70,39 @@ def test_a_module_that_is_edited_under_a_running_study_is_refused(tmp_path: Path
     done = run_script(tmp_path, SCRIPT.replace("    only =", edit))
     assert done.returncode == 1 and "its module was edited; start again" in done.stderr, done.stderr
     assert "1 runs failed, the others have their records" in done.stderr
+
+
+ARM = """
+from fcs_utils.training.arms import Arm, register_arm
+from fcs_utils.training.losses import cross_entropy
+
+register_arm(Arm("own", "own arm", loss=lambda: cross_entropy))
+"""
+
+
+def test_an_arm_from_outside_is_part_of_its_runs_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(arms, "ARMS", dict(arms.ARMS))
+    for module in (runs, profiles):
+        monkeypatch.setattr(module, "ARMS", arms.ARMS)
+    smoke, found = get_profile("smoke"), []
+    for edit in ("", "# edited"):
+        (tmp_path / "own_arm.py").write_text(ARM + edit)
+        sys.modules.pop("own_arm", None)
+        import_plugins(["own_arm"])
+        methods = {"arms": smoke.arms.model_copy(update={"methods": ("tft", "own")})}
+        stages = grid(smoke.model_copy(update=methods), "fp32", {("vgg16", "tft"): 0.02, ("vgg16", "own"): 0.02})
+        found.append({run.tuning.method: run for run in stages["rates"]})
+    before, after = found
+    assert before["tft"] == after["tft"] and before["tft"].tuning.source is None
+    assert before["own"].tuning.source == hashlib.sha256(ARM.encode()).hexdigest()
+    assert before["own"].identity != after["own"].identity
+
+
+def test_an_arm_that_a_script_registers_is_refused_by_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(arms.ARMS, "scripted", arms.Arm("scripted", "scripted", module="__main__"))
+    with pytest.raises(StudyError, match="arm 'scripted' is registered in __main__, .* a study needs a module"):
+        arms.code_of_arm("scripted")
 
 
 @pytest.mark.parametrize(

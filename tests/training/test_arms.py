@@ -16,12 +16,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import StudyError
+from fcs_utils.files import module_sum
 from fcs_utils.models import count_macs
 from fcs_utils.study.kinds import do
-from fcs_utils.study.networks import Bench, expected_macs
+from fcs_utils.study.networks import Bench
 from fcs_utils.study.profiles import Arms
 from fcs_utils.study.records import Store
 from fcs_utils.study.runs import Pruning, Reference, Run, Tuning, parse_run
+from fcs_utils.study.schedule import expected_macs
 from fcs_utils.training import loop, losses
 from fcs_utils.training.arms import ARMS, Arm, arm_label, arm_row, get_arm, is_searched, register_arm
 from fcs_utils.training.evaluate import evaluate
@@ -61,7 +63,7 @@ PRUNED = Run(reference=REFERENCE, pruning=Pruning(criterion="kernel_l1", ratio=0
 
 
 def test_an_arm_from_outside_is_a_run_like_any_other(taught: Arm, tmp_path: Path) -> None:
-    run = PRUNED.model_copy(update={"tuning": Tuning(method="taught", training=QUICK, temperature=2.0)})
+    run = PRUNED.model_copy(update={"tuning": Tuning(method="taught", training=QUICK, temperature=2.0, source=taught.code)})
     assert parse_run(run.model_dump(mode="json")).identity == run.identity
     assert run.tuning and run.tuning.arm.settings == {"temperature": 2.0}
     profile = {"networks": ("vgg16",), "epochs": (1,), "learning_rates": (0.1,), "pilot_epochs": 1}
@@ -89,7 +91,7 @@ def test_an_arm_from_outside_trains_with_its_own_loss_and_options(taught: Arm, d
 
 
 def test_a_name_is_taken_once(taught: Arm) -> None:
-    assert register_arm(taught) is taught
+    assert taught.code == module_sum(taught.module)
     with pytest.raises(StudyError, match="name of an arm='taught' is not allowed; .* taken: tft, mlft, twin, kd, scratch, taught"):
         register_arm(Arm("taught", "another"))
 
@@ -124,7 +126,7 @@ def test_expected_macs_are_those_of_the_arm(tmp_path: Path) -> None:
     runs.append(PRUNED.model_copy(update={"tuning": Tuning(method="scratch", training=QUICK, budget="macs")}))
     dense = count_macs(bench.untrained(REFERENCE), bench.example)
     # Half of the MACs are left; in units of the dense network's training.
-    shares = [macs / (3 * QUICK.epochs * 200 * dense) for macs in expected_macs(bench, runs)]
+    shares = [macs / (3 * QUICK.epochs * 200 * dense) for macs in expected_macs(bench, runs).values()]
     assert shares == pytest.approx([1 / 2, 3 / 2, 1, 1 / 2 + 1 / 3, 1 / 2, 1], rel=1e-3)
 
 
