@@ -26,7 +26,7 @@ from fcs_utils.files import LARGEST, read_checksummed, read_json, read_tensors
 from fcs_utils.report.pages import TEMPLATES, html_table
 from fcs_utils.study.records import Store
 from tests.conftest import ROOT
-from tests.data.test_data_and_models import image_folder
+from tests.data.test_datasets import image_folder
 
 TAG = "<script>alert(1)</script>"
 
