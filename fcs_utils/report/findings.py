@@ -60,11 +60,20 @@ def sentence(
 
 
 def findings(table: pd.DataFrame) -> dict[str, str]:
-    """What was found about each claim of a ledger: one to three sentences, from its effects and intervals alone."""
+    """What was found about each claim of a ledger: a few sentences, from its effects and intervals alone."""
+    return {claim: ". ".join(said) + "." for claim, said in _said(table).items()}
+
+
+def headlines(table: pd.DataFrame) -> dict[str, str]:
+    """The sentences of ``findings`` that answer the claims themselves."""
+    return {claim: ". ".join(said[: 2 if claim == "C3" else 1]) + "." for claim, said in _said(table).items()}
+
+
+def _said(table: pd.DataFrame) -> dict[str, list[str]]:
     if table.empty:
         return {}
     words = {"C1": _redundancy, "C2": _criteria, "C3": _epochs, "C3 by compute": _at_equal_compute}
-    return {str(claim): ". ".join(words[str(claim)](rows)) + "." for claim, rows in table.groupby("claim", sort=False)}
+    return {str(claim): words[str(claim)](rows) for claim, rows in table.groupby("claim", sort=False)}
 
 
 def _enumerated(rows: pd.DataFrame, name: Callable[[Any], str], unit: str = POINTS, sides: tuple[str, str] = SIDES) -> str:
@@ -78,9 +87,15 @@ def _enumerated(rows: pd.DataFrame, name: Callable[[Any], str], unit: str = POIN
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
-def _headline(verdicts: pd.Series, supported: str, contradicted: str, undecided: str, mixed: str) -> str:
-    known = {"supported": supported, "contradicted": contradicted, "undecided": undecided}
-    return known[verdicts.iloc[0]] if verdicts.nunique() == 1 else mixed
+def _headline(verdicts: pd.Series, subject: str, more: str, less: str, rest: str, cases: str) -> str:
+    """'MLFT is ahead of TFT at equal epochs', in the words that the rows' verdicts allow. cases: what the rows differ in."""
+    found = set(verdicts)
+    if found == {"undecided"}:
+        return f"{subject} is not shown to be {more} or {less} {rest}"
+    sides = [word for verdict, word in (("supported", more), ("contradicted", less)) if verdict in found]
+    if len(found) == 1:
+        return f"{subject} is {sides[0]} {rest}"
+    return f"{subject} is clearly {' or '.join(sides)} {rest} {cases}"
 
 
 def _redundancy(rows: pd.DataFrame) -> list[str]:
@@ -90,12 +105,11 @@ def _redundancy(rows: pd.DataFrame) -> list[str]:
     own = rows[rows.decisive]
     lead = _headline(
         own.verdict,
-        "Trained networks have more channels with a near-duplicate than untrained ones",
-        "Trained networks have fewer channels with a near-duplicate than untrained ones, not more",
-        "Trained and untrained networks show no clear difference in channels with a near-duplicate",
-        "The networks disagree on whether training adds channels with a near-duplicate"
-        if "supported" in set(own.verdict)
-        else "No trained network has clearly more channels with a near-duplicate than the untrained one",
+        "The share of channels with a near-duplicate",
+        "larger",
+        "smaller",
+        "in trained networks than in untrained ones",
+        "for some networks only",
     )
     said = [f"{lead}: {listed(own)}"]
     if len(made := rows[rows.role == "as made"]):
@@ -111,7 +125,7 @@ def _criteria(rows: pd.DataFrame) -> list[str]:
     for baseline, name in BASELINES.items():
         apart = rows[(rows.role == "network") & (rows.theirs == baseline)]
         if (apart.verdict != "undecided").any() and (apart.effect > 0).nunique() > 1:
-            said.append(f"The networks disagree about the {name}: FCS ends {_enumerated(apart, lambda row: f'on {row.network}')}")
+            said.append(f"By network, against the {name}, FCS ends {_enumerated(apart, lambda row: f'on {row.network}')}")
     return [*filter(None, said), *(against(row, "random channels") for row in rows[rows.theirs == "random"].itertuples())]
 
 
@@ -123,14 +137,8 @@ def _epochs(rows: pd.DataFrame) -> list[str]:
     same, short = rows[rows.role == "better"], rows[rows.role == "no worse"]
     if not len(short) or not len(same):
         return ["No shorter schedule of both MLFT and TFT is there, so nothing is known about fewer epochs"]
-    lead = _headline(
-        same.verdict,
-        "MLFT is ahead of TFT at equal epochs",
-        "MLFT is behind TFT at equal epochs",
-        "MLFT and TFT show no clear difference at equal epochs",
-        "Whether MLFT is ahead of TFT at equal epochs depends on the schedule",
-    )
-    said = [f"{lead}: MLFT ends {_enumerated(same, _after)}, at {same.compute.mean():.1f} times the training compute"]
+    lead = _headline(same.verdict, "MLFT", "ahead of", "behind", "TFT at equal epochs", "for some schedules only")
+    said = [f"{lead}: {_enumerated(same, _after)}, at {same.compute.mean():.1f} times the training compute"]
     goal, slack = f"TFT's longest schedule ({counted(short.against.max(), 'epoch')})", f"within {short.slack.max():.2g} points"
     reached, itself = (
         sorted(rows[(rows.role == role) & (rows.verdict == "supported")].epochs) for role in ("no worse", "no worse itself")
@@ -142,21 +150,15 @@ def _epochs(rows: pd.DataFrame) -> list[str]:
         lead = f"MLFT does not reach {goal} in fewer epochs"
     else:
         lead = f"It is not shown that MLFT comes {slack} of {goal} in fewer epochs"
-    return [*said, f"{lead}: MLFT ends {_enumerated(short, _after)}"]
+    return [*said, f"{lead}: {_enumerated(short, _after)}"]
 
 
 def _at_equal_compute(rows: pd.DataFrame) -> list[str]:
-    lead = _headline(
-        rows.verdict,
-        "MLFT is ahead of TFT at like training compute",
-        "MLFT is behind TFT at like training compute",
-        "MLFT and TFT show no clear difference at like training compute",
-        "Whether MLFT is ahead of TFT at like training compute depends on the schedule",
-    )
+    lead = _headline(rows.verdict, "MLFT", "ahead of", "behind", "TFT at like training compute", "for some schedules only")
     several = rows.network.nunique() > 1
 
     def name(row: Any) -> str:
         place = f" on {row.network}" if several else ""
         return f"{_after(row)} against TFT's {row.against}{place}, at {row.compute:.2f} times its training compute"
 
-    return [f"{lead}: MLFT ends {_enumerated(rows, name)}"]
+    return [f"{lead}: {_enumerated(rows, name)}"]

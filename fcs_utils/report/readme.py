@@ -6,34 +6,35 @@ The main README asks for its part in a comment that ``python -m cogapp -r README
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from fcs_utils.report.chapters import NOTEBOOKS, ROOT
-from fcs_utils.report.claims import STATEMENTS, claim_verdicts, claims_table
-from fcs_utils.report.findings import findings
+from fcs_utils.report.claims import claim_verdicts, claims_table
+from fcs_utils.report.comparisons import counted
+from fcs_utils.report.findings import findings, headlines
 from fcs_utils.report.frames import Report, make_report
 from fcs_utils.report.pages import TEMPLATES, title_and_question
 from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.study import Study
 
+TOPICS = {"C1": "Redundancy (C1)", "C2": "Choice of channels (C2)", "C3": "Epochs (C3)", "C3 by compute": "Compute (C3)"}
 
-def found(report: Report) -> str:
-    """Each claim, what was found, and the verdict, as a Markdown list."""
-    words, verdicts = findings(report.ledger), claim_verdicts(report.ledger)
-    return "\n".join(
-        f"- **{claim}: {STATEMENTS[claim]}.** {words[claim]} *{word.capitalize()}.*" for claim, word in verdicts.items()
-    )
+
+def found(report: Report, words: Mapping[str, str]) -> str:
+    """Each claim's topic and verdict, and what was found, as a Markdown list."""
+    return "\n".join(f"- **{TOPICS[claim]}: {word}.** {words[claim]}" for claim, word in claim_verdicts(report.ledger).items())
 
 
 def findings_block(profile: str = HEADLINE, out: str | Path = ROOT / "results") -> str:
     """The main README's findings, with the figure behind them. Reads records only."""
     study = Study(profile, out)
-    where = f"results/{study.profile.name}"
+    report, where = make_report(study), f"results/{study.profile.name}"
     return "\n".join(
         [
-            f"Profile `{study.profile.name}` on {study.settings.title}, {_counted_seeds(study)}:",
+            f"On {study.settings.title}, with {_counted_seeds(study)} (profile `{study.profile.name}`):",
             "",
-            found(make_report(study)),
+            found(report, headlines(report.ledger)),
             "",
             f"![Effect and 95 % interval of every comparison behind the verdicts]({where}/figures/readme.png)",
             "",
@@ -43,9 +44,9 @@ def findings_block(profile: str = HEADLINE, out: str | Path = ROOT / "results") 
 
 
 def _counted_seeds(study: Study) -> str:
-    """'n = 3 seeds, 5 for C3'."""
+    """'3 seeds, 5 for C3'."""
     seeds, further = len(study.profile.seeds), len(study.profile.arms.further_seeds)
-    return f"n = {seeds} seeds" + (f", {seeds + further} for C3" if further else "")
+    return counted(seeds, "seed") + (f", {seeds + further} for C3" if further else "")
 
 
 def profile_readme(study: Study, report: Report) -> str:
@@ -59,7 +60,7 @@ def profile_readme(study: Study, report: Report) -> str:
         profile=study.profile.name,
         summary=study.profile.summary,
         dataset=study.settings.title,
-        found=found(report),
+        found=found(report, findings(report.ledger)),
         figures=figures,
         chapters=chapters,
         tables=tables,

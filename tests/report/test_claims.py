@@ -12,7 +12,7 @@ import pytest
 from fcs_utils.errors import StudyError
 from fcs_utils.report.claims import claim_verdicts, claims_table, ledger, overall
 from fcs_utils.report.comparisons import c2, c3, c3_by_compute
-from fcs_utils.report.findings import findings, sentence
+from fcs_utils.report.findings import _headline, findings, headlines, sentence
 from fcs_utils.report.frames import add_targets
 from fcs_utils.report.inference import holm, paired, seed_differences, verdict
 from fcs_utils.study.rates import choose_learning_rates, margin
@@ -239,19 +239,32 @@ def test_findings_name_the_schedules_and_what_counts_as_equal() -> None:
     found = findings(known)
     assert found.keys() == {"C3", "C3 by compute"}
     same, longest = found["C3"].split(". MLFT does")
-    assert same.startswith(
-        "MLFT is ahead of TFT at equal epochs: MLFT ends 1.0 points of top-1 above after 2 epochs (95 % interval "
-    )
+    assert same.startswith("MLFT is ahead of TFT at equal epochs: 1.0 points of top-1 above after 2 epochs (95 % interval ")
     assert "0.9 to 1.0, 6 seeds) and 0.9 above after 4 epochs (" in same and same.endswith("at 3.0 times the training compute")
     # The slack is no part of what the sentence says: 91 and 92 against 96.
-    assert longest.startswith(" not reach TFT's longest schedule (8 epochs) in fewer epochs: MLFT ends 5.0 points of top-1 below")
+    assert longest.startswith(" not reach TFT's longest schedule (8 epochs) in fewer epochs: 5.0 points of top-1 below")
     reached = findings(ledger_of({2: 90, 4: 94, 8: 94}, {2: 94, 4: 94, 8: 94}))["C3"]
     assert "MLFT comes within 0.2 points of TFT's longest schedule (8 epochs) or above it after 2 and 4 epochs" in reached
-    assert ", and so does TFT after 4: MLFT ends" in reached
+    assert ", and so does TFT after 4: " in reached
     assert "after 2 epochs against TFT's 8, at 0.75 times its training compute" in found["C3 by compute"]
+    assert headlines(known)["C3"] == found["C3"] and found["C3 by compute"].startswith(headlines(known)["C3 by compute"][:-1])
 
 
-def test_findings_say_where_the_networks_disagree() -> None:
+@pytest.mark.parametrize(
+    ("verdicts", "words"),
+    [
+        (["supported", "supported"], "A is above B"),
+        (["contradicted"], "A is below B"),
+        (["undecided", "undecided"], "A is not shown to be above or below B"),
+        (["supported", "undecided"], "A is clearly above B for some networks only"),
+        (["contradicted", "supported"], "A is clearly above or below B for some networks only"),
+    ],
+)
+def test_a_lead_says_no_more_than_the_verdicts(verdicts: list[str], words: str) -> None:
+    assert _headline(pd.Series(verdicts), "A", "above", "below", "B", "for some networks only") == words
+
+
+def test_findings_show_networks_apart_where_their_means_have_other_signs() -> None:
     def rows(lead: dict[str, float]) -> pd.DataFrame:
         return pd.DataFrame(
             [
@@ -272,9 +285,9 @@ def test_findings_say_where_the_networks_disagree() -> None:
     assert split.startswith(
         "FCS ends 0.6 points of top-1 above the kernel L1 norm at equal MACs (95 % interval 0.4 to 0.8, 3 seeds). "
     )
-    assert "The networks disagree about the kernel L1 norm: FCS ends 2.1 points of top-1 above on a (" in split
+    assert "By network, against the kernel L1 norm, FCS ends 2.1 points of top-1 above on a (" in split
     assert "0.9 below on b (" in split and "FCS ends 0.6 points of top-1 above random channels" in split
-    assert "disagree" not in findings(ledger(c2(rows({"a": 2.0, "b": 1.0}))))["C2"]
+    assert "By network" not in findings(ledger(c2(rows({"a": 2.0, "b": 1.0}))))["C2"]
 
 
 def test_every_criterion_that_has_runs_is_in_the_ledger_and_only_the_claims_two_decide() -> None:
