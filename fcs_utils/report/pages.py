@@ -18,6 +18,7 @@ from fcs_utils.files import write_atomic
 from fcs_utils.report import figures
 from fcs_utils.report.chapters import NOTEBOOKS, Notebook
 from fcs_utils.report.claims import STATEMENTS, claim_verdicts
+from fcs_utils.report.findings import headlines
 from fcs_utils.report.frames import Report, make_report
 from fcs_utils.report.notebook import save_figure
 from fcs_utils.report.tables import write_table
@@ -88,8 +89,9 @@ def render_index(study: Study, shared: dict[str, Any], report: Report | None) ->
     store = study.store
     context: dict[str, Any] = {"missing": list(study.missing()), "summary": study.profile.summary}
     if report:
+        said, verdicts = headlines(report.ledger), claim_verdicts(report.ledger)
         context |= {
-            "claims": [(claim, STATEMENTS[claim], verdict) for claim, verdict in claim_verdicts(report.ledger).items()],
+            "claims": [(claim, STATEMENTS[claim], verdict, said[claim]) for claim, verdict in verdicts.items()],
             "tables": {name: html_table(table) for name, table in report.tables().items()},
         }
         for found in kept(store, "latency")[:1]:
