@@ -84,7 +84,7 @@ def test_the_command_line_starts_itself_again_with_the_allocators_settings(own: 
 import os, sys
 from unittest import mock
 from fcs_utils import cli
-with mock.patch.object(cli, "main", lambda: print(os.environ["GLIBC_TUNABLES"]) or 0): sys.exit(cli.console())"""
+with mock.patch.object(cli, "main", lambda **_: print(os.environ["GLIBC_TUNABLES"]) or 0): sys.exit(cli.console())"""
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     environment |= {"GLIBC_TUNABLES": own} if own else {}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
@@ -192,4 +192,4 @@ def test_the_grid_counts_shared_runs_once(smoke: Path) -> None:
     table = grid_cost_table(study.found()).set_index("stage")
     # The pilots' references and pruned networks are no runs of a stage.
     assert table.runs.sum() == len({run.identity for run in study.runs()})
-    assert (table["training (10^12 MACs)"].str.replace(",", "").astype(float) > 0).sum() >= 4
+    assert (table["training (10^12 MACs)"].str.replace(",", "").astype(float) > 0).sum() >= 3

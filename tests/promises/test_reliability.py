@@ -22,7 +22,7 @@ import torch
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import read_checksummed, read_tensors, write_atomic
-from fcs_utils.report import publish
+from fcs_utils.report import chapters, publish
 from fcs_utils.study import study as study_module
 from fcs_utils.study.catalogue import STAGES
 from fcs_utils.study.guards import file_lock
@@ -96,7 +96,7 @@ def test_kills_at_random_moments_leave_the_records_of_an_undisturbed_run(
         # Moments are counted in work done, not on a clock: some after a record, some within a training.
         enough = len(store.all_records()) + chance.randint(1, 6)
         within = kill == 0 or (eager and chance.random() < 0.5)
-        while not (list(store.root.glob("unfinished/*.safetensors")) if within else len(store.all_records()) >= enough):
+        while not (list(store.work.glob("unfinished/*.safetensors")) if within else len(store.all_records()) >= enough):
             assert process.poll() is None, "the study ended before it was killed"
             time.sleep(0.02)
         family = psutil.Process(process.pid).children(recursive=True)
@@ -250,7 +250,7 @@ def notebook_of(folder: Path, code: str, name: str = "planted") -> publish.Noteb
 def test_a_killed_kernel_and_a_failing_cell_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str
 ) -> None:
-    monkeypatch.setattr(publish, "SOURCES", tmp_path)
+    monkeypatch.setattr(chapters, "SOURCES", tmp_path)
     store, notebook = Store(tmp_path, "smoke"), notebook_of(tmp_path, code)
     with pytest.raises(StudyError, match=f"notebook planted.*{message}"):
         publish.execute(store, notebook, {"profile": "smoke"})
@@ -261,7 +261,7 @@ def test_a_killed_kernel_and_a_failing_cell_are_one_line(
 
 
 def test_one_failing_chapter_does_not_keep_the_others_from_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "SOURCES", tmp_path)
+    monkeypatch.setattr(chapters, "SOURCES", tmp_path)
     store = Store(tmp_path, "smoke")
     done: list[str] = []
     both = {"01": notebook_of(tmp_path, "1 / 0"), "02": notebook_of(tmp_path, "1 + 1", "sound")}

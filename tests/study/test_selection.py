@@ -30,7 +30,7 @@ def test_fields_are_joined_by_and_values_of_one_field_by_or() -> None:
 
 
 def test_long_names_tell_a_references_epochs_from_fine_tunings() -> None:
-    assert {run.kind for run in parse_only(["reference.epochs=4"]).pick(GRID)} == {"reference", "similarity", "pruned", "tuned"}
+    assert {run.kind for run in parse_only(["reference.epochs=2"]).pick(GRID)} == {"reference", "similarity", "pruned", "tuned"}
     assert {run.kind for run in parse_only(["epochs=1"]).pick(GRID)} == {"tuned"}
     assert [run.kind for run in parse_only(["similarity.calibration=128"]).pick(GRID)] == ["similarity"] * 2
 

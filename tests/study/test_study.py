@@ -105,7 +105,7 @@ def test_incomplete_grids_are_refused_or_list_what_is_missing(smoke: Path, tmp_p
     assert refused.returncode == 1 and refused.stderr.startswith("error: ") and gone[0].identity in refused.stderr
     allowed = study_command(*command, "--allow-missing")
     assert allowed.returncode == 0, allowed.stderr
-    listed = (tmp_path / "smoke" / "tables" / "missing.csv").read_text()
+    listed = (tmp_path / "smoke" / "work" / "tables" / "missing.csv").read_text()
     assert all(run.identity in listed for run in gone) and "stage arms" in listed
     assert json.loads((tmp_path / "smoke" / "claims.json").read_text())["verdicts"].keys() == {"C1", "C2"}
 
