@@ -120,13 +120,13 @@ def channel_pairs(maps: Tensor, chosen: Sequence[tuple[str, int, int, float]]) -
     return figure
 
 
-def twins(image: Tensor, maps: Tensor, gone: int, twin: int, similarity: float) -> Figure:
-    """A dropped channel beside the kept one that stands in for it: image (H, W, C) uint8, its maps (C, H, W)."""
+def dropped_beside_kept(image: Tensor, maps: Tensor, dropped: int, kept: int, similarity: float) -> Figure:
+    """A dropped channel beside the kept one that is most similar to it: image (H, W, C) uint8, its maps (C, H, W)."""
     figure, axes = _grid(3, 3, 1.9)
     axes[0].imshow(image.squeeze(), cmap="gray")
     axes[0].set_title("image", fontsize=9)
-    top = float(maps[[gone, twin]].max())
-    for axis, channel, word in ((axes[1], gone, "goes"), (axes[2], twin, "stays")):
+    top = float(maps[[dropped, kept]].max())
+    for axis, channel, word in ((axes[1], dropped, "goes"), (axes[2], kept, "stays")):
         axis.imshow(maps[channel], cmap="magma", vmin=0, vmax=top or 1)
         axis.set_title(f"{channel} {word}", fontsize=9)
     figure.suptitle(f"cosine over all images {similarity:.3f}", fontsize=9)

@@ -1,30 +1,27 @@
-"""What a choice of criterion, reading, bins and ratio does to one reference network; behind the explorer, without widgets.
-
-Statistics are gathered once, when an ``Exploration`` is opened; every answer after that takes a fraction of a second.
-"""
+"""What a choice of criterion, reading, bins and ratio does to one reference network; behind the explorer, without widgets."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from fcs_utils.data.dataset import Split
 from fcs_utils.errors import refuse
-from fcs_utils.models import count_macs
-from fcs_utils.pruning.criteria import CRITERIA, importance
+from fcs_utils.models import Cost, measure_cost
+from fcs_utils.pruning.criteria import CRITERIA, check_options, importance
 from fcs_utils.pruning.export import save_compact
 from fcs_utils.pruning.fcs import assign_bins
-from fcs_utils.pruning.plan import PruningPlan, keep_count, make_plan, select
-from fcs_utils.pruning.statistics import ChannelStatistics, feature_maps
+from fcs_utils.pruning.plan import PruningPlan, make_plan
+from fcs_utils.pruning.statistics import feature_maps
 from fcs_utils.pruning.sums import EXTRAS, READINGS, Reading
 from fcs_utils.pruning.surgery import prune, recalibrate
-from fcs_utils.study.runs import Reference
+from fcs_utils.report.notebook import pick
 from fcs_utils.study.study import Study
 from fcs_utils.training.evaluate import accuracy
 
@@ -45,162 +42,106 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class LayerView:
-    """One layer under a choice: similarity (C, C), norms and bins (C,), kept channels, each dropped one's nearest kept one."""
-
-    similarity: Tensor
-    norms: Tensor
-    labels: Tensor
-    kept: list[int]
-    twins: dict[int, int]  # dropped channel -> the kept channel that resembles it most, of its own bin where there is one
-
-    def why(self) -> pd.DataFrame:
-        """A row for each dropped channel, the most redundant first."""
-        rows = [
-            {
-                "channel": gone,
-                "bin": int(self.labels[gone]),
-                "L1 norm": round(float(self.norms[gone]), 3),
-                "nearest kept": twin,
-                "its bin": int(self.labels[twin]),
-                "cosine": round(float(self.similarity[gone, twin]), 3),
-            }
-            for gone, twin in self.twins.items()
-        ]
-        frame = pd.DataFrame(rows, columns=["channel", "bin", "L1 norm", "nearest kept", "its bin", "cosine"])
-        return frame.sort_values("cosine", ascending=False, ignore_index=True)
-
-
-@dataclass(frozen=True)
 class Whole:
-    """The whole network under a choice. Top-1 in percent on a fixed part of the validation split, no fine-tuning."""
+    """The whole network under a choice. Top-1 in percent, after surgery and after recalibration, without fine-tuning."""
 
     plan: PruningPlan
-    macs: int
-    params: int
-    plain: float
-    merged: float
-    plain_recalibrated: float
-    merged_recalibrated: float
+    cost: Cost
+    plain: tuple[float, float]
+    merged: tuple[float, float]
 
 
 class Exploration:
-    """One trained reference of a study with its statistics.
+    """One trained reference of a study with its statistics, gathered once: every answer takes a fraction of a second.
 
     Raises StudyError for a network or seed that the study's profile does not have. The reference is trained where
     its weights are not on this machine.
     """
 
-    def __init__(self, study: Study, network: str = "", seed: int | None = None) -> None:
+    def __init__(self, study: Study, network: str, seed: int) -> None:
         self.study, self.bench = study, study.bench
-        references = [run.reference for run in study.grid["reference"]]
-        names, seeds = list(dict.fromkeys(r.network for r in references)), list(study.profile.seeds)
-        network, seed = network or names[0], seeds[0] if seed is None else seed
-        if network not in names:
-            raise refuse("network", network, ", ".join(names))
-        if seed not in seeds:
-            raise refuse("seed", seed, ", ".join(map(str, seeds)))
-        self.reference: Reference = next(r for r in references if (r.network, r.seed) == (network, seed))
+        references = {(run.reference.network, run.reference.seed): run.reference for run in study.grid["reference"]}
+        names = list(dict.fromkeys(name for name, _ in references))
+        network, seed = pick("network", network, names, default=names[0]), pick("seed", seed, study.profile.seeds)
         study.run(["reference"], only=[f"network={network}", f"seed={seed}"])
-        self.dense: nn.Module = self.bench.trained(self.reference)
-        count = study.profile.calibration
-        self.calibration: Split = self.bench.dataset.calibration(count, seed)
-        self.images: Tensor = self.bench.calibration_images(seed, count)
-        self.statistics: dict[str, ChannelStatistics] = self.bench.statistics(
-            self.reference, count, readings=READINGS, extras=EXTRAS
-        )
+        self.reference = references[network, seed]
+        self.dense = self.bench.trained(self.reference)
+        self.calibration = self.bench.dataset.calibration(study.profile.calibration, seed)
+        self.images = self.bench.dataset.normalise(self.calibration.images)
+        self.statistics = self.bench.statistics(self.reference, len(self.images), readings=READINGS, extras=EXTRAS)
         self.layers = list(self.statistics)
-        validation = self.bench.dataset.validation
-        self.judges = replace(validation, images=validation.images[:JUDGES], labels=validation.labels[:JUDGES])
-        self.dense_macs = count_macs(self.dense, self.images[:1])
-        self.dense_params = sum(p.numel() for p in self.dense.parameters())
-        self.dense_accuracy = self._accuracy(self.dense)
-        self._scores = lru_cache(maxsize=64)(self._score)
-        self._whole = lru_cache(maxsize=64)(self._cut)
+        judges = self.bench.dataset.validation
+        self.judges = replace(judges, images=judges.images[:JUDGES], labels=judges.labels[:JUDGES])
+        self.dense_cost, self.dense_accuracy = measure_cost(self.dense, self.images), self._accuracy(self.dense)
+        known: dict[str, Any] = {"statistics": self.statistics, "images": self.images, "labels": self.calibration.labels}
+        self._scores = lru_cache(maxsize=64)(partial(importance, model=self.dense, seed=seed, **known))
+        self._whole = lru_cache(maxsize=64)(self._prune_all)
         for criterion in CRITERIA:  # Taylor's gradients take longer than an answer may
-            self._importance(Choice(self.layers[0], criterion))
+            self._scores(criterion, **self.options(Choice(self.layers[0], criterion)))
 
     def options(self, choice: Choice) -> dict[str, Any]:
-        """The part of a choice that its criterion takes. Raises StudyError for a value that no control offers."""
-        for name, value, allowed in (
-            ("criterion", choice.criterion, tuple(CRITERIA)),
-            ("reading", choice.reading, READINGS),
-            ("layer", choice.layer, tuple(self.layers)),
-        ):
-            if value not in allowed:
-                raise refuse(name, value, ", ".join(allowed))
-        if choice.bins < 1:
-            raise refuse("bins", choice.bins, "1 or more")
-        taken = CRITERIA[choice.criterion].options()
-        return {name: value for name, value in (("reading", choice.reading), ("bins", choice.bins)) if name in taken}
+        """The part of a choice that its criterion takes. Raises StudyError for an unknown criterion."""
+        taken = check_options(choice.criterion, {}).options()
+        return {name: getattr(choice, name) for name in ("reading", "bins") if name in taken}
 
-    def _score(self, criterion: str, options: tuple[tuple[str, Any], ...]) -> dict[str, Tensor]:
-        return importance(
-            criterion,
-            model=self.dense,
-            statistics=self.statistics,
-            images=self.images,
-            labels=self.calibration.labels,
-            **{"seed": self.reference.seed, **dict(options)},
-        )
+    def layer(self, choice: Choice) -> pd.DataFrame:
+        """The channels of one layer: which stay, and the kept channel most similar to each, of its own bin where there is one.
 
-    def _importance(self, choice: Choice) -> dict[str, Tensor]:
-        return self._scores(choice.criterion, tuple(sorted(self.options(choice).items())))
-
-    def layer(self, choice: Choice) -> LayerView:
-        """One layer: what goes, and which kept channel makes it redundant. Raises StudyError for a bad choice."""
-        score, known = self._importance(choice)[choice.layer], self.statistics[choice.layer]
-        similarity, labels = known.similarity(choice.reading), assign_bins(known.l1, choice.bins)
-        kept = select(score, keep_count(len(score), choice.ratio))
-        twins = {}
-        for gone in sorted(set(range(len(score))) - set(kept)):
-            near = [channel for channel in kept if labels[channel] == labels[gone]] or kept
-            twins[gone] = max(near, key=lambda channel: float(similarity[gone, channel]))
-        return LayerView(similarity, known.l1, labels, kept, twins)
+        Raises StudyError for a bad choice.
+        """
+        if choice.layer not in self.layers:
+            raise refuse("layer", choice.layer, ", ".join(self.layers))
+        known = self.statistics[choice.layer]
+        similarity, bins = known.similarity(choice.reading).numpy(), assign_bins(known.l1, choice.bins).numpy()
+        channels = np.arange(len(bins))
+        stays = np.isin(channels, self.whole(choice).plan.kept.get(choice.layer, channels))
+        near = (bins[:, None] == bins) & stays  # (C, C), each row one channel's candidates
+        near |= stays & ~near.any(1, keepdims=True)
+        best = np.where(near, similarity, -np.inf).argmax(1)
+        columns = {"bin": bins, "L1 norm": known.l1, "stays": stays, "most similar kept": best, "its bin": bins[best]}
+        return pd.DataFrame({**columns, "cosine": similarity[channels, best]}).rename_axis("channel")
 
     def whole(self, choice: Choice) -> Whole:
         """The whole network under a choice, whatever its layer."""
-        return self._whole(replace(choice, layer=self.layers[0]))
+        return self._whole(choice.criterion, choice.ratio, **self.options(choice))
 
-    def _cut(self, choice: Choice) -> Whole:
-        plan = make_plan(self.dense, self.images[:1], self._importance(choice), ratio=choice.ratio)
-        plain, found = prune(self.dense, plan), {}
+    def _prune_all(self, criterion: str, ratio: float, **options: Any) -> Whole:
+        plan = make_plan(self.dense, self.images[:1], self._scores(criterion, **options), ratio=ratio)
+        (compact, *plain), (_, *merged) = self._cut(plan, merge=False), self._cut(plan, merge=True)
+        return Whole(plan, measure_cost(compact, self.images), (plain[0], plain[1]), (merged[0], merged[1]))
+
+    def _cut(self, plan: PruningPlan, merge: bool) -> tuple[nn.Module, float, float]:
+        """The compact network with BatchNorm recalibrated, and its top-1 before and after that."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # layers that merge leaves out are notebook 04's subject
-            merged = prune(self.dense, plan, compensate="merge", statistics=self.statistics)
-        for name, network in (("plain", plain), ("merged", merged)):
-            found[name] = self._accuracy(network)
-            recalibrate(network, self.images[:RECALIBRATION])
-            found[f"{name}_recalibrated"] = self._accuracy(network)
-        return Whole(plan, count_macs(plain, self.images[:1]), sum(p.numel() for p in plain.parameters()), **found)
+            compact = prune(self.dense, plan, compensate="merge" if merge else "none", statistics=self.statistics)
+        before = self._accuracy(compact)
+        recalibrate(compact, self.images[:RECALIBRATION])
+        return compact, before, self._accuracy(compact)
 
     def _accuracy(self, network: nn.Module) -> float:
         return accuracy(network, self.bench.dataset, self.judges, self.study.precision)
 
-    def maps(self, choice: Choice, image: int) -> tuple[Tensor, Tensor]:
-        """A calibration image (H, W, C) uint8 and the layer's maps of it (C, H, W). Raises StudyError for a bad index."""
+    def maps(self, layer: str, image: int) -> tuple[Tensor, Tensor]:
+        """A calibration image (H, W, C) uint8 and a layer's maps of it (C, H, W). Raises StudyError for a bad layer or index."""
         if not 0 <= image < len(self.images):
             raise refuse("image", image, f"0 to {len(self.images) - 1}")
-        return self.calibration.images[image].cpu(), feature_maps(self.dense, self.images[image : image + 1], choice.layer)[0].cpu()
+        return self.calibration.images[image].cpu(), feature_maps(self.dense, self.images[image : image + 1], layer)[0].cpu()
 
     def save(self, choice: Choice, merge: bool) -> Path:
         """Prune, recalibrate BatchNorm and write the compact network; returns its file, for ``load_compact``."""
-        whole = self.whole(choice)
-        compact = prune(self.dense, whole.plan, compensate="merge" if merge else "none", statistics=self.statistics)
-        recalibrate(compact, self.images[:RECALIBRATION])
-        reference, options = self.reference, map(str, self.options(choice).values())
-        network = f"{reference.network}-x{reference.width:g}-seed{reference.seed}"
-        words = [network, choice.criterion, *options, f"{choice.ratio:g}", *(["merge"] if merge else [])]
-        path = self.study.store.explored("-".join(words))
-        save_compact(path, compact, whole.plan)
+        reference, plan = self.reference, self.whole(choice).plan
+        words = [f"{reference.network}-x{reference.width:g}-seed{reference.seed}", choice.criterion, *self.options(choice).values()]
+        path = self.study.store.explored("-".join(map(str, [*words, f"{choice.ratio:g}", *(["merge"] if merge else [])])))
+        save_compact(path, self._cut(plan, merge)[0], plan)
         return path
 
     def loading_code(self, path: Path) -> str:
         """A script's lines that load a saved network, anywhere that has ``fcs_utils``."""
-        reference, data = self.reference, self.bench.dataset
+        one, data = self.reference, self.bench.dataset
+        arguments = f"width={one.width:g}, in_channels={data.channels}, shortcut={one.shortcut!r}"
         return (
-            "from fcs_utils.models import build_model\nfrom fcs_utils.pruning import load_compact\n\n"
-            f'dense = build_model("{reference.network}", num_classes={len(data.classes)}, width={reference.width:g}, '
-            f"in_channels={data.channels})\n"
-            f'compact = load_compact("{path}", dense).eval()'
+            "from fcs_utils import build_model, load_compact\n\n"
+            f"dense = build_model({one.network!r}, num_classes={len(data.classes)}, {arguments})\n"
+            f"compact = load_compact({str(path)!r}, dense).eval()"
         )

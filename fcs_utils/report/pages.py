@@ -29,8 +29,13 @@ from fcs_utils.study.study import Study
 HERE = Path(__file__).parent
 TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True)
 
-# Code spans and fences first, so that a dollar inside one stays a dollar.
-MATH = re.compile(r"(?P<code>```.*?```|`[^`\n]+`)|\$\$(?P<block>.+?)\$\$|(?<![\\$])\$(?P<inline>[^\s$](?:[^$\n]*[^\s$])?)\$", re.S)
+# Equations as $...$, $`...`$, $$...$$ and ```math; other code first, so that a dollar inside it stays a dollar.
+MATH = re.compile(
+    r"(?:(?P<fence>```math\s)|\$\$)(?P<block>.+?)(?(fence)```|\$\$)"
+    r"|(?P<code>```.*?```|`[^`\n]+`)"
+    r"|(?<![\\$])\$(?P<tick>`?)(?P<inline>[^\s$`](?:[^$\n]*[^\s$`])?)(?P=tick)\$",
+    re.S,
+)
 HEADING = re.compile(r'<h2 id="([^"]+)">(.+?)(?:<a class="anchor-link"|</h2>)', re.S)
 
 

@@ -28,14 +28,13 @@ CHOICE = Choice("features.conv2", bins=3)
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_a_layer_shows_the_networks_plan_and_each_dropped_channels_most_similar_one(here: Exploration, criterion: str) -> None:
     choice = replace(CHOICE, criterion=criterion)
-    view, whole = here.layer(choice), here.whole(choice)
-    assert whole.plan.kept["features.conv2"] == view.kept
-    assert sorted([*view.kept, *view.twins]) == list(range(len(view.norms)))
-    for gone, twin in view.twins.items():
-        rivals = [c for c in view.kept if view.labels[c] == view.labels[gone]] or view.kept
-        assert twin in rivals and view.similarity[gone, twin] == view.similarity[gone, rivals].max()
-    why = view.why()
-    assert why.cosine.is_monotonic_decreasing and set(why.channel) == set(view.twins)
+    frame, whole = here.layer(choice), here.whole(choice)
+    assert whole.plan.kept["features.conv2"] == frame.index[frame.stays].tolist()
+    similarity = here.statistics["features.conv2"].similarity()
+    for gone, row in frame[~frame.stays].iterrows():
+        rivals = frame.index[frame.stays & (frame.bin == row.bin)].tolist() or frame.index[frame.stays].tolist()
+        assert row["most similar kept"] in rivals and row["its bin"] == frame.bin[row["most similar kept"]]
+        assert row.cosine == similarity[gone, row["most similar kept"]] == similarity[gone, rivals].max()
 
 
 def test_accuracies_are_those_of_the_study_on_the_same_images(here: Exploration) -> None:
@@ -46,10 +45,10 @@ def test_accuracies_are_those_of_the_study_on_the_same_images(here: Exploration)
     )
     whole = here.whole(Choice("features.conv2"))
     record = here.study.record(run)["result"]
-    assert whole.plan.kept == record["plan"]["kept"] and whole.macs == record["cost"]["macs"]
-    assert whole.params == record["cost"]["params"]
+    assert whole.plan.kept == record["plan"]["kept"] and whole.cost.macs == record["cost"]["macs"]
+    assert whole.cost.params == record["cost"]["params"]
     # The explorer judges on a part of the validation split.
-    assert abs(whole.plain_recalibrated - record["before_tuning"]["validation"]) < 12
+    assert abs(whole.plain[1] - record["before_tuning"]["validation"]) < 12
 
 
 def test_a_saved_network_loads_without_the_study(here: Exploration, tmp_path: Path) -> None:
@@ -57,9 +56,9 @@ def test_a_saved_network_loads_without_the_study(here: Exploration, tmp_path: Pa
         path = here.save(CHOICE, merge)
         dense = build_model("vgg16", num_classes=10, width=0.125, in_channels=1)
         compact = load_compact(path, dense).eval()
-        assert count_macs(compact, here.images[:1]) == here.whole(CHOICE).macs
+        assert count_macs(compact, here.images[:1]) == here.whole(CHOICE).cost.macs
         whole = here.whole(CHOICE)
-        want = whole.merged_recalibrated if merge else whole.plain_recalibrated
+        want = (whole.merged if merge else whole.plain)[1]
         assert accuracy(compact, here.bench.dataset, here.judges) == want
         names: dict[str, object] = {}
         exec(here.loading_code(path), names)  # noqa: S102 - our own code
@@ -86,50 +85,57 @@ def test_bad_networks_seeds_and_images_are_refused(here: Exploration) -> None:
         with pytest.raises(StudyError, match=message):
             Exploration(here.study, network, seed)
     with pytest.raises(StudyError, match="image=128 is not allowed; allowed: 0 to 127"):
-        here.maps(CHOICE, 128)
+        here.maps(CHOICE.layer, 128)
 
 
 def test_controls_redraw_what_depends_on_them_and_nothing_else(here: Exploration) -> None:
-    explorer = Explorer(here.study, here, CHOICE)
+    explorer = Explorer(here, CHOICE)
+    controls = explorer.controls
 
     def pictures() -> list[bytes]:
         return [bytes(image.value) for image in (explorer.similarity, explorer.norms, explorer.pair)]
 
     before = pictures()
     assert all(picture.startswith(b"\x89PNG") for picture in before)
-    explorer.image.value = 3
+    controls["image"].value = 3
     after = pictures()
     assert after[:2] == before[:2] and after[2] != before[2]
-    explorer.ratio.value = 0.75
-    assert pictures()[1] != after[1] and explorer.choice.ratio == 0.75
-    explorer.criterion.value = "kernel_l1"
-    assert explorer.reading.disabled and explorer.bins.disabled
+    controls["dropped"].index = 1
+    chosen, norms = controls["dropped"].label, pictures()[1]
+    controls["ratio"].value = 0.75
+    assert pictures()[0] == before[0] and pictures()[1] != norms and explorer.choice.ratio == 0.75
+    assert controls["dropped"].label == chosen  # still dropped, still looked at
+    controls["criterion"].value = "kernel_l1"
+    assert controls["reading"].disabled and controls["bins"].disabled
     numbers = explorer.numbers.value
-    explorer.network.value = "resnet20"
-    assert explorer.layer.value in explorer.here.layers and explorer.numbers.value != numbers
-    explorer.network.value = "vgg16"
+    controls["network"].value = "resnet20"
+    assert controls["layer"].value == explorer.here.layers[len(explorer.here.layers) // 2] == explorer.choice.layer
+    assert explorer.numbers.value != numbers
+    controls["network"].value = "vgg16"
     explorer.save.click()
     assert "load_compact" in explorer.said.value
 
 
 @pytest.mark.parametrize("network", ["vgg16", "resnet20"])
 def test_every_layer_can_be_looked_at(here: Exploration, network: str) -> None:
-    explorer = Explorer(here.study, here, CHOICE)
-    explorer.network.value = network
+    explorer = Explorer(here, CHOICE)
+    explorer.controls["network"].value = network
     for layer in explorer.here.layers:  # the last one, too, whose maps come flattened
-        explorer.layer.value = layer
-        assert explorer.choice.layer == layer and len(explorer.here.layer(explorer.choice).norms) > 1
-        assert explorer.gone.value is None or bytes(explorer.pair.value).startswith(b"\x89PNG")
+        explorer.controls["layer"].value = layer
+        assert explorer.choice.layer == layer and len(explorer.here.layer(explorer.choice)) > 1
+        assert explorer.controls["dropped"].value is None or bytes(explorer.pair.value).startswith(b"\x89PNG")
 
 
 def test_a_small_layer_where_nothing_goes_says_so_instead_of_failing(here: Exploration) -> None:
-    explorer = Explorer(here.study, here, CHOICE)
-    explorer.ratio.value = 0.05  # of 8 channels: rounds to none
-    assert explorer.gone.value is None and not bytes(explorer.pair.value)
+    explorer = Explorer(here, CHOICE)
+    explorer.controls["ratio"].value = 0.05  # of 8 channels: rounds to none
+    assert explorer.controls["dropped"].value is None and not bytes(explorer.pair.value)
+    explorer.controls["ratio"].value = 0.5
+    assert explorer.controls["dropped"].index == 0 and bytes(explorer.pair.value)
 
 
 def test_what_knows_no_widgets_gets_a_still_view(here: Exploration) -> None:
-    bundle = Explorer(here.study, here, CHOICE)._repr_mimebundle_()
+    bundle = Explorer(here, CHOICE)._repr_mimebundle_()
     assert WIDGET in bundle
     still = bundle["text/html"]
     assert still.count("<img alt=") == 3 and "of the unpruned" in still and "<script" not in still

@@ -1,0 +1,78 @@
+"""The prose of the notebooks: equations that every reader of Markdown draws, and parameters that name what there is."""
+
+from __future__ import annotations
+
+import html
+import re
+
+import nbformat
+import pytest
+from markdown_it import MarkdownIt
+
+from fcs_utils.report.chapters import NOTEBOOKS, Notebook
+from fcs_utils.report.pages import MATH, Math
+from fcs_utils.study.catalogue import profile_names
+
+# Inside $...$: what Markdown reads as emphasis, as a cell's edge, as a tag or as an escape, such as \, and \{.
+MANGLED = re.compile(r"_.*_|[*|<]|\\[^a-zA-Z]")
+DISPLAYED = re.compile(r"(?:\A|(?<=\n\n))\$\$\n[^\n$]+\n\$\$(?=\n\n|\Z)")
+
+
+def spoilt(markdown: str) -> list[str]:
+    """Formulas that GitHub or JupyterLab does not draw as they are written."""
+    # What a reader of Markdown that knows no formulas makes of them.
+    read = html.unescape(re.sub(r"<[^>]+>", "", MarkdownIt("commonmark").enable("table").render(markdown)))
+    bad = re.findall(r"\$\$[^$]*\$\$", DISPLAYED.sub("", markdown))  # not on lines of its own
+    for found in MATH.finditer(markdown):
+        formula = found["block"] or found["inline"] or ""
+        only_github = found["fence"] or found["tick"]
+        if only_github or formula.strip() not in read or (found["inline"] and MANGLED.search(formula)):
+            bad.append(formula)
+    return bad
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS.values(), ids=lambda n: n.name)
+def test_formulas_are_drawn_by_github_and_jupyterlab(notebook: Notebook) -> None:
+    cells = [cell.source for cell in nbformat.read(notebook.source, as_version=4).cells if cell.cell_type == "markdown"]
+    assert [formula for cell in cells for formula in spoilt(cell)] == []
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        r"$\{1, 2\}$",
+        r"$1\,000$",
+        r"$|b|$",
+        r"$a < b$",
+        r"$x^*$",
+        r"$s_{ij} = s_{ji}$",
+        "$`a_c`$",
+        "```math\na_c\n```",
+        "$$a_c$$",
+        "and so\n$$\na_c\n$$\n\n",
+        "$$\n\\mathcal{L}_C = a_{ij} \\, b\n$$",
+        "$$\na *b* c\n$$",
+    ],
+)
+def test_a_formula_that_markdown_mangles_is_found(formula: str) -> None:
+    assert spoilt(f"Before.\n\n{formula}\n\nAfter, with $a_c$ and $C$ channels.") != []
+    assert spoilt("Before, with $a_c$.\n\n$$\n\\frac{a_c}{b_c}\n$$\n\nAfter, with `$` and $C$ channels.") == []
+
+
+@pytest.mark.parametrize("formula", ["$a_c$", "$`a_c`$", "$$a_c$$", "$$\na_c\n$$", "```math\na_c\n```"])
+def test_pages_draw_formulas_in_all_their_forms(formula: str) -> None:
+    math = Math()
+    hidden = math.hide(f"It costs \\$5. {formula} and `$b$`.\n```\n$d$\n```")
+    assert hidden == "It costs \\$5. MATHML0END and `$b$`.\n```\n$d$\n```"
+    (drawn,) = math.found
+    display = "inline" if formula in ("$a_c$", "$`a_c`$") else "block"
+    assert f'display="{display}"' in drawn and "<msub><mi>a</mi><mi>c</mi></msub>" in drawn
+    assert drawn in math.put_back(hidden)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS.values(), ids=lambda n: n.name)
+def test_parameters_name_every_profile(notebook: Notebook) -> None:
+    cells = nbformat.read(notebook.source, as_version=4).cells
+    (parameters,) = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    listed = parameters.splitlines()[0].partition("# ")[2].partition(";")[0]
+    assert re.split(", | or ", listed) == list(profile_names())
