@@ -1,6 +1,6 @@
 """Files that carry a checksum of themselves: records as JSON, networks and images as safetensors.
 
-A file that was cut short, changed or written by something else is an error when it is read, never data. Nothing here
+Reading a file that was cut short, changed or written by something else raises an error. Nothing here
 unpickles: both formats hold plain values, and sizes are checked before memory is taken.
 """
 
@@ -95,13 +95,13 @@ def parse_json(content: bytes, where: str) -> dict[str, Any]:
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def write_checksummed(path: Path, value: Mapping[str, Any]) -> None:
     """Write a mapping as JSON, atomically, with its checksum as ``volatile.sha256``.
 
-    It covers the volatile part too, so it is itself volatile: equal runs have equal records but for that part.
+    It covers the volatile part too and is therefore volatile itself: records of equal runs are equal except for that part.
     """
     bare = json.loads(json.dumps(value, allow_nan=False))  # what a reader will see: keys are strings, tuples are lists
     volatile = {key: inner for key, inner in bare.get("volatile", {}).items() if key != "sha256"}
@@ -115,7 +115,7 @@ def read_checksummed(path: Path) -> dict[str, Any]:
 
 
 def check_checksum(value: dict[str, Any], where: str) -> dict[str, Any]:
-    """A value that carries its checksum, as it is. Raises StudyError, naming where it comes from, when the two do not agree."""
+    """A value that carries its checksum, unchanged. Raises StudyError, naming its source, when the checksum does not match."""
     volatile = value.get("volatile")
     if not isinstance(volatile, dict) or "sha256" not in volatile:
         raise StudyError(f"{where} has no checksum: it was not written by this study")
@@ -149,7 +149,7 @@ def module_sum(module: str) -> str | None:
 def set_aside(path: Path, why: str) -> None:
     """Rename a file that cannot be used to ``.corrupt``, where it can still be looked at, and warn."""
     aside = path.with_suffix(".corrupt")
-    with suppress(FileNotFoundError):  # another process was faster
+    with suppress(FileNotFoundError):  # another process has already moved it
         path.replace(aside)
     warnings.warn(f"{why} (set aside as {aside.name})", stacklevel=3)
 

@@ -67,7 +67,7 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
 
     try:
-        git("ls-files", "--error-unmatch", __file__)  # an environment may lie within another project's checkout
+        git("ls-files", "--error-unmatch", __file__)  # fails if .venv lies inside another project's checkout
         return git("rev-parse", "--short=10", "HEAD") + ("-modified" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -25,7 +25,7 @@ Found = TypeVar("Found")
 def in_turns(procedures: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 0) -> dict[str, list[float]]:
     """Seconds of every procedure in every round; within a round each runs once, one after the other.
 
-    A busy minute of the machine then meets all procedures, and the ratio of two times of one round is of one moment. ``warm_up``
+    A busy minute of the machine then slows all procedures alike, so two times of the same round can be compared. ``warm_up``
     rounds come first and are not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in procedures}
@@ -61,7 +61,7 @@ def measure_isolated(
     ]
     try:
         answers = [process.communicate() for process in processes]
-    finally:  # whoever interrupts does not want them to go on
+    finally:  # no process outlives an interrupt
         for process in processes:
             process.kill()
     for job, process, (_, errors) in zip(jobs, processes, answers, strict=True):

@@ -195,7 +195,7 @@ def measure_scoring(scoring: Scoring, device: str) -> dict[str, Any]:
     memory = [job for job in jobs if job.memory]
     # glibc gives large blocks back when they are freed, so that the peak is what is in use and not what the heap holds.
     settings = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1000000", "OMP_NUM_THREADS": "1"}
-    for start in range(0, len(memory), 2):  # memory is of each process, whatever runs beside it
+    for start in range(0, len(memory), 2):  # peak memory is per process, so other processes do not matter
         rows += measure_isolated(measure_procedure, memory[start : start + 2], settings)
     return {
         "machine": describe_machine(torch.device(device)),

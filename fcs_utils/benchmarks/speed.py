@@ -2,7 +2,7 @@
 
 The usual loop: PIL images, torchvision's transforms, a DataLoader with two workers, fp32, NCHW memory. Every loop does the same
 steps on the same network with the same batch. Each measurement has a process of its own, and the loops take turns, so that a busy
-minute meets all of them.
+minute slows all of them.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def study_loop(passes: Mode = "plain", two_at_once: bool = False) -> str:
 
 def _study(job: SpeedJob, network: nn.Module, pixels: Tensor, labels: Tensor) -> list[float]:
     """Like the other loops: seconds of every epoch that counts. pixels: (N, 32, 32, 3) bytes; labels: (N,)."""
-    device = pick_device(job.device)  # which settles what a study settles
+    device = pick_device(job.device)  # also sets what a study sets for this device
     train, few, channels = Split(pixels, labels), Split(pixels[:1], labels[:1]), torch.full((3,), 127.0)
     data = Dataset("random", "random", tuple("0123456789"), train, few, few, channels, channels / 2, True, "").to(device)
     precision = pick_precision(device)
@@ -80,7 +80,7 @@ def _study(job: SpeedJob, network: nn.Module, pixels: Tensor, labels: Tensor) ->
         return in_turns({"epoch": epoch}, EPOCHS - 1, warm_up=1)["epoch"]
     passes: Mode = next((mode for mode in get_args(Mode) if mode in job.way.split(", ")), "plain")
     training = Training(epochs=EPOCHS, learning_rate=0.01, batch_size=job.batch_size)
-    with warnings.catch_warnings():  # what fell back to plain passes must not count as another loop
+    with warnings.catch_warnings():  # a fallback to plain passes must not be counted as another loop
         warnings.filterwarnings("error", message=FELL_BACK)
         history = fit([network], training, data.batches(job.batch_size), execution=Execution(precision, passes))
     return np.diff([epoch.seconds for epoch in history]).tolist()
@@ -177,7 +177,7 @@ def speed_jobs(speed: Speed, device: str) -> list[SpeedJob]:
         [study_loop("compiled", two_at_once=not on_gpu)] if speed.compiled else []
     )  # on a CPU a study does its runs side by side
     loops = {"training": ["usual", "study", *more, "convolutions alone"], "evaluation": ["usual", "study"]}
-    images = speed.images * (8 if on_gpu else 1)  # which takes them in less time
+    images = speed.images * (8 if on_gpu else 1)  # a GPU takes more of them in less time
     jobs = [
         SpeedJob(network=network, width=width, batch_size=128, images=images, what=what, way=way, device=device)
         for network, width in speed.networks

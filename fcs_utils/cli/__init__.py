@@ -1,4 +1,4 @@
-"""What the commands do. Each imports what it needs, so a wrong word costs no import of torch."""
+"""What the commands do. Each imports what it needs, so a typo is refused without importing torch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def console() -> int:
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_utils") -> int:
     """Run a command; returns the exit status. Whatever the user can put right is one line on stderr."""
-    if not sys.stderr.isatty():  # tqdm reads it when it is imported: where nobody watches, a line every ten seconds
+    if not sys.stderr.isatty():  # tqdm reads it when imported; without a terminal it then prints a line every ten seconds
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     options = argparse.Namespace()
     try:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
 
 
 def _interrupt(number: int, _frame: object) -> NoReturn:
-    for again in (signal.SIGINT, signal.SIGTERM):  # whoever asks twice need not wait: what is on disk is whole at every moment
+    for again in (signal.SIGINT, signal.SIGTERM):  # a second signal ends at once: files on disk are always whole
         signal.signal(again, lambda *_: os._exit(128 + number))
     raise KeyboardInterrupt(number)
 
@@ -84,7 +84,7 @@ def _dispatch(options: argparse.Namespace) -> None:
 
     import_plugins(options.plugin)
     names = studies(options.profile, options.datasets)
-    if len(names) > 1 or options.fresh:  # missing data is said before results are set aside, or the first study takes its hours
+    if len(names) > 1 or options.fresh:  # report missing data before results are set aside or hours are spent
         for study in (_open(name, options) for name in names):
             if options.fresh or study.missing():
                 _ = study.bench.dataset
@@ -116,7 +116,7 @@ def _run(name: str, options: argparse.Namespace, started: float) -> None:
         print(*map(describe, study.pending(options.stages, options.only)), sep="\n")
         return
     if options.time_budget:
-        # Something is left for a run without epochs that is in hand, and for ending the workers.
+        # The reserve is for ending the workers and for a run in progress that has no epochs.
         study.bench.deadline = Deadline(started + options.time_budget - min(10.0, options.time_budget / 10))
     records = study.run(options.stages, workers=pick_workers(options.workers, study.bench.device), only=options.only)
     print(f"{len(records)} runs of profile {name} have records in {study.store.root}")
@@ -126,7 +126,7 @@ def _estimate(name: str, options: argparse.Namespace) -> None:
     from fcs_utils.study.estimate import estimate, training_throughput
 
     study = _open(name, options)
-    _ = study.bench.dataset  # missing data is said before anything is measured
+    _ = study.bench.dataset  # report missing data before anything is measured
     print(f"{study.profile.name} on {study.bench.device.type}, passes {options.passes}:")
     table = estimate(study, training_throughput(study.bench.device, options.passes))
     print(table.to_string(index=False, float_format="{:,.2f}".format))
@@ -139,7 +139,7 @@ def _speed(options: argparse.Namespace) -> None:
     study = _open(options.profile, options)
     print(speed_table(measure_here(study.store, study.profile.speed, study.bench.device.type)[-1:]).to_string(index=False))
     print("usual: DataLoader, PIL images, fp32, NCHW; study: a run as done here; two at once: both together, a thread each;")
-    print(f"convolutions alone: what a loop cannot go below. Kept in {study.store.measurements()}")
+    print(f"convolutions alone: no loop can be faster. Saved in {study.store.measurements()}")
 
 
 def _tables(options: argparse.Namespace) -> None:

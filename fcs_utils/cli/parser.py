@@ -73,7 +73,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--datasets": {
         "type": check_datasets, "default": (), "metavar": "A,B", "help": "study these data sets in turn, not the profile's own",
     },
-    "--fresh": {"action": "store_true", "help": "set existing results of the profile aside and do all again"},
+    "--fresh": {"action": "store_true", "help": "set existing results of the profile aside and repeat every run"},
     "--workers": {"type": _count, "metavar": "N", "help": "runs at once (default: one a core, or one on a GPU)"},
     "--parse-only": {"action": "store_true", "help": argparse.SUPPRESS},
     "--notebooks": {"type": _notebooks, "metavar": "NN,NN", "help": "only these notebooks and the runs they need, such as 03,06"},
@@ -81,7 +81,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--only": {
         "nargs": "+", "default": (), "metavar": "KEY=VALUE", "help": "only runs with these fields, such as criterion=fcs seed=2",
     },
-    "--list": {"action": "store_true", "help": "print the runs that would be done, and do none"},
+    "--list": {"action": "store_true", "help": "print the runs that have no record yet, and do none"},
     "--plugin": {
         "action": "append", "default": [], "metavar": "MODULE", "help": "a module that adds criteria or arms; may be repeated",
     },
@@ -101,11 +101,11 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "--profile quick --notebooks 03,06", "quick", "--data --datasets --fresh --workers --parse-only --notebooks",
     ),
     "run": (
-        "the runs alone, without Jupyter, for servers", "--profile smoke --stages reference --only network=vgg16", "quick",
+        "do the runs only, without Jupyter, for servers", "--profile smoke --stages reference --only network=vgg16", "quick",
         "--data --datasets --fresh --workers --stages --only --list --plugin --time-budget --device --passes",
     ),
     "estimate": (
-        "what the runs that a profile still lacks will take on this machine, from some seconds of measured training",
+        "estimate how long a profile's missing runs take on this machine, from some seconds of training",
         "--profile paper", "paper", "--data --datasets --device --passes",
     ),
     "speed": (

@@ -36,7 +36,7 @@ class Flow:
         for name, module in model.named_modules():
             hooks.append(module.register_forward_pre_hook(lambda _m, args, name=name: self._seen(self.inputs, "input", name, args)))
             hooks.append(module.register_forward_hook(lambda _m, _a, out, name=name: self._seen(self.outputs, "output", name, out)))
-        # A node of the images themselves, to see where they flow besides into convolutions.
+        # A node of the images themselves, to see where else they flow than into convolutions.
         images = example.detach().requires_grad_().clone()
         self.source = images.grad_fn
         try:

@@ -90,7 +90,7 @@ class Layer:
 def traceable(model: nn.Module) -> Iterator[None]:
     """Let the graph be built, then put modes and gradient flags back.
 
-    The library follows gradients, finds nothing in a frozen network without a word, and leaves the network
+    The library follows gradients, so in a frozen network it silently finds nothing. It also leaves the network
     in eval mode.
     """
     modes = {name: module.training for name, module in model.named_modules()}
@@ -116,7 +116,7 @@ def dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
     try:
         # In a tuple: a lone tensor would be unpacked, and the network traced on an image without its batch.
         return tp.DependencyGraph().build_dependency(model, example_inputs=(example[:1],), verbose=False)
-    except Exception as error:  # whatever a foreign forward pass or the library raises, it means one thing here
+    except Exception as error:  # any error in the forward pass or the library means the same here
         raise StudyError(f"the network's channels cannot be followed on images {tuple(example.shape)}: {error}") from error
 
 

@@ -30,7 +30,7 @@ def read_weights(model: nn.Module, consumer: Consumer) -> Tensor:
 
 
 def elimination_order(gram: Tensor, weights: Tensor, norms: Tensor) -> list[int]:
-    """Channels in the order in which backward elimination drops them, the least missed first.
+    """Channels in the order in which backward elimination drops them, the least needed first.
 
     gram: (C, C). weights: (C,), what a unit of squared error in a channel costs. norms: (C,).
 
@@ -52,7 +52,7 @@ def elimination_order(gram: Tensor, weights: Tensor, norms: Tensor) -> list[int]
         left[gone] = False
         column = inverse[:, gone].clone()
         inverse -= column[:, None] * (column / column[gone])
-        inverse[gone, gone] = 1.0  # out of the game; keeps the division above defined
+        inverse[gone, gone] = 1.0  # already dropped; keeps the division above defined
     return order
 
 
@@ -78,7 +78,7 @@ def reconstruction(statistics: ChannelStatistics, kept: Sequence[int], intercept
     drop = torch.tensor([c for c in range(len(statistics.l1)) if c not in set(kept)])
     products = statistics.gram / statistics.count
     size = products.diagonal()[keep].mean()
-    ridge = RIDGE * (size if size > 0 else 1.0)  # all dead: nothing to blend, and nothing comes of it
+    ridge = RIDGE * (size if size > 0 else 1.0)  # all channels dead: the solution is then zero
     if intercept:
         products = products - statistics.mean[:, None] * statistics.mean
     inner = products[keep][:, keep]

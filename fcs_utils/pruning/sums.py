@@ -29,8 +29,8 @@ class Sums:
         self.positions = maps[0, 0].numel()
         rows = _rows(maps)
         total = rows.sum(0)
-        # Behind a ReLU nothing is negative, and looking costs a CPU half of a copy's time and no memory. A GPU
-        # would have to wait for the answer.
+        # After a ReLU nothing is negative, and checking costs a CPU half the time of a copy and no memory. A GPU
+        # would have to wait for the result.
         rectified = not rows.is_cuda and bool(rows.min() >= 0)
         self._add("gram", rows.T @ rows)
         self._add("absolute", total if rectified else rows.abs().sum(0))

@@ -58,8 +58,8 @@ def claim_verdicts(table: pd.DataFrame) -> dict[str, Verdict]:
     """The verdict per claim, from a ledger.
 
     C1, C2 and C3 by compute need every decisive row. C3 needs one shorter schedule at which MLFT is no worse than
-    TFT's longest and better than TFT's of the same length, while that one is not shown to be no worse itself; it
-    is contradicted when at every shorter schedule one of the two is.
+    TFT's longest and better than TFT's of the same length, unless the latter is shown to be no worse itself. C3
+    is contradicted when at every shorter schedule one of the two comparisons is.
     """
     verdicts: dict[str, Verdict] = {}
     for claim, group in table.groupby("claim", sort=False):
@@ -76,13 +76,13 @@ def claim_verdicts(table: pd.DataFrame) -> dict[str, Verdict]:
     return verdicts
 
 
-# Of rows that inform: the paper's claims do not stand or fall with them.
+# For rows that only inform: the verdicts on the paper's claims do not depend on them.
 SIGNS = {"supported": "above zero", "contradicted": "below zero", "undecided": "no clear difference"}
 
 
 @as_table("claims", "ledger")
 def claims_table(ledger: pd.DataFrame) -> pd.DataFrame:
-    """The ledger as people read it; in parentheses what informs only: its p-value is uncorrected, its verdict none."""
+    """The ledger for readers; parentheses mark rows that only inform, with an uncorrected p-value and no verdict."""
 
     def p_value(row: Any) -> str:
         shown = "" if math.isnan(row.p_holm) else "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}"

@@ -44,8 +44,8 @@ class Comparison:
 def c1(similarity: pd.DataFrame) -> list[Comparison]:
     """Do trained channels have a near-duplicate more often than untrained ones? One decisive row per network.
 
-    The untrained network's BatchNorm has seen the calibration images. The network as it is made, whose BatchNorm is
-    the identity, and the share of similar pairs inform.
+    The untrained network's BatchNorm has seen the calibration images. The comparison with the network as made, whose
+    BatchNorm is the identity, and the share of similar pairs are for information only.
     """
     rows = []
     for network, group in similarity.groupby("network", sort=False):
@@ -62,14 +62,14 @@ def c1(similarity: pd.DataFrame) -> list[Comparison]:
     return rows
 
 
-# The paper's claim names these two; against other criteria the ledger only informs.
+# The paper's claim names these two; comparisons with other criteria are for information only.
 BASELINES = {"kernel_l1": "kernel L1 norm", "feature_norm": "layer-wise feature norm"}
 
 
 def c2(tuned: pd.DataFrame) -> list[Comparison]:
     """FCS against every other criterion at equal MACs after identical fine-tuning, over all networks and ratios.
 
-    Where there are several networks, what each one has of the effect informs: they may disagree.
+    With several networks, the effect in each of them is shown for information, as they may disagree.
     """
     ours = tuned[tuned.criterion == "fcs"]
     if not len(ours):
@@ -182,7 +182,7 @@ def _compute(ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
 
 
 def c3_by_compute(arms: pd.DataFrame) -> list[Comparison]:
-    """MLFT against the TFT schedule whose training MACs are nearest: a longer one, for a peer's training is paid for."""
+    """MLFT against the TFT schedule of nearest training MACs, a longer one, because training the peer costs MACs too."""
     rows = []
     for network, group in arms.groupby("network", sort=False):
         macs = group.groupby(["method", "epochs"]).training_macs.mean()
@@ -193,7 +193,7 @@ def c3_by_compute(arms: pd.DataFrame) -> list[Comparison]:
             factors = spent / macs["tft"]
             nearest = factors.map(math.log).abs().idxmin()
             found.append((abs(math.log(factors[nearest])), epochs, nearest))
-        # Within a factor of one and a half they cost about the same; where no pair does, the nearest must do.
+        # Within a factor of 1.5 they cost about the same; if no pair lies within it, the nearest pair is used.
         for _, epochs, nearest in [pair for pair in found if pair[0] < math.log(1.5)] or [min(found)]:
             pair = _arm(group, "mlft", epochs), _arm(group, "tft", nearest)
             factor = _compute(*pair)

@@ -32,7 +32,7 @@ RECALIBRATION = 128  # calibration images behind BatchNorm's statistics, of what
 
 @dataclass(frozen=True)
 class Choice:
-    """What the controls hold. A criterion that takes no reading or bins is shown with them, but not moved by them."""
+    """What the controls hold. A criterion without a reading or bins is shown with these controls but ignores them."""
 
     layer: str
     criterion: str = "fcs"
@@ -54,8 +54,8 @@ class Whole:
 class Exploration:
     """One trained reference of a study with its statistics, gathered once: every answer takes a fraction of a second.
 
-    Raises StudyError for a network or seed that the study's profile does not have. The reference is trained where
-    its weights are not on this machine.
+    Raises StudyError for a network or seed that the study's profile does not have. The reference is
+    trained if its weights are not on this machine.
     """
 
     def __init__(self, study: Study, network: str, seed: int) -> None:

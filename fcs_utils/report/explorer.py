@@ -1,4 +1,4 @@
-"""The explorer: controls and pictures around an ``Exploration``. Where no widgets live, its first view is a still one."""
+"""The explorer: controls and pictures around an ``Exploration``. Without live widgets it shows a still first view."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ FIGURES: dict[str, tuple[Draw, tuple[str, ...]]] = {}  # of the index, by file n
 def as_figure(name: str, *needs: str) -> Callable[[Draw], Draw]:
     """Show what the function draws on the index as figure ``name``, made from these attributes of a ``Report``.
 
-    A figure of which one attribute is empty is left out.
+    A figure is left out when one of these attributes is empty.
     """
 
     def register(draw: Draw) -> Draw:

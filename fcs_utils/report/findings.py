@@ -30,9 +30,9 @@ def sentence(
 ) -> str:
     """'FCS ends 1.5 points of top-1 below random channels (95 % interval 0.8 to 2.2, 3 seeds)', without the full stop.
 
-    low, high: 95 % interval of the effect; NaN for one seed. Where it holds zero the sentence says 'no clear
-    difference'. p: corrected for other comparisons; where it is not significant in spite of the interval, the text
-    says so. sides: the words for more and for less. Without ours it is an item of a list.
+    low, high: 95 % interval of the effect; NaN for one seed. If it contains zero, the sentence says 'no
+    clear difference'. p: corrected for other comparisons; if it is not significant although the interval excludes zero,
+    the sentence says so. sides: the words for more and for less. Without ``ours`` the result is an item of a list.
     """
     digits = 1 if all(abs(value) >= 0.05 for value in (effect, low, high) if not math.isnan(value)) else 2
 
@@ -109,11 +109,11 @@ def _redundancy(rows: pd.DataFrame) -> list[str]:
         "larger",
         "smaller",
         "in trained networks than in untrained ones",
-        "for some networks only",
+        "(not in every network)",
     )
     said = [f"{lead}: {listed(own)}"]
     if len(made := rows[rows.role == "as made"]):
-        said.append(f"Against networks as they are made, whose BatchNorm has seen no image, the trained ones have {listed(made)}")
+        said.append(f"Compared with untrained networks whose BatchNorm has seen no image, trained ones have {listed(made)}")
     return said
 
 
@@ -136,7 +136,7 @@ def _after(row: Any) -> str:
 def _epochs(rows: pd.DataFrame) -> list[str]:
     same, short = rows[rows.role == "better"], rows[rows.role == "no worse"]
     if not len(short) or not len(same):
-        return ["No shorter schedule of both MLFT and TFT is there, so nothing is known about fewer epochs"]
+        return ["MLFT and TFT have no shorter schedule in common, so nothing is known about fewer epochs"]
     lead = _headline(same.verdict, "MLFT", "ahead of", "behind", "TFT at equal epochs", "for some schedules only")
     said = [f"{lead}: {_enumerated(same, _after)}, at {same.compute.mean():.1f} times the training compute"]
     goal, slack = f"TFT's longest schedule ({counted(short.against.max(), 'epoch')})", f"within {short.slack.max():.2g} points"
@@ -154,7 +154,7 @@ def _epochs(rows: pd.DataFrame) -> list[str]:
 
 
 def _at_equal_compute(rows: pd.DataFrame) -> list[str]:
-    lead = _headline(rows.verdict, "MLFT", "ahead of", "behind", "TFT at like training compute", "for some schedules only")
+    lead = _headline(rows.verdict, "MLFT", "ahead of", "behind", "TFT at similar training compute", "for some schedules only")
     several = rows.network.nunique() > 1
 
     def name(row: Any) -> str:

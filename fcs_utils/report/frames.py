@@ -22,7 +22,7 @@ from fcs_utils.study.study import Study
 from fcs_utils.training.arms import arm_row, is_searched
 
 Made = TypeVar("Made")
-REGISTERED = (ablation_figures, ablations, arm_figures, claims, figures, tables)  # importing them enters what they make
+REGISTERED = (ablation_figures, ablations, arm_figures, claims, figures, tables)  # importing them fills the registries
 NAMES = {"vgg16": "VGG-16", "vgg19": "VGG-19", **{f"resnet{d}": f"ResNet-{d}" for d in (20, 32, 44, 56, 110)}}
 
 
@@ -175,7 +175,7 @@ class Report:
         return self._possible(figures.FIGURES)
 
     def _possible(self, registry: Mapping[str, tuple[Callable[..., Made], tuple[str, ...]]]) -> dict[str, Callable[[], Made]]:
-        """Those of a registry of which all that they take is there."""
+        """The entries of a registry whose frames are all available."""
         found = {name: (make, [getattr(self, need) for need in needs]) for name, (make, needs) in registry.items()}
         return {
             name: partial(make, *parts)

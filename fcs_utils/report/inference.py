@@ -24,8 +24,8 @@ class Paired:
     """A mean paired difference with its 95 % paired-t interval, not corrected for other comparisons.
 
     error: standard error of the mean. p: two-sided p value. NaN where n = 1 leaves them undefined, and p where
-    all differences are equal: accuracies move in steps of one image, and no spread at all is a coarse ruler and
-    not certainty.
+    all differences are equal: accuracies move in steps of one image, so a lack of spread shows how coarse they are,
+    not how certain.
     """
 
     effect: float
@@ -38,7 +38,7 @@ class Paired:
     def detectable(self, comparisons: int = 1) -> float:
         """The smallest true effect that n pairs with this spread would have found in 80 % of studies, two-sided.
 
-        comparisons: how many the level is shared by, as at Holm's first step.
+        comparisons: how many comparisons share the significance level, as at Holm's first step.
         """
         if not self.error > 0:  # NaN too
             return math.nan
@@ -47,7 +47,7 @@ class Paired:
 
         def missing(shift: float) -> float:
             power = stats.nct.sf(critical, freedom, shift)  # the other tail is out of reach here
-            return float(np.nan_to_num(power, nan=1.0)) - POWER  # scipy gives up far out, where power is 1
+            return float(np.nan_to_num(power, nan=1.0)) - POWER  # scipy returns NaN far out, where power is 1
 
         return self.error * float(brentq(missing, 0.0, 10 * critical))
 

@@ -131,7 +131,7 @@ def _kept_table(store: Store, name: str, table: pd.DataFrame) -> str:
 
 
 def figure_links(store: Store, name: str, up: str) -> list[tuple[str, str]]:
-    """What there is of a figure, from a page: the picture to scale, and the numbers behind it. up: the way to ``work``."""
+    """Links from a page to a figure's files: the scalable picture and its data. up: the relative path to ``work``."""
     places = [(store.figure(name, "svg"), "SVG"), (store.figure(name, "png"), "PNG"), (store.figure(name, "csv"), "data")]
     return [(up + path.relative_to(store.work).as_posix(), title) for path, title in places if path.exists()]
 

@@ -52,7 +52,7 @@ def build(profile: str, out: str | Path, data: str | None, numbers: str | None =
         shared = pages.shared_parts(study)
         pages.render_page(study, notebook, shared)
         pages.render_index(study, shared, report)
-        write_atomic(store.state(number), _inputs(store, notebook).encode())  # last: whoever finds it finds the page too
+        write_atomic(store.state(number), _inputs(store, notebook).encode())  # last: once this file exists, the page does too
 
     parameters = {"profile": profile, "out": _from_root(out), "data": _from_root(data) if data else ""}
     try:
@@ -92,7 +92,7 @@ def execute_all(
 ) -> None:
     """Run notebooks side by side, one thread each; those that measure time run after the others, alone.
 
-    done: is told of each that succeeded. Raises StudyError for the first that fails; the others are done nevertheless.
+    done: called with each that succeeded. Raises StudyError for the first that fails, after the others have run.
     """
     together = {number: notebook for number, notebook in notebooks.items() if not notebook.measures_time}
     failures: list[StudyError] = []
@@ -110,8 +110,8 @@ def execute_all(
             for future in as_completed(begun):
                 settle(begun[future], future.result())
         except BrokenProcessPool as broken:
-            raise StudyError("a process that ran a notebook was killed, perhaps for want of memory; start again") from broken
-        except BaseException:  # whoever interrupts does not want to wait for the notebooks in hand
+            raise StudyError("a process that ran a notebook was killed, perhaps because memory ran out; start again") from broken
+        except BaseException:  # after an interrupt, do not wait for running notebooks
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
@@ -159,14 +159,14 @@ def execute(store: Store, notebook: Notebook, parameters: Mapping[str, Any]) -> 
             dict(parameters),
             kernel_name="python3",
             progress_bar=False,
-            extra_arguments=["--log-level=50"],  # what kernels note on their transport and shutdown is no news
+            extra_arguments=["--log-level=50"],  # hides what kernels log about their transport and shutdown
         )
     except PapermillExecutionError as error:
         raise StudyError(
             f"notebook {notebook.name} failed: {error.ename}: {error.evalue} (executed copy kept: {failed})"
         ) from error
     except DeadKernelError as error:
-        raise StudyError(f"notebook {notebook.name}: its kernel was killed, perhaps for want of memory; start again") from error
+        raise StudyError(f"notebook {notebook.name}: its kernel was killed, perhaps memory ran out; start again") from error
     finally:
         del os.environ[KEEPS_FIGURES]
     write_atomic(store.executed(notebook.name), _tidy(failed).encode())
@@ -174,7 +174,7 @@ def execute(store: Store, notebook: Notebook, parameters: Mapping[str, Any]) -> 
 
 
 def _tidy(executed: Path) -> str:
-    """An executed copy without what is only of this machine and moment: paths, times, bars, warnings, live widgets."""
+    """An executed copy without what belongs to this machine and time only: paths, times, bars, warnings, live widgets."""
     import nbformat
 
     content = nbformat.read(executed, as_version=4)

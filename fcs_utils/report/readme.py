@@ -69,5 +69,5 @@ def profile_readme(study: Study, report: Report) -> str:
 
 
 def ledger_digest(report: Report) -> str:
-    """Hash of the numbers that the README's figure shows; stands inside the PNG, so that a stale one is found out."""
+    """Hash of the numbers that the README's figure shows; stored inside the PNG, so that a stale figure can be detected."""
     return hashlib.sha256(report.ledger.to_csv(index=False).encode()).hexdigest()

@@ -24,7 +24,7 @@ TABLES: dict[str, tuple[Make, tuple[str, ...]]] = {}  # by file name: the functi
 def as_table(name: str, *needs: str) -> Callable[[Make], Make]:
     """Publish what the function returns as table ``name``, made from these attributes of a ``Report``.
 
-    A table of which one attribute is empty is left out.
+    A table is left out when one of these attributes is empty.
     """
 
     def register(make: Make) -> Make:

@@ -36,7 +36,7 @@ def profile_names() -> tuple[str, ...]:
 
 
 def check_profile(text: str) -> str:
-    """``NAME`` or ``NAME:DATASET`` as it is. Raises StudyError for a profile that there is not or a malformed data set."""
+    """``NAME`` or ``NAME:DATASET`` as it is. Raises StudyError for an unknown profile or a malformed data set."""
     base, colon, dataset = text.partition(":")
     if base not in profile_names():
         raise refuse("profile", text, ", ".join(profile_names()) + ", or NAME:DATASET such as paper:cifar100")

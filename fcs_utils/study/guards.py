@@ -15,9 +15,9 @@ from fcs_utils.errors import Elsewhere, OutOfTime, StudyError
 
 @contextmanager
 def file_lock(path: Path, what: str, deadline: Deadline | None = None, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock file at ``path``, waiting for another process that does, or not: then Elsewhere is raised.
+    """Hold the lock file at ``path``. If another process holds it, wait, or raise Elsewhere when ``wait`` is false.
 
-    The lock is the operating system's: it ends with its holder, however that ends. Raises OutOfTime when the
+    The lock is the operating system's, so it ends with the process that holds it, even a killed one. Raises OutOfTime when the
     deadline comes first, StudyError when the file cannot be made.
     """
     deadline = deadline or Deadline()

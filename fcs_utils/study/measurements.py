@@ -60,7 +60,7 @@ def speeds(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
 
 def measure_here(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
     """Add this machine's speeds, or renew them; returns ``measurements``. Raises StudyError as ``measure_speeds`` does."""
-    keep(store, "speed", {"measured": measurements(store, speed)})  # a folder that refuses it does so before the work
+    keep(store, "speed", {"measured": measurements(store, speed)})  # so that an unwritable folder fails before the work
     mine = measure_speeds(speed, device)
     others = [one for one in measurements(store, speed) if machine_name(one) != machine_name(mine)]
     keep(store, "speed", {"measured": [*others, mine]})

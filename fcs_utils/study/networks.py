@@ -88,7 +88,7 @@ class Bench:
     def in_hand(self, run: Run, *, wait: bool = True) -> Iterator[None]:
         """Hold a run's lock while this process does it; once it is done, the checkpoint of its training is removed.
 
-        Raises OutOfTime when the deadline comes before the lock is free, Elsewhere where nobody is to wait for it.
+        Raises OutOfTime when the deadline comes before the lock is free, Elsewhere when ``wait`` is false and it is taken.
         """
         with file_lock(self.store.lock(run.identity), describe(run), self.deadline, wait=wait):
             yield
@@ -116,7 +116,7 @@ class Bench:
             if record and record["result"]["weights_sha256"] != self.weights_sha256(run):
                 warnings.warn(
                     f"{describe(run)}, trained again here, is not bit-equal to the one behind the records (made on "
-                    f"{record['provenance']['device']}): its pictures may differ a little; --fresh does all here",
+                    f"{record['provenance']['device']}): its pictures may differ a little; --fresh repeats every run here",
                     stacklevel=4,
                 )
         network.load_state_dict(state)
@@ -207,7 +207,7 @@ class Bench:
 
     def checkpoint(self, run: Run) -> Checkpoint:
         """Where the training of a run goes on after it was cut off."""
-        start = "" if run.kind == "reference" else self.weights_sha256(run)  # other weights are another training
+        start = "" if run.kind == "reference" else self.weights_sha256(run)  # a start from other weights is another training
         return Checkpoint(self.store.unfinished(run.identity), f"{run.identity} {start}")
 
     def train(self, run: Run, networks: Sequence[nn.Module], training: Training, arm: Arm, on_macs: OnMacs) -> list[Epoch]:

@@ -23,7 +23,7 @@ _listeners: list[Callable[[int], None]] = []  # at most one: who hears of the MA
 
 
 def report_macs(macs: int) -> None:
-    """Tell whoever waits for this process's runs, wherever that is, how many MACs an epoch took."""
+    """Report how many MACs an epoch took to the process that waits for this one's runs."""
     for listener in _listeners:
         listener(macs)
 
@@ -61,13 +61,13 @@ def executor(workers: int, on_macs: Callable[[int], None]) -> Iterator[Executor]
     try:
         yield pool
         pool.shutdown()
-    except BaseException as error:  # whoever interrupts does not want to wait for the runs in hand
+    except BaseException as error:  # after an interrupt, do not wait for runs in progress
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
         if isinstance(error, BrokenExecutor):
             raise StudyError(
-                "a worker process died, for want of memory (take fewer --workers) or because a script started it outside "
+                "a worker process died, because memory ran out (take fewer --workers) or because a script started it outside "
                 "of if __name__ == '__main__'; finished runs have their records, start again to go on"
             ) from error
         raise
@@ -76,7 +76,7 @@ def executor(workers: int, on_macs: Callable[[int], None]) -> Iterator[Executor]
 
 
 def _listen(queue: Any, done: threading.Event, on_macs: Callable[[int], None]) -> None:
-    # In a thread that nobody waits for: a worker that is killed may leave half a number behind.
+    # In a daemon thread: a killed worker may leave a half-written number, and nothing must wait for the rest.
     while not done.wait(0.2):
         while not queue.empty():
             on_macs(queue.get())

@@ -31,8 +31,8 @@ class Arms(Config):
     Each arm's learning rate is the one of ``learning_rates`` with the best validation results after
     ``pilot_epochs`` on ``pilot_seeds``, which take no part in anything else. Then every arm runs every
     schedule of ``epochs`` with every seed, and training from scratch runs with the reference's epochs
-    and with its training MACs, on the first ``scratch_seeds`` seeds (None is all). further_seeds: on which
-    references and arms alone run, where arms need more seeds than the comparison of criteria can have.
+    and with its training MACs, on the first ``scratch_seeds`` seeds (None is all). further_seeds: seeds
+    on which only references and arms run, where arms need more seeds than the comparison of criteria can afford.
     """
 
     networks: tuple[str, ...]
@@ -110,7 +110,7 @@ class Profile(Config):
     arms: Arms
     scoring: Scoring = Scoring()
     speed: Speed = Speed()
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: what the machine of the first run is fastest in
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: the fastest on the machine of the first run
 
 
 def import_plugins(names: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ def best_rates(pilots: pd.DataFrame, slack: float) -> pd.Series:
     """The learning rate of each network's arm, from pilot runs with ``validation`` and ``validation_loss``.
 
     Of the rates whose mean validation accuracy is within the slack of the best one's, the one with the lowest mean
-    validation loss: where accuracies count as equal, the loss is the finer ruler.
+    validation loss: among accuracies that count as equal, the loss decides.
     """
     means = pilots.groupby(["network", "method", "learning_rate"], sort=False)[["validation", "validation_loss"]].mean()
     best = means.groupby(["network", "method"], sort=False).validation.transform("max")

@@ -186,7 +186,7 @@ class Settings:
     """A folder's precision, and of its data what tables need without having the data.
 
     The precision is part of every run's identity, so it belongs to the folder and not to the machine that opens it: records that
-    come home from a GPU must be found on a laptop. Raises StudyError for a precision that there is not.
+    come home from a GPU must be found on a laptop. Raises StudyError for an unknown precision.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class Settings:
 
     @property
     def validation_images(self) -> int:
-        """How many images the validation split has: its grain decides what counts as equal."""
+        """How many images the validation split has: its size sets how finely accuracy is measured."""
         images: int = self._kept.get("validation_images") or len(self._dataset().validation)
         return images
 

@@ -1,4 +1,4 @@
-"""The order in which runs are done: each after what it builds on, the longest way to an end first."""
+"""The order in which runs are done: each after what it builds on, those on the longest chain of runs first."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Errors = Sequence[StudyError | None]
 class Group(NamedTuple):
     """Runs that one worker does, one after the other, because they share a pass over the calibration images."""
 
-    way: int  # minus the MACs from its start to the end of all that builds on it, had each run a worker of its own
+    way: int  # minus the MACs of the longest chain of runs that starts here
     number: int  # in the order of adding
     runs: list[Run]
-    wait: bool = False  # for another process that has them in hand
+    wait: bool = False  # for another process that is doing them
 
 
 class Schedule:
     """Which runs can be done now. Runs may be added at any time, each after what it builds on.
 
-    What builds on a failed run is not done; ``dropped`` counts it. What another process has in hand comes last.
+    What builds on a failed run is not done; ``dropped`` counts it. What another process is doing comes last.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Schedule:
         self._elsewhere: list[Group] = []
 
     def add(self, runs: Iterable[Run], macs: Mapping[str, int], behind: Mapping[str, int] | None = None) -> None:
-        """macs: what each run is expected to take. behind: what else waits for some runs, beside the runs that are added."""
+        """macs: what each run is expected to take. behind: further MACs that wait for some runs."""
         new, ways = [run for run in runs if run.identity not in self._done], dict(behind or {})
         groups: dict[object, list[Run]] = {}
         for run in reversed(new):
@@ -56,7 +56,7 @@ class Schedule:
         for group in groups.values():
             before = parent.identity if (parent := group[0].parent()) else ""
             self._behind.setdefault(before, []).append(Group(-max(ways[run.identity] for run in group), next(self._number), group))
-            if (done := self._done.get(before, True)) is not None:  # what is not known here has its record
+            if (done := self._done.get(before, True)) is not None:  # a run that is not known here has its record
                 self._release(before, failed=not done)
 
     def _release(self, parent: str, *, failed: bool) -> None:
@@ -71,13 +71,13 @@ class Schedule:
                 self._release(run.identity, failed=True)
 
     def pop(self, *, idle: bool) -> Group | None:
-        """What to do next, or None. idle: no run is in hand here, so other processes may be waited for."""
+        """What to do next, or None. idle: no run is in progress here, so waiting for other processes is allowed."""
         if self._ready:
             return heapq.heappop(self._ready)
         return self._elsewhere.pop(0) if idle and self._elsewhere else None
 
     def settle(self, run: Run, error: StudyError | None) -> None:
-        """A run has its record, has failed, or turned out to be in hand elsewhere."""
+        """A run has its record, has failed, or turned out to be in progress elsewhere."""
         if isinstance(error, Elsewhere):
             self._elsewhere.append(Group(0, 0, [run], wait=True))
         else:
@@ -101,8 +101,8 @@ def perform(
 ) -> Iterator[tuple[Run, StudyError | None]]:
     """Do all runs of a schedule, ``at_once`` groups at a time; yields each with its error when its group is done.
 
-    ensure: called with a run and ``wait``, whether to wait for another process that has it in hand, or to raise Elsewhere.
-    When time is up nothing more is begun; OutOfTime is raised after the runs in hand have come to their own end.
+    ensure: called with a run and ``wait``: whether to wait for another process that is doing it, or to raise Elsewhere.
+    When time is up no further run starts; OutOfTime is raised after the runs in progress have ended.
     """
     flying: dict[Future[Errors], Group] = {}
     late: OutOfTime | None = None

@@ -29,7 +29,7 @@ class Selection:
         return list({run.identity: run for run in found}.values())
 
     def check(self, *grids: Stages) -> None:
-        """Raises StudyError for a value that no run of any grid has, and where no run has all that is wanted together."""
+        """Raises StudyError for a value that no run of any grid has, and when no run has all the wanted values together."""
         if not self.wanted:
             return
         there = [_fields(run, stage) for stages in grids for stage, runs in stages.items() for run in runs]

@@ -36,7 +36,7 @@ from fcs_utils.training.passes import Mode, check_mode
 class Study:
     """A profile's runs, their records in ``out/profile``, and ``bench``, the networks behind them.
 
-    passes: how training passes are asked to be done, which records say: results differ by rounding, as between machines.
+    passes: how training passes are done; records say it, because results differ by rounding, as between machines.
     plugins: modules that add criteria or arms, besides those that the profile names.
     Raises StudyError for an unknown profile or device, passes that it lacks, and a plugin that cannot be imported.
     Nothing is created before ``run``.
@@ -69,7 +69,7 @@ class Study:
         outside += [arm.module for arm in ARMS.values() if arm.code]
         return _reopen, (self.bench.deadline, *self._arguments, tuple(dict.fromkeys((*self._plugins, *outside))))
 
-    # -- which runs there are, and what is there of them -----------------------------------------------------------
+    # -- which runs there are, and which have records --------------------------------------------------------------
 
     def runs(self, stages: Iterable[Stage] | None = None, only: Sequence[str] = ()) -> list[Run]:
         """The runs of some stages (default: all), each once, in order; ``only`` as in ``run``.
@@ -151,7 +151,7 @@ class Study:
         return certain, [run for run in self._with_ancestors(arms[0] if arms else []) if run.identity not in known]
 
     def _with_ancestors(self, runs: Iterable[Run]) -> list[Run]:
-        """Those of some runs that have no record, each once and behind what it builds on."""
+        """Those of some runs that have no record, each once and after what it builds on."""
         todo: dict[str, Run] = {}
         for run in runs:
             line: list[Run] = []
@@ -211,7 +211,7 @@ class Study:
     def ensure(self, run: Run, on_macs: OnMacs = report_macs, *, wait: bool = True) -> Record:
         """The record of a run, doing it and what it builds on where there is none.
 
-        Raises Elsewhere where another process has it in hand and that is not to be waited for.
+        Raises Elsewhere when another process is doing it and ``wait`` is false.
         """
         if (record := self.record(run)) is not None:
             return record

@@ -19,7 +19,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.files import read_tensors, set_aside, write_tensors
 from fcs_utils.training.optimiser import Optimiser
 
-EVERY = 60.0  # seconds between saves: a kill costs at most this and the epoch in hand
+EVERY = 60.0  # seconds between saves: a kill loses at most this and the current epoch
 
 
 class Checkpoint:

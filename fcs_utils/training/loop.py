@@ -26,7 +26,7 @@ Batches = Callable[[int, int], Iterable[Batch]]  # (seed, epoch), epochs from 1 
 
 @dataclass(frozen=True)
 class Epoch:
-    """State after one epoch. Accuracies are top-1 in percent; what nobody evaluated is None."""
+    """State after one epoch. Accuracies are top-1 in percent; what was not evaluated is None."""
 
     epoch: int
     loss: float  # mean training loss of the first network, in nats

@@ -66,7 +66,7 @@ def training_passes(networks: Sequence[nn.Module], trained: int, images: Tensor,
         finally:
             for network in networks:
                 network.__dict__.pop("forward", None)
-            gc.collect()  # graphs and their memory hang in a cycle, and a GPU without memory calls no collector
+            gc.collect()  # graphs are in a reference cycle, and a full GPU does not start the collector
 
 
 def _compiled(network: nn.Module) -> Pass:
@@ -85,7 +85,7 @@ def _compiled(network: nn.Module) -> Pass:
         before = _buffers(network)
         try:
             return attempt(images)
-        except RuntimeError as error:  # of which all of the compiler's are
+        except RuntimeError as error:  # all of the compiler's errors are RuntimeErrors
             _go_on_without("torch.compile", error)
             _put_back(network, before)
             attempt = network
@@ -104,10 +104,10 @@ def _graph(network: nn.Module, images: Tensor, precision: str) -> None:
     try:
         with autocast(images.device, precision, cache=False):
             torch.cuda.make_graphed_callables(network, (images.clone(),))
-    except (RuntimeError, AssertionError) as error:  # it asserts what a network must be like
+    except (RuntimeError, AssertionError) as error:  # PyTorch asserts what it requires of a network
         network.__dict__.pop("forward", None)
         _go_on_without("capturing a CUDA graph", error)
-    _put_back(network, before)  # capturing warms up with real passes, which BatchNorm takes for training
+    _put_back(network, before)  # capturing runs real passes, which update BatchNorm
 
 
 def _buffers(network: nn.Module) -> dict[str, Tensor]:
