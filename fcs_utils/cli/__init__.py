@@ -113,7 +113,8 @@ def _run(name: str, options: argparse.Namespace, started: float) -> None:
 
     study = _open(name, options)
     if options.list:
-        print(*map(describe, study.pending(options.stages, options.only)), sep="\n")
+        pending = study.pending(options.stages, options.only)
+        print(*(map(describe, pending) if pending else [f"all of these runs have records in {study.store.root}"]), sep="\n")
         return
     if options.time_budget:
         # The reserve is for ending the workers and for a run in progress that has no epochs.

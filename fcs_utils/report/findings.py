@@ -12,6 +12,7 @@ from fcs_utils.report.comparisons import BASELINES, counted
 from fcs_utils.report.inference import LEVEL
 
 POINTS = "points of top-1"
+BY_NETWORK = "By network"
 SIDES = ("above", "below")
 
 
@@ -65,8 +66,8 @@ def findings(table: pd.DataFrame) -> dict[str, str]:
 
 
 def headlines(table: pd.DataFrame) -> dict[str, str]:
-    """The sentences of ``findings`` that answer the claims themselves."""
-    return {claim: ". ".join(said[: 2 if claim == "C3" else 1]) + "." for claim, said in _said(table).items()}
+    """The sentences of ``findings`` that a first page needs: all but those on single networks."""
+    return {claim: ". ".join(one for one in said if not one.startswith(BY_NETWORK)) + "." for claim, said in _said(table).items()}
 
 
 def _said(table: pd.DataFrame) -> dict[str, list[str]]:
@@ -100,7 +101,7 @@ def _headline(verdicts: pd.Series, subject: str, more: str, less: str, rest: str
 
 def _redundancy(rows: pd.DataFrame) -> list[str]:
     def listed(part: pd.DataFrame) -> str:
-        return _enumerated(part, lambda row: f"in {row.network}", "points", ("more", "fewer"))
+        return _enumerated(part, lambda row: f"in {row.network}", "points", ("higher", "lower"))
 
     own = rows[rows.decisive]
     lead = _headline(
@@ -113,7 +114,7 @@ def _redundancy(rows: pd.DataFrame) -> list[str]:
     )
     said = [f"{lead}: {listed(own)}"]
     if len(made := rows[rows.role == "as made"]):
-        said.append(f"Compared with untrained networks whose BatchNorm has seen no image, trained ones have {listed(made)}")
+        said.append(f"Against untrained networks whose BatchNorm has seen no image, the share is {listed(made)}")
     return said
 
 
@@ -121,12 +122,13 @@ def _criteria(rows: pd.DataFrame) -> list[str]:
     def against(row: Any, name: str) -> str:
         return sentence(row.effect, row.low, row.high, row.n, ours="FCS", theirs=name, p=row.p_holm)
 
-    said = ["; ".join(against(row, f"the {BASELINES[row.theirs]} at equal MACs") for row in rows[rows.decisive].itertuples())]
+    said = ["; ".join(against(row, f"pruning by the {BASELINES[row.theirs]}") for row in rows[rows.decisive].itertuples())]
+    said = [f"At equal MACs, {one}" for one in said if one]
     for baseline, name in BASELINES.items():
         apart = rows[(rows.role == "network") & (rows.theirs == baseline)]
         if (apart.verdict != "undecided").any() and (apart.effect > 0).nunique() > 1:
-            said.append(f"By network, against the {name}, FCS ends {_enumerated(apart, lambda row: f'on {row.network}')}")
-    return [*filter(None, said), *(against(row, "random channels") for row in rows[rows.theirs == "random"].itertuples())]
+            said.append(f"{BY_NETWORK}, against the {name}, FCS ends {_enumerated(apart, lambda row: f'on {row.network}')}")
+    return [*said, *(against(row, "pruning random channels") for row in rows[rows.theirs == "random"].itertuples())]
 
 
 def _after(row: Any) -> str:
@@ -147,7 +149,7 @@ def _epochs(rows: pd.DataFrame) -> list[str]:
         lead = f"MLFT comes {slack} of {goal} or above it after {' and '.join(map(str, reached))} epochs"
         lead += f", and so does TFT after {' and '.join(map(str, itself))}" if itself else ""
     elif set(short.verdict) == {"contradicted"}:
-        lead = f"MLFT does not reach {goal} in fewer epochs"
+        lead = f"MLFT does not reach the accuracy of {goal} in fewer epochs"
     else:
         lead = f"It is not shown that MLFT comes {slack} of {goal} in fewer epochs"
     return [*said, f"{lead}: {_enumerated(short, _after)}"]
@@ -159,6 +161,6 @@ def _at_equal_compute(rows: pd.DataFrame) -> list[str]:
 
     def name(row: Any) -> str:
         place = f" on {row.network}" if several else ""
-        return f"{_after(row)} against TFT's {row.against}{place}, at {row.compute:.2f} times its training compute"
+        return f"{_after(row)} against TFT's {row.against}{place}, at {row.compute:.2f} times TFT's training compute"
 
     return [f"{lead}: {_enumerated(rows, name)}"]

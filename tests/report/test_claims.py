@@ -242,11 +242,13 @@ def test_findings_name_the_schedules_and_what_counts_as_equal() -> None:
     assert same.startswith("MLFT is ahead of TFT at equal epochs: 1.0 points of top-1 above after 2 epochs (95 % interval ")
     assert "0.9 to 1.0, 6 seeds) and 0.9 above after 4 epochs (" in same and same.endswith("at 3.0 times the training compute")
     # The slack is no part of what the sentence says: 91 and 92 against 96.
-    assert longest.startswith(" not reach TFT's longest schedule (8 epochs) in fewer epochs: 5.0 points of top-1 below")
+    assert longest.startswith(
+        " not reach the accuracy of TFT's longest schedule (8 epochs) in fewer epochs: 5.0 points of top-1 below"
+    )
     reached = findings(ledger_of({2: 90, 4: 94, 8: 94}, {2: 94, 4: 94, 8: 94}))["C3"]
     assert "MLFT comes within 0.2 points of TFT's longest schedule (8 epochs) or above it after 2 and 4 epochs" in reached
     assert ", and so does TFT after 4: " in reached
-    assert "after 2 epochs against TFT's 8, at 0.75 times its training compute" in found["C3 by compute"]
+    assert "after 2 epochs against TFT's 8, at 0.75 times TFT's training compute" in found["C3 by compute"]
     assert headlines(known)["C3"] == found["C3"] and found["C3 by compute"].startswith(headlines(known)["C3 by compute"][:-1])
 
 
@@ -283,10 +285,10 @@ def test_findings_show_networks_apart_where_their_means_have_other_signs() -> No
 
     split = findings(ledger(c2(rows({"a": 2.0, "b": -1.0}))))["C2"]
     assert split.startswith(
-        "FCS ends 0.6 points of top-1 above the kernel L1 norm at equal MACs (95 % interval 0.4 to 0.8, 3 seeds). "
+        "At equal MACs, FCS ends 0.6 points of top-1 above pruning by the kernel L1 norm (95 % interval 0.4 to 0.8, 3 seeds). "
     )
     assert "By network, against the kernel L1 norm, FCS ends 2.1 points of top-1 above on a (" in split
-    assert "0.9 below on b (" in split and "FCS ends 0.6 points of top-1 above random channels" in split
+    assert "0.9 below on b (" in split and "FCS ends 0.6 points of top-1 above pruning random channels" in split
     assert "By network" not in findings(ledger(c2(rows({"a": 2.0, "b": 1.0}))))["C2"]
 
 
