@@ -121,16 +121,13 @@ class Explorer:
         box = w.HBox([controls, w.VBox(right, layout={"flex": "1 1 30rem", "min_width": "0"})], layout=ROW)
         return box.add_class("fcs-explorer")
 
-    def still(self) -> str:
-        """What the controls show now, as HTML that needs no kernel: for rendered pages and for GitHub."""
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """JupyterLab shows the widget; rendered pages and GitHub, which have no kernel, show what it holds now."""
+        live = {kind: content for kind, content in self.widget()._repr_mimebundle_().items() if kind == WIDGET}
         contents = {alt: base64.b64encode(image.value).decode() for alt, image in self.pictures.items() if image.value}
         images = "".join(f'<img alt="{alt}" src="data:image/png;base64,{content}">' for alt, content in contents.items())
-        return f"{self.numbers.value}{images}{self.why.value}"
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        # JupyterLab shows the widget; whatever knows no widgets falls back to the still view.
-        live = {kind: content for kind, content in self.widget()._repr_mimebundle_().items() if kind == WIDGET}
-        return {**live, "text/html": self.still(), "text/plain": f"explorer of {self.here.reference.network}"}
+        still = f"{self.numbers.value}{images}{self.why.value}"
+        return {**live, "text/html": still, "text/plain": f"explorer of {self.here.reference.network}"}
 
 
 def numbers(here: Exploration, choice: Choice) -> str:
