@@ -16,6 +16,7 @@ from IPython.core.pylabtools import print_figure
 from IPython.display import clear_output
 from matplotlib.figure import Figure
 
+from fcs_utils.errors import StudyError
 from fcs_utils.pruning.criteria import CRITERIA
 from fcs_utils.pruning.fcs import assign_bins
 from fcs_utils.pruning.sums import READINGS, Reading
@@ -60,7 +61,7 @@ class Explorer:
         self.pictures = {alt: w.Image(format="png", layout={"max_width": "100%"}) for alt in ALTS}
         self.norms, self.similarity, self.pair = self.pictures.values()
         self.why, self.numbers, self.said, errors = w.HTML(), w.HTML(), w.HTML(), w.Output()
-        self.save.on_click(errors.capture(clear_output=True)(self._save))
+        self.save.on_click(errors.capture(clear_output=True)(lambda _: self._answer(self._save)))
         self.errors = w.VBox([errors, *(self._live(act) for act in (self._open, self._layer, self._matrix, self._pair))])
 
     def _live(self, act: Callable[..., Any]) -> w.Output:
@@ -68,9 +69,15 @@ class Explorer:
 
         def call(**values: Any) -> None:
             clear_output()  # an error of the call before
-            act(**values)
+            self._answer(act, **values)
 
         return w.interactive_output(call, {name: self.controls[name] for name in inspect.signature(act).parameters})
+
+    def _answer(self, act: Callable[..., Any], *arguments: Any, **values: Any) -> None:
+        try:
+            act(*arguments, **values)
+        except StudyError as error:  # something that the user can change
+            self.said.value = f'<p role="alert">{html.escape(str(error))}</p>'
 
     def _open(self, network: str) -> None:
         if network != self.here.reference.network:
@@ -106,7 +113,7 @@ class Explorer:
         else:  # a small layer, a small ratio: it rounds to no channel
             self.pair.value = b""
 
-    def _save(self, _button: w.Button) -> None:
+    def _save(self) -> None:
         path = self.here.save(self.choice, self.merge.value)
         code = f'<pre style="white-space: pre; overflow-x: auto">{html.escape(self.here.loading_code(path.resolve()))}</pre>'
         self.said.value = f"<p>Saved <code>{html.escape(str(path))}</code>. Load it anywhere with:</p>{code}"
