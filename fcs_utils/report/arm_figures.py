@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from fcs_utils.report.comparisons import counted
 from fcs_utils.report.figures import as_figure, error_bars
-from fcs_utils.training.arms import arm_label, arm_style
+from fcs_utils.training.arms import arm_label, arm_style, is_searched
 
 
 def _curve(axis: Axes, x: np.ndarray, curves: np.ndarray, method: str) -> None:
@@ -41,9 +41,11 @@ def fine_tuning_curves(arms: pd.DataFrame) -> Figure:
     return figure
 
 
-@as_figure("accuracy_against_budget", "schedules", "scratch")
-def accuracy_against_budget(arms: pd.DataFrame, scratch: pd.DataFrame) -> Figure:
+@as_figure("accuracy_against_budget", "arms")
+def accuracy_against_budget(runs: pd.DataFrame) -> Figure:
     """Final test top-1 of each completed schedule against epochs and against training MACs of all networks."""
+    searched = runs.method.map(is_searched)
+    arms, scratch = runs[searched], runs[~searched]  # the others train by the reference's schedule
     figure, axes = plt.subplots(1, 2, figsize=(10.4, 3.8), sharey=True)
     columns = (("epochs", "epochs of the schedule", 1.0), ("training_macs", "training MACs (T), all networks", 1e12))
     for axis, (column, label, scale) in zip(axes, columns, strict=True):

@@ -153,7 +153,7 @@ class Report:
         self.variations, self.merges = pd.DataFrame(), pd.DataFrame()
         if len(self.ablation):
             self.variations, self.merges = ablations.variations(self.ablation), ablations.merge_frame(self.ablation)
-        self.arms = self.schedules = self.scratch = frames["arms"]
+        self.arms = self.schedules = frames["arms"]
         comparisons = []
         if len(self.similarity):
             comparisons += compare.c1(self.similarity)
@@ -161,8 +161,7 @@ class Report:
             comparisons += compare.c2(self.tuned)
         if len(self.arms):
             self.arms = add_targets(self.arms, slack)
-            searched = self.arms.method.map(is_searched)
-            self.schedules, self.scratch = self.arms[searched], self.arms[~searched]
+            self.schedules = self.arms[self.arms.method.map(is_searched)]
             comparisons += compare.c3(self.schedules, slack) + compare.c3_by_compute(self.schedules)
         self.ledger = claims.ledger(comparisons)
 

@@ -69,6 +69,9 @@ def _promote_notebooks_and_figures(store: Store, report: Report) -> None:
     draw_figures(store, report)
     for name in report.figures():
         _promote(store, store.figure(name))
+    for path in store.published(store.figure("any")).parent.glob("*"):
+        if path.stem not in (*report.figures(), "readme"):  # no longer drawn
+            path.unlink()
     use_house_style()
     buffer, ledger = io.BytesIO(), report.ledger
     forest(ledger[ledger.decisive]).savefig(buffer, format="png", metadata={"Source": ledger_digest(report)})
