@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcs_utils import models as measure
 from fcs_utils.study.study import Study
-from fcs_utils.training import loop as finetune
+from fcs_utils.training import evaluate, loop
 
 ELSEWHERE = torch.device("privateuseone:0")
 # Copies cross over, and a GPU takes indices from the CPU.
@@ -83,7 +83,7 @@ def main(folder: Path, copy: Path) -> None:
     study.bench.device = ELSEWHERE
     save = measure.save  # reads memory itself
     measure.save = lambda state: save({name: torch.zeros(one.shape, dtype=one.dtype) for name, one in state.items()})
-    finetune.autocast = lambda *_: nullcontext()  # unknown for this device
+    loop.autocast = evaluate.autocast = lambda *_: nullcontext()  # unknown for this device
     torch.autograd.grad = lambda output, source, **_: (torch.zeros_like(source),)  # of the check for channels that cross
     similarity, pruned, ablation = (study.runs([stage]) for stage in ("similarity", "pruned", "ablation"))
     chosen = [

@@ -20,9 +20,16 @@ from tests.promises.test_reliability import assert_same_records
 
 
 def flip(content: bytes, chance: random.Random) -> bytes:
-    changed = bytearray(content)
-    changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(5)  # the sixth turns 1e-05 into 1E-05, which is no damage
-    return bytes(changed)
+    """The content with one bit flipped that matters: 1E-05 for 1e-05, or a digit beyond a double's precision, is no damage."""
+    while True:
+        changed = bytearray(content)
+        changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
+        try:
+            if json.loads(changed) == json.loads(content):
+                continue
+        except ValueError:  # no JSON any more, or never was
+            pass
+        return bytes(changed)
 
 
 DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {

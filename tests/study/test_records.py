@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import read_checksummed, write_atomic
-from fcs_utils.study.packed import _pack, _unpack
+from fcs_utils.study.packed import _pack, _unpack_plan
 from fcs_utils.study.records import Store, pack, read_packed, read_record, write_record
 from tests.conftest import ROOT
 
@@ -45,12 +45,12 @@ def packed(tmp_path: Path) -> Store:
 
 
 def test_kept_channels_are_written_as_ranges_worked_by_hand() -> None:
-    assert _pack([0, 1, 2, 5, 7, 8]) == "0-2 5 7-8" and _unpack("0-2 5 7-8") == [0, 1, 2, 5, 7, 8]
+    assert _pack([0, 1, 2, 5, 7, 8]) == "0-2 5 7-8" and _unpack_plan("0-2 5 7-8") == [0, 1, 2, 5, 7, 8]
 
 
 @given(st.sets(st.integers(0, 2000)))
 def test_every_list_of_channels_comes_back(channels: set[int]) -> None:
-    assert _unpack(_pack(sorted(channels))) == sorted(channels)
+    assert _unpack_plan(_pack(sorted(channels))) == sorted(channels)
 
 
 def test_records_come_back_exactly_and_lie_sorted_one_a_line(packed: Store, tmp_path: Path) -> None:

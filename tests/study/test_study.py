@@ -107,7 +107,7 @@ def test_incomplete_grids_are_refused_or_list_what_is_missing(smoke: Path, tmp_p
     assert allowed.returncode == 0, allowed.stderr
     listed = (tmp_path / "smoke" / "work" / "tables" / "missing.csv").read_text()
     assert all(run.identity in listed for run in gone) and "stage arms" in listed
-    assert json.loads((tmp_path / "smoke" / "claims.json").read_text())["verdicts"].keys() == {"C1", "C2"}
+    assert json.loads((tmp_path / "smoke" / "work" / "claims.json").read_text())["verdicts"].keys() == {"C1", "C2"}
 
 
 def test_ablations_run_on_the_networks_and_seeds_they_name() -> None:
