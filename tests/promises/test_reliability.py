@@ -31,7 +31,15 @@ from fcs_utils.study.study import Study
 from tests.conftest import GUARD, ROOT, study_command
 
 # Every epoch is kept, so that a kill in the middle of a training meets a checkpoint.
-EAGER = "import sys, fcs_utils.training.checkpoint as c; c.EVERY = 0; from fcs_utils.cli import main; sys.exit(main(sys.argv[1:]))"
+EAGER = """
+import signal, sys
+import fcs_utils.training.checkpoint as checkpoint
+from fcs_utils.cli import main
+
+checkpoint.EVERY = 0
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & switches it off for all that start below it
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def start(*arguments: str, eager: bool = False) -> subprocess.Popen[str]:
