@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fcs_utils.report.inference import half_width
+from fcs_utils.report.registry import Registry, enter
 
 # Okabe and Ito's palette, distinguishable with colour-blind eyes; one colour and marker a criterion, everywhere.
 STYLE = {
@@ -29,21 +30,12 @@ BIN_COLOURS = ["#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#0072B2", "#D55E00",
 VERDICT_COLOURS = {"supported": "#009E73", "contradicted": "#D55E00", "undecided": "#6b6b6b"}
 
 
-Draw = Callable[..., Figure]
-FIGURES: dict[str, tuple[Draw, tuple[str, ...]]] = {}  # of the index, by file name: the function, and what of a report it takes
+FIGURES: Registry[Figure] = {}
 
 
-def as_figure(name: str, *needs: str) -> Callable[[Draw], Draw]:
-    """Show what the function draws on the index as figure ``name``, made from these attributes of a ``Report``.
-
-    A figure is left out when one of these attributes is empty.
-    """
-
-    def register(draw: Draw) -> Draw:
-        FIGURES[name] = (draw, needs)
-        return draw
-
-    return register
+def as_figure(name: str, *needs: str) -> Callable[[Callable[..., Figure]], Callable[..., Figure]]:
+    """Publish what the function draws as figure ``name``, made from these attributes of a ``Report``."""
+    return enter(FIGURES, name, needs)
 
 
 def use_house_style() -> None:

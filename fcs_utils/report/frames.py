@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -14,6 +14,7 @@ from fcs_utils.files import write_json
 from fcs_utils.pruning.criteria import reading_of
 from fcs_utils.report import ablation_figures, ablations, arm_figures, claims, figures, tables
 from fcs_utils.report import comparisons as compare
+from fcs_utils.report.registry import Made, Registry
 from fcs_utils.study.catalogue import STAGES
 from fcs_utils.study.packed import Record
 from fcs_utils.study.rates import margin
@@ -21,7 +22,6 @@ from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
 from fcs_utils.training.arms import arm_row, is_searched
 
-Made = TypeVar("Made")
 REGISTERED = (ablation_figures, ablations, arm_figures, claims, figures, tables)  # importing them fills the registries
 NAMES = {"vgg16": "VGG-16", "vgg19": "VGG-19", **{f"resnet{d}": f"ResNet-{d}" for d in (20, 32, 44, 56, 110)}}
 
@@ -173,7 +173,7 @@ class Report:
         """What draws each figure of the index, by file name."""
         return self._possible(figures.FIGURES)
 
-    def _possible(self, registry: Mapping[str, tuple[Callable[..., Made], tuple[str, ...]]]) -> dict[str, Callable[[], Made]]:
+    def _possible(self, registry: Registry[Made]) -> dict[str, Callable[[], Made]]:
         """The entries of a registry whose frames are all available."""
         found = {name: (make, [getattr(self, need) for need in needs]) for name, (make, needs) in registry.items()}
         return {

@@ -12,26 +12,18 @@ import pandas as pd
 from fcs_utils.errors import StudyError
 from fcs_utils.files import write_atomic
 from fcs_utils.report.inference import mean_interval
+from fcs_utils.report.registry import Registry, enter
 from fcs_utils.study.rates import best_rates
 from fcs_utils.study.records import Store
 from fcs_utils.training.arms import arm_label
 
 ARM = ["network", "method", "epochs"]
-Make = Callable[..., pd.DataFrame]
-TABLES: dict[str, tuple[Make, tuple[str, ...]]] = {}  # by file name: the function, and what of a report it takes
+TABLES: Registry[pd.DataFrame] = {}
 
 
-def as_table(name: str, *needs: str) -> Callable[[Make], Make]:
-    """Publish what the function returns as table ``name``, made from these attributes of a ``Report``.
-
-    A table is left out when one of these attributes is empty.
-    """
-
-    def register(make: Make) -> Make:
-        TABLES[name] = (make, needs)
-        return make
-
-    return register
+def as_table(name: str, *needs: str) -> Callable[[Callable[..., pd.DataFrame]], Callable[..., pd.DataFrame]]:
+    """Publish what the function returns as table ``name``, made from these attributes of a ``Report``."""
+    return enter(TABLES, name, needs)
 
 
 @as_table("references", "references")
