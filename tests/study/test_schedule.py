@@ -172,6 +172,7 @@ def test_workers_tell_of_every_epoch_and_a_dead_one_is_an_error() -> None:
         pool.submit(os._exit, 1).result()
     for process in multiprocessing.active_children():
         process.join()  # they were told to end
+    assert not multiprocessing.active_children()
 
 
 def test_a_worker_opens_a_study_once_and_hears_of_every_deadline(tmp_path: Path) -> None:
