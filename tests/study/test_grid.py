@@ -1,0 +1,124 @@
+"""The runs of a profile, counted and compared one by one with what the profile says."""
+
+from __future__ import annotations
+
+import pytest
+
+from fcs_utils.errors import StudyError
+from fcs_utils.study.grid import check_stages, grid
+from fcs_utils.study.profiles import Ablations, Arms, Network, Profile
+from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
+from fcs_utils.training.optimiser import Training
+
+LONG = Training(epochs=9, learning_rate=0.1, batch_size=32)
+SHORT = Training(epochs=3, learning_rate=0.02, batch_size=64)
+PROFILE = Profile(
+    name="toy",
+    summary="two networks, two seeds",
+    dataset="digits",
+    networks=(Network(network="vgg16", width=0.5, training=LONG), Network(network="resnet20", training=SHORT)),
+    seeds=(0, 1),
+    ratios=(0.3, 0.5),
+    criteria=("random", "fcs"),
+    calibration=40,
+    tuning=SHORT,
+    ablations=Ablations(
+        ratio=0.6,
+        bins=(2,),
+        calibrations=(20, 40),
+        draws=2,
+        binning_seeds=1,
+        merged=("fcs",),
+        headstart=7,
+        networks=("vgg16",),
+        seeds=1,
+    ),
+    arms=Arms(
+        networks=("vgg16",),
+        criterion="kernel_l1",
+        ratio=0.4,
+        epochs=(1, 2),
+        learning_rates=(0.01, 0.05),
+        further_seeds=(5,),
+        pilot_seeds=(100, 101),
+        pilot_epochs=4,
+        methods=("tft", "mlft"),
+        scratch_seeds=1,
+    ),
+)
+RATES = {("vgg16", "tft"): 0.01, ("vgg16", "mlft"): 0.05}
+
+
+def reference(network: str, seed: int) -> Reference:
+    width, training = (0.5, LONG) if network == "vgg16" else (1.0, SHORT)
+    return Reference(dataset="digits", network=network, width=width, seed=seed, training=training, precision="bf16")
+
+
+BOTH = [reference(network, seed) for network in ("vgg16", "resnet20") for seed in (0, 1)]
+
+
+def pruned(one: Reference, criterion: str, ratio: float, **more: object) -> Run:
+    return Run(reference=one, pruning=Pruning(**{"criterion": criterion, "ratio": ratio, "calibration": 40, **more}))
+
+
+def tuned(run: Run, method: str, **changes: object) -> Run:
+    return run.model_copy(update={"tuning": Tuning(method=method, training=SHORT.model_copy(update=changes))})
+
+
+def test_every_stage_has_the_runs_that_its_profile_names() -> None:
+    found = grid(PROFILE, "bf16", RATES)
+    assert found["reference"] == [Run(reference=one) for one in (*BOTH, reference("vgg16", 5))]  # the further seed has arms alone
+    assert found["similarity"] == [Run(reference=one, similarity=Similarity(calibration=40)) for one in BOTH]
+    cut = [pruned(one, criterion, ratio) for one in BOTH for ratio in (0.3, 0.5) for criterion in ("random", "fcs")]
+    assert found["pruned"] == cut and found["tuned"] == [tuned(run, "tft") for run in cut]
+    # Merged or plain, the arms' criterion at the arms' ratio, on the arms' networks.
+    headstart = [pruned(reference("vgg16", s), "kernel_l1", 0.4, compensate=how) for s in (0, 1) for how in ("none", "merge")]
+    assert found["headstart"] == [tuned(run, "tft", epochs=7) for run in headstart]
+    pilots = [
+        tuned(pruned(reference("vgg16", seed), "kernel_l1", 0.4), method, epochs=4, learning_rate=rate)
+        for seed in (100, 101)  # which are used for nothing else
+        for method in ("tft", "mlft")
+        for rate in (0.01, 0.05)
+    ]
+    assert found["rates"] == pilots
+    arms = [
+        tuned(pruned(reference("vgg16", seed), "kernel_l1", 0.4), method, epochs=epochs, learning_rate=rate)
+        for seed in (0, 1, 5)
+        for method, rate in (("tft", 0.01), ("mlft", 0.05))
+        for epochs in (1, 2)
+    ]
+    scratch = [  # by the reference's schedule, on the first of the seeds
+        pruned(reference("vgg16", 0), "kernel_l1", 0.4).model_copy(
+            update={"tuning": Tuning(method="scratch", training=LONG, budget=budget)}
+        )
+        for budget in ("epochs", "macs")
+    ]
+    assert found["arms"] == [*arms, *scratch]
+
+
+def test_the_ablations_vary_one_thing_at_a_time() -> None:
+    one = reference("vgg16", 0)
+    options = [
+        {"reading": "per_image"},
+        {"reading": "mean_map"},
+        {"redundancy": "max"},
+        {"redundancy": "greedy"},
+        {"quota": "layer"},
+        {"bins": 2},
+        {"binning": "sklearn", "seed": 0},
+    ]
+    draws = [(40, None), (40, 1000), (40, 1001), (20, None), (20, 1000), (20, 1001)]  # the profile's number comes first, and once
+    want = [
+        pruned(one, "fcs", 0.6),
+        *(pruned(one, "fcs", 0.6, options=changed) for changed in options),
+        *(pruned(one, "fcs", 0.6, calibration=count, calibration_seed=seed) for count, seed in draws),
+        *(pruned(one, "fcs", ratio, compensate=how) for ratio in (0.3, 0.5) for how in ("none", "merge")),
+    ]
+    assert grid(PROFILE, "bf16")["ablation"] == want
+
+
+def test_arms_wait_for_their_rates_and_stages_have_names() -> None:
+    assert "arms" not in grid(PROFILE, "fp32") and {run.reference.precision for run in grid(PROFILE, "fp32")["tuned"]} == {"fp32"}
+    assert check_stages(None) == tuple(grid(PROFILE, "fp32", RATES)) and check_stages(["rates"]) == ("rates",)
+    with pytest.raises(StudyError, match=r"stages=\['tables'\] is not allowed; allowed: reference, similarity"):
+        check_stages(["rates", "tables"])
