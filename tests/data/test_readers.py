@@ -1,0 +1,154 @@
+"""Published data sets: what their readers make of files whose every byte is known."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torchvision
+from sklearn.datasets import load_digits
+
+from fcs_utils.data import readers
+from fcs_utils.data.readers import FASHION_FILES, read_arrays, read_idx
+from fcs_utils.errors import StudyError
+
+
+def idx(values: np.ndarray) -> bytes:
+    """LeCun's format: two zeros, 8 for unsigned bytes, the number of dimensions, each of them in four bytes, the values."""
+    return (
+        bytes([0, 0, 8, values.ndim])
+        + b"".join(size.to_bytes(4, "big") for size in values.shape)
+        + values.astype(np.uint8).tobytes()
+    )
+
+
+def test_idx_files_have_any_shape(tmp_path: Path) -> None:
+    for shape in [(5,), (2, 3), (2, 300, 1), (0, 4)]:  # 300 takes two of the four bytes
+        values = (np.arange(math.prod(shape)) % 251).reshape(shape)
+        (tmp_path / "plain").write_bytes(idx(values))
+        (tmp_path / "packed.gz").write_bytes(gzip.compress(idx(values)))
+        for name in ("plain", "packed.gz"):
+            found = read_idx(tmp_path / name)
+            assert found.dtype == np.uint8 and found.shape == shape and (found == values).all()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0\0\x08", b"\0\0\x09\x01\0\0\0\x01a", b"\0\x01\x08\x01\0\0\0\x01a", b"\0\0\x08\x01\0\0\0\x01ab"]
+)
+def test_what_is_no_idx_file_of_bytes_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "odd").write_bytes(content)
+    with pytest.raises(StudyError, match=re.escape(str(tmp_path / "odd"))):
+        read_idx(tmp_path / "odd")
+
+
+def test_an_idx_file_that_unpacks_to_more_than_is_allowed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = idx(np.zeros(92))
+    (tmp_path / "packed.gz").write_bytes(gzip.compress(content))
+    monkeypatch.setattr(readers, "LARGEST_IDX", len(content))  # 100 bytes, which are just allowed
+    assert len(read_idx(tmp_path / "packed.gz")) == 92
+    monkeypatch.setattr(readers, "LARGEST_IDX", len(content) - 1)
+    with pytest.raises(StudyError, match="unpacks to more than 99 bytes"):
+        read_idx(tmp_path / "packed.gz")
+
+
+def fashion(folder: Path, images: np.ndarray, labels: np.ndarray) -> Path:
+    """Two training images and one test image, which is the first of them."""
+    folder.mkdir(parents=True)
+    for name, values in zip(FASHION_FILES, (images, labels, images[:1], labels[:1]), strict=True):
+        (folder / f"{name}.gz").write_bytes(gzip.compress(idx(values)))
+    return folder
+
+
+IMAGES = np.arange(2 * 28 * 28).reshape(2, 28, 28) % 255 + 1  # no zero
+
+
+@pytest.mark.parametrize("place", ["FashionMNIST/raw", "fashion-mnist", "."])
+def test_fashion_mnist_gets_a_border_of_two_pixels(tmp_path: Path, place: str) -> None:
+    fashion(tmp_path / "data" / place, IMAGES, np.array([9, 0]))
+    found = read_arrays("fashion_mnist", tmp_path / "data")
+    assert found.train_images.shape == (2, 1, 32, 32) and found.test_images.shape == (1, 1, 32, 32)
+    assert (found.train_images[:, 0, 2:30, 2:30] == IMAGES).all() and (found.test_images[0] == found.train_images[0]).all()
+    assert (found.train_images != 0).sum() == 2 * 28 * 28  # all else is black
+    assert found.train_labels.tolist() == [9, 0] and found.test_labels.tolist() == [9] and found.train_labels.dtype == np.int64
+    assert (found.title, found.flip, len(found.classes)) == ("Fashion-MNIST", True, 10)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "file"),
+    [
+        (IMAGES[:, :27], np.array([9, 0]), FASHION_FILES[0]),
+        (IMAGES, np.array([9]), FASHION_FILES[0]),
+        (IMAGES, np.array([10, 0]), FASHION_FILES[0]),
+    ],
+    ids=["27 rows", "a label too few", "an eleventh class"],
+)
+def test_files_that_are_not_fashion_mnists_are_named(tmp_path: Path, images: np.ndarray, labels: np.ndarray, file: str) -> None:
+    fashion(tmp_path / "data", images, labels)
+    with pytest.raises(StudyError, match=f"{file}.gz and its labels are not Fashion-MNIST's"):
+        read_arrays("fashion_mnist", tmp_path / "data")
+
+
+@pytest.mark.parametrize(("name", "reader", "title"), [("cifar10", "CIFAR10", "CIFAR-10"), ("cifar100", "CIFAR100", "CIFAR-100")])
+def test_cifars_channels_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, reader: str, title: str) -> None:
+    pixels = np.arange(3 * 32 * 32 * 3).reshape(3, 32, 32, 3).astype(np.uint8)
+
+    def parts(folder: str, train: bool, download: bool) -> SimpleNamespace:
+        assert folder == str(tmp_path) and not download  # the files are there
+        chosen = slice(0, 2) if train else slice(2, 3)
+        return SimpleNamespace(data=pixels[chosen], targets=[4, 1, 3][chosen], classes=["a", "b"])
+
+    parts.base_folder = "batches"  # type: ignore[attr-defined]
+    monkeypatch.setattr(torchvision.datasets, reader, parts)
+    found = read_arrays(name, tmp_path)
+    assert (found.title, found.classes, found.flip) == (title, ("a", "b"), True)
+    assert found.train_images.shape == (2, 3, 32, 32) and found.test_images.shape == (1, 3, 32, 32)
+    assert found.train_images[1, 2, 5, 7] == pixels[1, 5, 7, 2] and found.test_images[0, 1, 30, 2] == pixels[2, 30, 2, 1]
+    assert found.train_labels.tolist() == [4, 1] and found.test_labels.tolist() == [3]
+
+
+def test_a_damaged_cifar_is_told_from_a_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def parts(folder: str, download: bool, train: bool = True) -> None:
+        asked.append(download)
+        raise RuntimeError("Dataset not found or corrupted.")
+
+    parts.base_folder, parts.filename = "batches", "batches.tar.gz"  # type: ignore[attr-defined]
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", parts)
+    with pytest.raises(StudyError, match=r"'cifar10' not found. Looked in: .*batches.*unpack batches.tar.gz there"):
+        read_arrays("cifar10", tmp_path)
+    assert asked == [False, True]
+    (tmp_path / "batches").mkdir()
+    with pytest.raises(StudyError, match="batches fails torchvision's MD5 check"):
+        read_arrays("cifar10", tmp_path)
+    assert asked == [False, True, False]  # nothing is downloaded over it
+
+
+def test_digits_are_stretched_to_bytes_and_to_32_pixels() -> None:
+    found = read_arrays("digits", Path("nowhere"))
+    assert found.train_images.shape == (1297, 1, 32, 32) and found.test_images.shape == (500, 1, 32, 32)
+    assert found.train_images.dtype == np.uint8 and found.train_images.max() == 255 and found.train_images.min() == 0
+    small = np.round(load_digits().images * (255 / 16))  # 0 to 16 become 0 to 255
+    # Enlarged by four, each corner pixel is the corner of the small image; all small images are found again.
+    corners = found.train_images[:, 0, [0, 0, 31, 31], [0, 31, 0, 31]]
+    assert {tuple(row) for row in corners.tolist()} <= {tuple(row) for row in small[:, [0, 0, 7, 7], [0, 7, 0, 7]].tolist()}
+    # A tenth of each class, give or take one: 500 of 1,797.
+    shares = np.bincount(found.test_labels) - np.bincount(load_digits().target) * 500 / 1797
+    assert np.abs(shares).max() < 1 and found.classes == tuple("0123456789") and not found.flip
+
+
+def test_names_of_image_folders_may_give_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(readers, "read_image_folder", lambda *given: asked.append(given) or ((None,) * 4, ("a",)))
+    for name in ("imagefolder:pets", "imagefolder:pets@64", "imagefolder:cifar10_jpeg"):
+        assert read_arrays(name, tmp_path).flip
+    assert asked == [(tmp_path, "pets", 32), (tmp_path, "pets", 64), (tmp_path, "cifar10_jpeg", 32)]
+    assert read_arrays("imagefolder:cifar10_jpeg", tmp_path).title == "CIFAR-10 (JPEG)"
+    for bad in ("imagefolder:", "imagefolder:..", "imagefolder:a/b", "imagefolder:a@", "imagefolder:a@b"):
+        with pytest.raises(StudyError, match="dataset="):
+            read_arrays(bad, tmp_path)
