@@ -1,0 +1,64 @@
+"""Least squares on small Gram matrices, by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fcs_utils.pruning.layers import Consumer
+from fcs_utils.pruning.linear import RIDGE, elimination_order, read_weights, reconstruction
+from fcs_utils.pruning.statistics import ChannelStatistics
+
+
+def statistics(*maps: list[float]) -> ChannelStatistics:
+    """Of maps (C, P) on one image."""
+    rows = torch.tensor(maps).double()
+    consumer = Consumer("next", torch.arange(len(rows))[:, None])
+    return ChannelStatistics(rows @ rows.T, rows.abs().sum(1), rows.mean(1), rows.shape[1], rows.shape[1], (consumer,))
+
+
+def test_a_dropped_channel_is_rebuilt_with_and_without_a_constant() -> None:
+    # F1 = 2 F0 + 3. Means of products: 14/4 = 3.5 and 46/4 = 11.5; the ridge is a millionth of 3.5.
+    two = statistics([0, 1, 2, 3], [3, 5, 7, 9])
+    blend, offset = reconstruction(two, [0], intercept=False)
+    assert blend.tolist() == [[pytest.approx(11.5 / (3.5 * (1 + 1e-6)), rel=1e-12)]] and offset.tolist() == [0]
+    # Variance 3.5 - 1.5^2 = 1.25, covariance 11.5 - 1.5 * 6 = 2.5.
+    blend, offset = reconstruction(two, [0], intercept=True)
+    slope = 2.5 / (1.25 + 3.5e-6)
+    assert blend.tolist() == [[pytest.approx(slope, rel=1e-12)]] and offset.tolist() == [pytest.approx(6 - 1.5 * slope, rel=1e-9)]
+
+
+def test_kept_channels_share_in_what_was_dropped() -> None:
+    # F1 = F0 + F3 and F2 = 3 F3 with orthogonal F0 and F3, whose mean square is 2.5 and 1: the ridge is 1.75e-6.
+    four = statistics([1, 2, 0, 0], [1, 2, 1, 1], [0, 0, 3, 3], [0, 0, 1, 1])
+    blend, _ = reconstruction(four, [0, 3], intercept=False)
+    one, other = 1.25 / (1.25 + 0.875e-6), 0.5 / (0.5 + 0.875e-6)
+    torch.testing.assert_close(blend, torch.tensor([[one, other], [0, 3 * other]], dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+def test_dead_channels_rebuild_nothing() -> None:
+    blend, offset = reconstruction(statistics([0, 0], [1, 3], [0, 0]), [0, 2], intercept=True)
+    assert blend.tolist() == [[0, 0]] and offset.tolist() == [2]  # the mean is all that is left
+
+
+def test_the_weights_that_read_a_channel() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 2, (1, 3)), nn.Linear(6, 5))
+    at = torch.tensor([[3], [1]])  # the two channels of a layer are inputs 3 and 1
+    found = read_weights(model, Consumer("0", at))
+    assert found.shape == (2, 2, 3) and found.dtype == torch.float64 and not found.requires_grad
+    assert found.float().equal(model[0].weight.detach()[:, [3, 1], 0])
+    flat = torch.tensor([[0, 1, 2], [3, 4, 5]])  # three positions a channel
+    found = read_weights(model, Consumer("1", flat))
+    assert found.shape == (5, 2, 3) and found[:, 1].float().equal(model[1].weight.detach()[:, 3:])
+
+
+def test_what_the_others_rebuild_best_goes_first() -> None:
+    # Channel 2 is the sum of 0 and 1 plus a little of its own: 0.01. Its residual after the others is 0.01, that of 0 and 1
+    # is 1 - 1 * 1 / (1 + 0.01) = 0.0099. Reads of 2, 3 and 1 cost 0.0198, 0.0297 and 0.01: channel 2 goes, then 0, then 1.
+    gram = torch.tensor([[1.0, 0, 1], [0, 1, 1], [1, 1, 2.01]]).double()
+    assert RIDGE == 1e-6  # of the mean diagonal, 1.34: far below these residuals
+    norms = torch.ones(3).double()
+    assert elimination_order(gram, torch.tensor([2.0, 3, 1]).double(), norms) == [2, 0, 1]
+    assert elimination_order(gram, torch.tensor([1.0, 3, 1.1]).double(), norms) == [0, 2, 1]
+    # After 0 has gone, 2's residual is 2.01 - 1 = 1.01 at 1.1, and 1's is 1 - 1 / 2.01 = 0.50 at 3: 1.11 against 1.51.
