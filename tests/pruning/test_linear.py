@@ -62,3 +62,9 @@ def test_what_the_others_rebuild_best_goes_first() -> None:
     assert elimination_order(gram, torch.tensor([2.0, 3, 1]).double(), norms) == [2, 0, 1]
     assert elimination_order(gram, torch.tensor([1.0, 3, 1.1]).double(), norms) == [0, 2, 1]
     # After 0 has gone, 2's residual is 2.01 - 1 = 1.01 at 1.1, and 1's is 1 - 1 / 2.01 = 0.50 at 3: 1.11 against 1.51.
+
+
+def test_a_dead_channel_goes_before_one_that_is_hardly_read() -> None:
+    # The dead one's residual is the ridge alone, a millionth; a live channel of residual one is read with weight 1e-9.
+    gram = torch.diag(torch.tensor([1.0, 0.0])).double()
+    assert elimination_order(gram, torch.tensor([1e-9, 1.0]).double(), torch.tensor([1.0, 0.0]).double()) == [1, 0]
