@@ -1,30 +1,32 @@
 """Files that carry a checksum of themselves: records as JSON, networks and images as safetensors.
 
-Reading a file that was cut short, changed or written by something else raises an error. Nothing here
-unpickles: both formats hold plain values, and sizes are checked before memory is taken.
+Reading a file that was cut short, changed or written by something else raises an error. Nothing here unpickles: both
+formats hold plain values. Only regular files of bounded size are read. JSON needs the standard library alone, so that
+profiles can be listed before anything is installed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import secrets
+import stat
 import sys
-import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from fcs_utils.errors import StudyError
 
-LARGEST = 64 * 1024 * 1024  # bytes of a JSON file that is read at all
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LARGEST = 2**26  # bytes of a file that is read, where nothing else is said
+LARGEST_TENSORS = 2**34  # bytes of a file of tensors
 
 
 def canonical_json(value: Any) -> str:
@@ -32,26 +34,57 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def open_regular(path: Path, most: int = LARGEST) -> io.BufferedReader:
+    """Open a regular file of at most ``most`` bytes for reading; it may stand behind a link.
+
+    A folder, a pipe, a socket, a device and a larger file raise StudyError, and so does a file that cannot be opened. A pipe
+    is not waited for. Whoever takes a file from a user or a results folder opens it here.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
+    state = os.fstat(handle)  # of what was opened: nobody can put another file there in between
+    if not stat.S_ISREG(state.st_mode) or state.st_size > most:
+        os.close(handle)
+        raise _too_large(path, state.st_size, most) if stat.S_ISREG(state.st_mode) else StudyError(f"{path} is not a regular file")
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: Path, most: int = LARGEST) -> bytes:
+    """The content of a regular file. Raises StudyError as ``open_regular`` does."""
+    with open_regular(path, most) as file:
+        try:
+            content = file.read(most + 1)
+        except OSError as error:
+            raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(content) > most:  # some files, such as those in /proc, do not tell their size
+        raise _too_large(path, len(content), most)
+    return content
+
+
+def _too_large(path: Path, size: int, most: int) -> StudyError:
+    return StudyError(f"{path} has {size:,} bytes; at most {most:,} are read")
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
 
     Raises StudyError when the disk refuses (full, read-only); the old file is then untouched.
     """
-    temporary = None
+    temporary = path.parent / f"{path.name[:40]}{secrets.token_hex(6)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
+        with temporary.open("xb") as file:  # the umask decides who may read it
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # NamedTemporaryFile makes it private; results are meant to be read
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise StudyError(f"cannot write {path}: {error.strerror or error}; what was there before is kept") from error
     finally:
-        if temporary is not None:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
@@ -73,14 +106,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises StudyError for a file that is missing, truncated, foreign or absurdly large."""
-    try:
-        if (size := path.stat().st_size) > LARGEST:
-            raise StudyError(f"{path} has {size:,} bytes; files of this study have at most {LARGEST:,}")
-        content = path.read_bytes()
-    except OSError as error:
-        raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
-    return parse_json(content, str(path))
+    """Read a JSON object. Raises StudyError for a file that is missing, truncated, foreign, absurdly large or not regular."""
+    return parse_json(read_bytes(path), str(path))
 
 
 def parse_json(content: bytes, where: str) -> dict[str, Any]:
@@ -143,19 +170,31 @@ def read_or_set_aside(path: Path) -> dict[str, Any] | None:
 def module_sum(module: str) -> str | None:
     """SHA-256 of the file of an imported module; None where there is no file that others can import (a notebook, a script)."""
     file = None if module == "__main__" else getattr(sys.modules.get(module), "__file__", None)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+    return hashlib.sha256(read_bytes(Path(file))).hexdigest() if file else None
 
 
 def set_aside(path: Path, why: str) -> None:
-    """Rename a file that cannot be used to ``.corrupt``, where it can still be looked at, and warn."""
-    aside = path.with_suffix(".corrupt")
-    with suppress(FileNotFoundError):  # another process has already moved it
+    """Rename a file that cannot be used to ``.corrupt``, where it can still be looked at, and warn.
+
+    An earlier ``.corrupt`` stays: the next ones are ``.corrupt-2`` and so on. A file that cannot be renamed stays too.
+    """
+    aside, number = path.with_suffix(".corrupt"), 1
+    while os.path.lexists(aside):
+        aside, number = path.with_suffix(f".corrupt-{number + 1}"), number + 1
+    try:
         path.replace(aside)
-    warnings.warn(f"{why} (set aside as {aside.name})", stacklevel=3)
+        where = f"set aside as {aside.name}"
+    except FileNotFoundError:
+        where = "set aside by another process"
+    except OSError as error:
+        where = f"it cannot be set aside: {error.strerror or error}"
+    warnings.warn(f"{why} ({where})", stacklevel=3)
 
 
 def tensors_sum(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the names, kinds, shapes and bytes of tensors, whatever their order or device."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -166,6 +205,8 @@ def tensors_sum(tensors: Mapping[str, Tensor]) -> str:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors, atomically, with their checksum beside ``metadata``."""
+    from safetensors.torch import save
+
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = dict(metadata or {})
     seal = _text_sum({"tensors": tensors_sum(plain), "metadata": metadata})
@@ -174,6 +215,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata as ``write_tensors`` wrote them. Raises StudyError when the file is missing, damaged or foreign."""
+    from safetensors import SafetensorError, safe_open
+
+    open_regular(path, LARGEST_TENSORS).close()
     try:
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})

@@ -1,123 +1,211 @@
-"""Reads a folder of images or a tar archive of one; decoded images are cached outside the repository.
+"""Reads a folder of images or an archive of one; decoded images are cached outside the repository.
 
-Layout: ``train/CLASS/*`` and ``test/CLASS/*`` (or ``val/``). Archives are read member by member and never
-unpacked, so no path inside one can reach the disk.
+Layout: ``train/CLASS/*`` and ``test/CLASS/*`` (or ``val/``), at any depth but in one place. What is not read is counted and said.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
-import tarfile
-from collections.abc import Iterator
+import stat
+import warnings
+from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from fcs_utils.data.archives import ENDINGS, entries, walk_folder
 from fcs_utils.errors import StudyError
 from fcs_utils.files import read_tensors, set_aside, write_tensors
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
-LARGEST_FILE, LARGEST_IMAGE = 2**26, 2**26  # bytes of a member, pixels of an image
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")  # Pillow knows more, and starts other programs for some of them
+PARTS = ("train", "test", "val")
+DECODER = 2  # raised when decoding changes, so that no older cache is used
+LARGEST_IMAGE, LARGEST_DATA = 2**26, 2**33  # pixels of an image, bytes of all images once they are decoded
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def cache_folder() -> Path:
     """Where decoded images are kept: FCS_CACHE, else the user's cache folder."""
-    return Path(os.environ.get("FCS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fcs-mlft")
+    try:
+        users = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    except RuntimeError:  # a user without a home
+        users = os.devnull  # no folder: nothing is kept
+    return Path(os.environ.get("FCS_CACHE") or Path(users) / "fcs-mlft")
 
 
 def read_image_folder(folder: Path, name: str, size: int) -> tuple[Parts, tuple[str, ...]]:
     """Train images, train labels, test images, test labels, and the class names.
 
-    Images become RGB uint8 (N, 3, size, size): the shorter side is resized to ``size``, then the centre is cropped.
-    Raises StudyError when nothing is found, the layout is wrong, or an image cannot be decoded.
+    Images become RGB uint8 (N, 3, size, size): turned as their EXIF data says, the shorter side resized to ``size``, the centre
+    cropped. Warns of what is not read, of images that are in both parts, and of a cache that cannot be written. Raises StudyError
+    when nothing is found, the layout is wrong, a class has too few images, or an image cannot be decoded.
     """
-    places = [folder / name] + [folder / f"{name}{suffix}" for suffix in (".tar", ".tar.gz", ".tar.xz")]
-    source = next((place for place in places if place.is_dir() or place.is_file()), None)
+    source = _source(folder, name)
+    cached = cache_folder() / f"{name}-{size}-{_listing_sum(source)}.safetensors"
+    found = _from_cache(cached)
+    if found is None:
+        found = _decode(source, size)
+        tensors = {key: torch.from_numpy(part) for key, part in found.arrays.items()}
+        try:
+            write_tensors(cached, tensors, {"classes": json.dumps(found.classes), "notes": json.dumps(found.notes)})
+        except StudyError as error:
+            warnings.warn(f"{error}; decoded images are not cached, FCS_CACHE names a folder for them", stacklevel=2)
+    for note in found.notes:
+        warnings.warn(f"{source}: {note}", stacklevel=2)
+    train, labels, test, test_labels = (
+        found.arrays[f"{part}_{what}"] for part in ("train", "test") for what in ("images", "labels")
+    )
+    return (train, labels, test, test_labels), tuple(found.classes)
+
+
+def _source(folder: Path, name: str) -> Path:
+    places = [folder / name] + [folder / f"{name}{ending}" for ending in ENDINGS]
+    source = next((place for place in places if place.exists()), None)
     if source is None:
         raise StudyError(
             f"data set 'imagefolder:{name}' not found. Looked in: {', '.join(map(str, places))}. Put a folder there with "
-            "train/CLASS/*.jpg and test/CLASS/*.jpg (or val/), or a tar of one; name the data folder with --data DIR or FCS_DATA"
+            "train/CLASS/*.jpg and test/CLASS/*.jpg (or val/), or its archive; name the data folder with --data DIR or FCS_DATA"
         )
-    cached = cache_folder() / f"{name}-{size}-{_listing_sum(source)}.safetensors"
-    if cached.exists():
-        try:
-            return _unpack({key: tensor.numpy() for key, tensor in read_tensors(cached)[0].items()})
-        except (StudyError, KeyError, ValueError) as error:
-            set_aside(cached, f"{error}; decoded again")
-    packed = _decode(source, size)
-    write_tensors(cached, {key: torch.from_numpy(array) for key, array in packed.items()})
-    return _unpack(packed)
+    return source
 
 
 def _listing_sum(source: Path) -> str:
     """Hash of the files' names, sizes and times. Contents are not read, so it takes milliseconds."""
-    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
-    digest = hashlib.sha256()
-    for path in files:
-        stat = path.stat()
-        digest.update(f"{path.relative_to(source.parent)}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+    digest = hashlib.sha256(f"{DECODER}\n".encode())
+    for path, _, state in walk_folder(source) if source.is_dir() else [(source.name, None, source.stat())]:
+        stamp = f"{state.st_size}|{state.st_mtime_ns}" if state and not stat.S_ISDIR(state.st_mode) else ""
+        digest.update(f"{path}|{stamp}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:12]
 
 
-def _members(source: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                yield PurePosixPath(path.relative_to(source).as_posix()), path.read_bytes()
-        return
+class Decoded(NamedTuple):
+    """arrays: ``train_images`` (N, 3, size, size) uint8, ``train_labels`` (N,) int64, and the same of test."""
+
+    arrays: dict[str, np.ndarray]
+    classes: list[str]
+    notes: list[str]
+
+
+def _from_cache(path: Path) -> Decoded | None:
+    if not os.path.exists(path):  # Path.exists raises where a folder may not be entered
+        return None
     try:
-        with tarfile.open(source) as archive:
-            for member in archive:
-                name = PurePosixPath(member.name)
-                if not member.isfile() or name.suffix.lower() not in SUFFIXES:  # links and devices are not followed
-                    continue
-                if member.size > LARGEST_FILE:
-                    raise StudyError(f"{name} in {source} has {member.size:,} bytes, too many for an image; remove it")
-                if file := archive.extractfile(member):
-                    yield name, file.read()
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise StudyError(f"{source} cannot be read: {error}; it may be truncated, replace the file") from error
+        tensors, metadata = read_tensors(path)
+        return Decoded(
+            {key: tensor.numpy() for key, tensor in tensors.items()}, *(json.loads(metadata[k]) for k in ("classes", "notes"))
+        )
+    except (StudyError, KeyError, ValueError) as error:
+        set_aside(path, f"{error}; decoded again")
+        return None
 
 
-def _decode(source: Path, size: int) -> dict[str, np.ndarray]:
+Picture = tuple[str, str, np.ndarray]  # class, file name, pixels (size, size, 3)
+Places = dict[PurePosixPath, dict[str, list[Picture]]]  # by the folder that holds train/ and test/, then by these
+
+
+def _decode(source: Path, size: int) -> Decoded:
+    found, folders, unread = _collect(source, size)
+    if len(found) > 1:
+        places = ", ".join(repr(str(root / part)) for root, parts in sorted(found.items()) for part in sorted(parts))
+        raise StudyError(f"{source} has images in several places, {places}: keep one folder that holds train/ and test/")
+    root, parts = next(iter(found.items()), (PurePosixPath(), {}))
+    test = "test" if "test" in parts else "val"
+    if test == "test" and "val" in parts:
+        unread["images in val/, since there is test/"] = [root / "val" / label / name for label, name, _ in parts["val"]]
+    said = "; ".join(f"{why} ({len(paths):,}, such as {str(paths[0])!r})" for why, paths in unread.items())
+    notes = [f"not read: {said}"] if said else []
+    if not {"train", test} <= parts.keys():
+        raise StudyError(
+            f"{source} needs images under train/CLASS/ and test/CLASS/ (or val/CLASS/); " + " ".join(notes or ["it has none"])
+        )
+    arrays = {}
+    classes = _classes(source, {part: parts[part] for part in ("train", test)}, _labels(folders, root, test), notes)
+    for part, pictures in (("train", parts["train"]), ("test", parts[test])):
+        pictures.sort(key=lambda picture: picture[:2])  # the order of an archive is arbitrary
+        arrays[f"{part}_images"] = np.stack([pixels for _, _, pixels in pictures]).transpose(0, 3, 1, 2).copy()
+        arrays[f"{part}_labels"] = np.array([classes.index(label) for label, _, _ in pictures], np.int64)
+    return Decoded(arrays, classes, notes + _shared(parts["train"], parts[test], test))
+
+
+def _collect(source: Path, size: int) -> tuple[Places, set[PurePosixPath], dict[str, list[PurePosixPath]]]:
+    """Decoded images by place, all folders, and what is not read by reason."""
+    found: Places = {}
+    folders, unread, names = set(), defaultdict(list), set()
+    for path, content, why in tqdm(entries(source, SUFFIXES), f"decoding {source.name}", unit="file", leave=False):
+        folders.add(path if content is None and not why else path.parent)
+        if why:
+            unread[why].append(path)
+        elif content is not None and (len(path.parts) < 3 or path.parts[-3] not in PARTS):
+            unread["images that are not in train/CLASS/, test/CLASS/ or val/CLASS/"].append(path)
+        elif content is not None:
+            if path in names:
+                raise StudyError(f"{source} has {str(path)!r} twice; remove one")
+            names.add(path)
+            if len(names) * 3 * size * size > LARGEST_DATA:
+                raise StudyError(f"{source}: decoded images take more than {LARGEST_DATA:,} bytes; NAME@SIZE makes them smaller")
+            try:
+                pixels = decode_image(content, size)
+            except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for a damaged file
+                raise StudyError(f"image {str(path)!r} in {source} cannot be decoded: {error}; replace or remove it") from error
+            found.setdefault(path.parents[2], defaultdict(list))[path.parts[-3]].append((path.parts[-2], path.name, pixels))
+    return found, folders, unread
+
+
+def decode_image(content: bytes, size: int) -> np.ndarray:
+    """An image file as RGB pixels (size, size, 3) uint8. Transparent parts become white."""
     from PIL import Image, ImageOps
 
-    found: dict[str, list[tuple[str, str, np.ndarray]]] = {"train": [], "test": [], "val": []}
-    for path, content in tqdm(_members(source), f"decoding {source.name}", unit="file", leave=False):
-        if len(path.parts) < 3 or path.parts[-3] not in found:
-            continue
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                if image.width * image.height > LARGEST_IMAGE:  # the header says so before memory is taken
-                    raise StudyError(f"{image.width} x {image.height} pixels are too many")
-                pixels = np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR))
-        except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for a damaged file
-            raise StudyError(f"image {path} in {source} cannot be decoded: {error}; replace or remove it") from error
-        found[path.parts[-3]].append((path.parts[-2], path.name, pixels))
-    test = "test" if found["test"] else "val"
-    if not found["train"] or not found[test]:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+        if opened.width * opened.height > LARGEST_IMAGE:  # the header says so before memory is taken
+            raise StudyError(f"{opened.width} x {opened.height} pixels are too many")
+        image: Any = ImageOps.exif_transpose(opened)
+        if image.mode == "F":
+            raise StudyError("its pixels are floating-point numbers")
+        if image.mode.startswith("I"):  # 16 bits a pixel; convert would cut off all above 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        elif image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR))
+
+
+def _labels(folders: set[PurePosixPath], root: PurePosixPath, test: str) -> set[str]:
+    """The classes that have a folder, with images or without."""
+    inside = [folder.relative_to(root).parts for folder in folders if folder.is_relative_to(root)]
+    return {parts[1] for parts in inside if len(parts) > 1 and parts[0] in ("train", test)}
+
+
+def _classes(source: Path, parts: dict[str, list[Picture]], labels: set[str], notes: list[str]) -> list[str]:
+    """Class names in order. Raises StudyError for a name that cannot be shown and for a class with too few images."""
+    for label in sorted(labels):
+        if not label.isprintable():
+            raise StudyError(f"{source}: the class name {label!r} has characters that cannot be shown; rename its folder")
+    counts = {part: Counter(label for label, _, _ in pictures) for part, pictures in parts.items()}
+    (train, _), (test, _) = parts.items()
+    few = [
+        f"{label!r} has {counts[train][label]} and {counts[test][label]}"
+        for label in sorted(labels)
+        if counts[train][label] < 2 or not counts[test][label]
+    ]
+    if few or len(labels) < 2:
+        why = f"{', '.join(few[:5])}{', ...' if few[5:] else ''}" if few else f"it has {len(labels)}"
         raise StudyError(
-            f"{source} has no images under train/CLASS/ and test/CLASS/ (or val/CLASS/); found "
-            + ", ".join(f"{len(images)} in {part}/" for part, images in found.items())
+            f"{source} needs two classes or more, each with two images in {train}/ and one in {test}/; " + "; ".join([why, *notes])
         )
-    classes = sorted({label for label, _, _ in found["train"]})
-    unknown = sorted({label for label, _, _ in found[test]} - set(classes))
-    if unknown:
-        raise StudyError(f"{source}: classes {', '.join(unknown)} are in {test}/ but not in train/")
-    packed = {"classes": np.frombuffer("\n".join(classes).encode(), np.uint8).copy()}
-    for part, images in (("train", found["train"]), ("test", found[test])):
-        images.sort(key=lambda item: item[:2])  # the order of an archive is arbitrary
-        packed[f"{part}_images"] = np.stack([pixels for _, _, pixels in images]).transpose(0, 3, 1, 2).copy()
-        packed[f"{part}_labels"] = np.array([classes.index(label) for label, _, _ in images], np.int64)
-    return packed
+    return sorted(labels)
 
 
-def _unpack(packed: dict[str, np.ndarray]) -> tuple[Parts, tuple[str, ...]]:
-    classes = tuple(packed["classes"].tobytes().decode().split("\n"))
-    parts = (packed["train_images"], packed["train_labels"], packed["test_images"], packed["test_labels"])
-    return parts, classes
+def _shared(train: list[Picture], test: list[Picture], part: str) -> list[str]:
+    """What to say of test images that are among the training images, pixel by pixel."""
+    seen = {pixels.tobytes(): f"train/{label}/{name}" for label, name, pixels in train}
+    both = [(f"{part}/{label}/{name}", seen[key]) for label, name, pixels in test if (key := pixels.tobytes()) in seen]
+    if not both:
+        return []
+    return [f"{len(both):,} of {len(test):,} test images are in train/ too (such as {both[0][0]!r} and {both[0][1]!r})"]

@@ -7,6 +7,7 @@ opens them only after its own MD5 check. No other file is unpickled.
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import re
 import zlib
@@ -18,6 +19,7 @@ import numpy as np
 
 from fcs_utils.data.imagefolder import read_image_folder
 from fcs_utils.errors import StudyError, refuse
+from fcs_utils.files import open_regular, read_bytes
 
 LARGEST_IDX = 2**30  # bytes; a small archive can unpack to more than fits in memory
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -63,10 +65,10 @@ def read_idx(path: Path) -> np.ndarray:
 
     Raises StudyError when the file is truncated or no IDX file of unsigned bytes.
     """
+    content = read_bytes(path, LARGEST_IDX)
     try:
-        content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
-            with gzip.open(path) as file:
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
                 content = file.read(LARGEST_IDX + 1)
             if len(content) > LARGEST_IDX:
                 raise StudyError(f"{path} unpacks to more than {LARGEST_IDX:,} bytes: no data set of this kind is so large")
@@ -129,6 +131,8 @@ def _cifar(folder: Path, name: str, title: str) -> Arrays:
 
     reader = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
     place = folder / reader.base_folder
+    for file in filter(Path.is_file, place.glob("*")):
+        open_regular(file, LARGEST_IDX).close()  # torchvision would read a file of any size
     try:
         parts = [reader(str(folder), train=train, download=False) for train in (True, False)]
     except RuntimeError as error:  # torchvision raises it for missing files and for a failed MD5 check
@@ -175,6 +179,8 @@ def _imagefolder(folder: Path, name: str) -> Arrays:
     if not match or set(match[1]) == {"."}:
         raise refuse("dataset", name, "imagefolder:NAME or imagefolder:NAME@SIZE, NAME a folder or archive in the data folder")
     size = int(match[2] or 32)
+    if not 8 <= size <= 1024:
+        raise refuse("dataset", name, "imagefolder:NAME@SIZE with a SIZE from 8 to 1024 pixels")
     parts, classes = read_image_folder(folder, match[1], size)
     return Arrays(FOLDER_TITLES.get(match[1], match[1]), classes, *parts, flip=True)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fcs_utils.errors import StudyError, refuse
+from fcs_utils.files import read_bytes
 
 FOLDER = Path(__file__).with_name("profiles")  # a profile is the file NAME.toml in it
 DATASET = re.compile(r"\w[\w:.@\[\]-]*")
@@ -71,7 +72,7 @@ def _read(name: str) -> dict[str, Any]:
     check_profile(name)
     path = FOLDER / f"{name}.toml"
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_bytes(path).decode())
     except ValueError as error:
         raise StudyError(f"{path} is not valid TOML: {error}") from error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fcs_utils.errors import StudyError
-from fcs_utils.files import LARGEST, check_checksum, parse_json
+from fcs_utils.files import check_checksum, parse_json, read_bytes
 
 Record = dict[str, Any]
 MOST_CHANNELS = 1_000_000  # of a layer: a damaged range must not take the memory
@@ -34,9 +34,7 @@ def read_lines(path: Path) -> dict[str, Record]:
 
 
 def _parse_lines(path: Path) -> Iterator[tuple[str, Record]]:
-    if (size := path.stat().st_size) > LARGEST:
-        raise StudyError(f"{path} has {size:,} bytes; files of this study have at most {LARGEST:,}")
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(read_bytes(path).splitlines(), 1):
         where = f"line {number} of {path}"
         try:
             record = check_checksum(_change_plan(parse_json(line, where), _unpack_plan), where)

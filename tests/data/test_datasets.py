@@ -80,7 +80,7 @@ def image_folder(root: Path) -> Path:
         for label in ("cat", "dog"):
             (root / part / label).mkdir(parents=True)
             for i in range(count):
-                Image.new("RGB", (40, 36), (i, 0, 200 if label == "dog" else 0)).save(root / part / label / f"{i:03}.png")
+                Image.new("RGB", (40, 36), (i, len(part), 200 if label == "dog" else 0)).save(root / part / label / f"{i:03}.png")
     return root
 
 

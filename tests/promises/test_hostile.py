@@ -32,7 +32,7 @@ TAG = "<script>alert(1)</script>"
 
 
 @pytest.mark.parametrize(
-    "path", [*sorted((ROOT / "fcs_utils").glob("*.py")), *sorted((ROOT / "notebooks").glob("*.ipynb"))], ids=lambda p: p.name
+    "path", [*sorted((ROOT / "fcs_utils").rglob("*.py")), *sorted((ROOT / "notebooks").glob("*.ipynb"))], ids=lambda p: p.name
 )
 def test_nothing_here_unpickles_or_evaluates(path: Path) -> None:
     words = r"\b(import pickle|from pickle|torch\.load\(|allow_pickle|joblib|marshal|shelve|yaml\.load|(?<![.\w])(?:eval|exec)\()"
@@ -205,7 +205,7 @@ def test_a_hostile_file_costs_little_memory(tmp_path: Path) -> None:
     for number, content in enumerate([*TENSORS.values(), *JSON.values()]):
         (tmp_path / f"{number}").write_bytes(content)
     code = """
-import sys; from pathlib import Path; from fcs_utils.errors import StudyError
+import sys, torch, safetensors.torch; from pathlib import Path; from fcs_utils.errors import StudyError
 from fcs_utils.files import read_checksummed, read_tensors
 peak = lambda: int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 before = peak()
