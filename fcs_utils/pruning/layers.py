@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.flow import Flow, Segments, convolutions, run_once
+from fcs_utils.pruning.ties import tied_parameters, unlike
 
 MIXING = (nn.Conv2d, nn.Linear)  # layers that mix channels
 # What may lie between: treats each channel by itself, so a channel can go without changing another.
@@ -147,7 +148,14 @@ def trace_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
         graph, flow = dependency_graph(model, example), run_once(model, example)
         mixing = [name for module, name in names.items() if isinstance(module, MIXING) and not depthwise(module)]
         segments = Segments(model, example[:1], mixing)
-        return {name: _layer(name, module, graph, flow, segments, names) for name, module in convolutions(model)}
+        layers = {name: _layer(name, module, graph, flow, segments, names) for name, module in convolutions(model)}
+        ties = tied_parameters(model)
+        for name, module in convolutions(model) if ties else ():
+            if tie := unlike(graph, _group(graph, module), ties):
+                shared = ", ".join(f"{names[owner]}.{parameter}".lstrip(".") for owner, parameter in tie)
+                why = layers[name].barrier or f"shares a parameter that would not shrink alike: {shared}"
+                layers[name] = replace(layers[name], barrier=why)
+        return layers
 
 
 def prunable_layers(model: nn.Module, images: Tensor, scope: Scope = "inner") -> dict[str, Layer]:
@@ -193,7 +201,7 @@ def _layer(
                     continue
                 consumers.append(Consumer(called, torch.as_tensor(list(indices)).reshape(channels, -1)))
         elif isinstance(target, CHANNELWISE):
-            alone = flow.users.get(node) == [flow.outputs[called]]
+            alone = flow.calls[called] == 1 and flow.users.get(node) == [flow.outputs[called]]
             norm = called if alone and isinstance(target, nn.BatchNorm2d) else norm
         elif not isinstance(target, MIXING):
             barriers.append(f"read by {called}, a {type(target).__name__}, which mixes channels")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 
@@ -13,6 +14,9 @@ from fcs_utils.pruning.layers import Consumer, Layer, trace_layers
 from fcs_utils.pruning.linear import read_weights, reconstruction
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.statistics import ChannelStatistics
+from fcs_utils.pruning.ties import tied_parameters
+
+POSITIONS = 2.5  # for each kept channel: a fit to about as many positions as channels is exact on them and wild elsewhere
 
 
 @torch.no_grad()
@@ -22,9 +26,10 @@ def merge(model: nn.Module, plan: PruningPlan, statistics: Mapping[str, ChannelS
     F_D ~ A F_K + b turns W_K F_K + W_D F_D into (W_K + W_D A) F_K + W_D b. The constant goes into the
     consumer's bias or out of the running mean of the BatchNorm behind it. It is fitted only where one of the
     two exists and the consumer does not pad with zeros, since a shifted constant would be wrong at the borders.
+    A weight that consumers share changes once, and its constant is fitted only where all of them have a place for it.
 
-    statistics: of this network, unpruned. Returns why layers were left out, and warns of them once. Raises
-    StudyError for statistics that do not fit.
+    statistics: of this network, unpruned; a layer needs ``POSITIONS`` times as many positions, over all images, as it
+    keeps channels. Returns why layers were left out, and warns of them once. Raises StudyError for statistics that do not fit.
     """
     weight = next(model.parameters())
     layers = trace_layers(model, torch.zeros(1, *plan.input_shape, device=weight.device, dtype=weight.dtype))
@@ -34,7 +39,7 @@ def merge(model: nn.Module, plan: PruningPlan, statistics: Mapping[str, ChannelS
         layer = layers[name]
         if name in followers:
             continue
-        if reason := _obstacle(layer, statistics.get(name)):
+        if reason := _obstacle(layer, statistics.get(name), len(kept)):
             skipped[name] = reason
             continue
         known = statistics[name]
@@ -44,49 +49,62 @@ def merge(model: nn.Module, plan: PruningPlan, statistics: Mapping[str, ChannelS
             )
         if len(known.l1) != layer.channels:
             raise StudyError(f"statistics are of another network: {name} has {layer.channels} channels, they {len(known.l1)}")
+        readers: dict[object, list[Consumer]] = {}  # those of one weight together; one module may read a layer in two places
         for consumer in layer.consumers:
-            _fold(model, layers, consumer, known, kept)
+            key = model.get_submodule(consumer.name).weight, tuple(consumer.positions.flatten().tolist())
+            readers.setdefault(key, []).append(consumer)
+        for alike in readers.values():
+            _fold(model, layers, alike, known, kept)
     if skipped:
         warnings.warn(
             f"merge left out {len(skipped)} of {len(plan.kept)} layers: "
             + "; ".join(f"{name} ({why})" for name, why in skipped.items()),
-            stacklevel=3,
+            stacklevel=4,  # the caller of prune
         )
     return skipped
 
 
-def _obstacle(layer: Layer, statistics: ChannelStatistics | None) -> str | None:
+def _obstacle(layer: Layer, statistics: ChannelStatistics | None, kept: int) -> str | None:
     if layer.coupled:
         return "a residual sum reads its channels besides the consumers"
     if layer.parted:
         return "its consumers read different tensors"
-    return "no statistics of it" if statistics is None else None
+    if statistics is None:
+        return "no statistics of it"
+    if statistics.count < (least := math.ceil(POSITIONS * kept)):
+        return f"{statistics.count} positions for {kept} kept channels; at least {least} are needed: take more images"
+    return None
 
 
 def _fold(
-    model: nn.Module, layers: Mapping[str, Layer], consumer: Consumer, statistics: ChannelStatistics, kept: list[int]
+    model: nn.Module, layers: Mapping[str, Layer], readers: list[Consumer], statistics: ChannelStatistics, kept: list[int]
 ) -> None:
-    module = model.get_submodule(consumer.name)
-    norm = layers[consumer.name].norm if consumer.name in layers else None
-    if norm is not None and model.get_submodule(norm).running_mean is None:  # it uses each batch's own mean
-        norm = None
-    padded = isinstance(module, nn.Conv2d) and module.padding not in (0, (0, 0), "valid") and module.padding_mode == "zeros"
-    shift = module.bias if isinstance(module.bias, Tensor) else None
-    blend, offset = reconstruction(statistics, kept, intercept=not padded and (shift is not None or norm is not None))
-    weight, read = module.weight, read_weights(model, consumer)  # (O, C, k)
+    """Change the weight that these consumers share, and where each of them takes up the constant."""
+    places = [_place(model, layers, reader.name, {model.get_submodule(one.name) for one in readers}) for reader in readers]
+    blend, offset = reconstruction(statistics, kept, intercept=None not in places)
+    weight, read = model.get_submodule(readers[0].name).weight, read_weights(model, readers[0])  # (O, C, k)
     assert isinstance(weight, Tensor)
     dropped = [channel for channel in range(len(statistics.l1)) if channel not in set(kept)]
     lost = read[:, dropped]  # (O, D, k)
     blended = read[:, kept] + torch.einsum("odk,dc->ock", lost, blend.to(read))
-    columns = consumer.positions[kept].to(weight.device)  # (K, k)
+    columns = readers[0].positions[kept].to(weight.device)  # (K, k)
     if weight.dim() == 2:
         weight[:, columns] = blended.to(weight)
     else:
         weight[:, columns[:, 0]] = blended.unflatten(2, weight.shape[2:]).to(weight)
     constant = torch.einsum("odk,d->o", lost, offset.to(read))
-    if shift is not None:
-        shift += constant.to(shift)
-    elif norm is not None:
-        mean = model.get_submodule(norm).running_mean
-        assert isinstance(mean, Tensor)
-        mean -= constant.to(mean)
+    for tensor, sign in {id(place[0]): place for place in places if place}.values():  # a bias, too, may be shared
+        tensor += sign * constant.to(tensor)
+
+
+def _place(model: nn.Module, layers: Mapping[str, Layer], name: str, readers: set[nn.Module]) -> tuple[Tensor, int] | None:
+    """The tensor that takes up a constant in front of a consumer, and with which sign; None where no tensor can."""
+    module = model.get_submodule(name)
+    if isinstance(module, nn.Conv2d) and module.padding not in (0, (0, 0), "valid") and module.padding_mode == "zeros":
+        return None
+    if isinstance(module.bias, Tensor):
+        tie = next((tie for tie in tied_parameters(model) if (module, "bias") in tie), [])
+        return (module.bias, 1) if {other for other, _ in tie} <= readers else None  # others must not feel the change
+    norm = layers[name].norm if name in layers else None
+    mean = model.get_submodule(norm).running_mean if norm else None  # None where it uses each batch's own mean
+    return (mean, -1) if isinstance(mean, Tensor) else None

@@ -16,6 +16,7 @@ from fcs_utils.pruning.layers import dependency_graph, traceable
 from fcs_utils.pruning.merge import merge
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.statistics import ChannelStatistics
+from fcs_utils.pruning.ties import tie_again, tied_parameters
 
 Compensate = Literal["none", "merge"]
 
@@ -53,7 +54,7 @@ def prune(
         merge(compact, plan, statistics)
     weight = next(compact.parameters())
     names = {module: name for name, module in compact.named_modules()}
-    cut: set[str] = set()
+    ties, cut = tied_parameters(compact), set[str]()
     with traceable(compact):
         graph = dependency_graph(compact, torch.zeros(1, *plan.input_shape, device=weight.device, dtype=weight.dtype))
         for name, indices in plan.kept.items():
@@ -69,9 +70,9 @@ def prune(
                         raise StudyError(f"the plan is damaged: {other} must lose the same channels as {name}, which it follows")
                     cut.add(other)
             group.prune()
+    tie_again(ties)
     for name, indices in plan.kept.items():
-        found = compact.get_submodule(name).out_channels
-        if found != len(indices):
+        if (found := compact.get_submodule(name).out_channels) != len(indices):
             raise StudyError(f"surgery went wrong: {name} has {found} channels, planned {len(indices)}")
     try:
         with evaluating(compact), torch.no_grad():

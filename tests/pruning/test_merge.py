@@ -99,12 +99,12 @@ def test_a_linear_layer_behind_a_flatten_is_merged() -> None:
 @torch.no_grad()
 def test_merge_comes_nearer_on_a_whole_network(name: str) -> None:
     net = warm(build_seeded(2, name, num_classes=5, width=0.25))
-    images = torch.randn(200, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    statistics = collect_statistics(net, images[:150])
+    images = torch.randn(350, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    statistics = collect_statistics(net, images[:300])
     plan = make_plan(net, images, importance("kernel_l1", model=net), ratio=0.2)
-    want = net(images[150:])
+    want = net(images[300:])
     errors = [
-        F.mse_loss(prune(net, plan, compensate=c, statistics=statistics)(images[150:]), want).item() for c in ("none", "merge")
+        F.mse_loss(prune(net, plan, compensate=c, statistics=statistics)(images[300:]), want).item() for c in ("none", "merge")
     ]  # type: ignore[arg-type]
     assert errors[1] < 0.5 * errors[0]
 
