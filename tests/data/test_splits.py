@@ -147,6 +147,8 @@ def test_about_half_of_the_images_are_mirrored_left_to_right_and_none_upside_dow
     assert ((steps == 1).flatten(1).all(1) | mirrored).all() and 450 < mirrored.sum() < 550
     drawn = pictured("right", flip=True).batches(100)(3, 1)
     assert mirrored.equal(drawn.mirrored[:, 0])
+    both = [torch.cat([images for images, _ in pictured("right", flip).batches(100)(3, 1)]) for flip in (True, False)]
+    assert both[0][mirrored].equal(both[1][mirrored].flip(3)) and both[0][~mirrored].equal(both[1][~mirrored])  # equal shifts
     assert (middle(pictured("down", flip=True)).diff(dim=1) == 1).all()
 
 
