@@ -30,8 +30,11 @@ settings.load_profile("study")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the slow tests first; at the end, the other core would be idle."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Run the slow tests first; at the end, the other core would be idle.
+
+    Next come those that read the smoke study, so that one worker makes it while the other one does what needs none.
+    """
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, "smoke" not in getattr(item, "fixturenames", ())))
 
 
 @pytest.fixture(scope="session")

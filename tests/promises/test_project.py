@@ -169,7 +169,9 @@ def test_source_notebooks_are_clean(notebook) -> None:
     assert all(re.fullmatch(r"\w+: \w+ = .+  # .+", line) for line in parameters.source.splitlines())
 
 
-@pytest.mark.parametrize("tool", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "tool", [["ruff", "check"], ["ruff", "format", "--check"], pytest.param(["mypy"], marks=pytest.mark.slow)], ids=" ".join
+)
 def test_style_and_types(tool: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", *tool], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -180,6 +182,7 @@ def test_rooms_import_downwards_only() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_readme_is_fresh() -> None:
     done = subprocess.run([sys.executable, "-m", "cogapp", "--check", "README.md"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, "README.md is stale; renew it with: python -m cogapp -r README.md"

@@ -305,6 +305,7 @@ def test_every_criterion_that_has_runs_is_in_the_ledger_and_only_the_claims_two_
     assert [row.decisive for row in found] == [True, True, False, False]
 
 
+@pytest.mark.slow
 def test_nothing_planted_is_rarely_found() -> None:
     draw = np.random.default_rng(2)
     found = 0

@@ -116,6 +116,7 @@ def test_controls_redraw_what_depends_on_them_and_nothing_else(here: Exploration
     assert "load_compact" in explorer.said.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["vgg16", "resnet20"])
 def test_every_layer_can_be_looked_at(here: Exploration, network: str) -> None:
     explorer = Explorer(here, CHOICE)

@@ -71,6 +71,7 @@ def test_other_weights_than_the_records_are_not_published(copy: Path) -> None:
     assert not study.store.packed().exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ["02", "03", "04"])
 def test_exploring_another_layer_shows_its_figures_and_writes_none(copy: Path, tmp_path: Path, number: str) -> None:
     before = content(copy)
