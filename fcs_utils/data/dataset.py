@@ -179,8 +179,9 @@ def load_dataset(name: str, folder: str | Path | None = None, device: torch.devi
         np.arange(len(arrays.train_labels)), test_size=held_out, random_state=0, stratify=arrays.train_labels
     )
     if limit is not None:
-        if not len(arrays.classes) <= limit < len(train):
-            raise refuse("dataset", name, f"{source}[:N] with N from {len(arrays.classes)} to {len(train) - 1}")
+        fewest, most = len(arrays.classes), len(train) - len(arrays.classes)  # each class is in the part and in the rest
+        if not fewest <= limit <= most:
+            raise refuse("dataset", name, f"{source}[:N] with N from {fewest} to {most}")
         train, _ = train_test_split(train, train_size=limit, random_state=0, stratify=arrays.train_labels[train])
     pixels = arrays.train_images[train]
     dataset = Dataset(
