@@ -74,8 +74,23 @@ def test_fashion_mnist_gets_a_border_of_two_pixels(tmp_path: Path, place: str) -
     assert found.train_images.shape == (2, 1, 32, 32) and found.test_images.shape == (1, 1, 32, 32)
     assert (found.train_images[:, 0, 2:30, 2:30] == IMAGES).all() and (found.test_images[0] == found.train_images[0]).all()
     assert (found.train_images != 0).sum() == 2 * 28 * 28  # all else is black
-    assert found.train_labels.tolist() == [9, 0] and found.test_labels.tolist() == [9] and found.train_labels.dtype == np.int64
+    assert found.train_labels.tolist() == [9, 0] and found.test_labels.tolist() == [9]
+    assert found.train_labels.dtype == found.test_labels.dtype == np.int64
     assert (found.title, found.flip, len(found.classes)) == ("Fashion-MNIST", True, 10)
+
+
+def test_a_folder_that_lacks_a_file_of_fashion_mnist_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fashion(tmp_path / "fashion-mnist", IMAGES, np.array([9, 0]))
+    fashion(tmp_path / "FashionMNIST" / "raw", IMAGES[::-1], np.array([3, 4]))
+    (tmp_path / "FashionMNIST" / "raw" / f"{FASHION_FILES[2]}.gz").unlink()
+    assert read_arrays("fashion_mnist", tmp_path).train_labels.tolist() == [9, 0]
+    (tmp_path / "fashion-mnist" / f"{FASHION_FILES[3]}.gz").unlink()
+    monkeypatch.setattr(readers, "DEBIAN_FASHION", tmp_path / "no")
+    asked = []
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", lambda *given, **more: asked.append((given, more)))
+    with pytest.raises(StudyError, match="fashion_mnist: torchvision's download left no IDX files in .*raw"):
+        read_arrays("fashion_mnist", tmp_path)
+    assert asked == [((str(tmp_path),), {"download": True})]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +142,22 @@ def test_a_damaged_cifar_is_told_from_a_missing_one(tmp_path: Path, monkeypatch:
     with pytest.raises(StudyError, match="batches fails torchvision's MD5 check"):
         read_arrays("cifar10", tmp_path)
     assert asked == [False, True, False]  # nothing is downloaded over it
+
+
+def test_a_cifar_that_could_be_downloaded_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def parts(folder: str, download: bool, train: bool = True) -> SimpleNamespace:
+        asked.append((train, download))
+        if len(asked) == 1:
+            raise RuntimeError("Dataset not found or corrupted.")
+        return SimpleNamespace(data=np.zeros((2 + train, 32, 32, 3), np.uint8), targets=[1] * (2 + train), classes=["a", "b"])
+
+    parts.base_folder, parts.filename = "batches", "batches.tar.gz"  # type: ignore[attr-defined]
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", parts)
+    found = read_arrays("cifar10", tmp_path)
+    assert (len(found.train_labels), len(found.test_labels)) == (3, 2)
+    assert asked == [(True, False), (True, True), (True, False), (False, False)]
 
 
 def test_digits_are_stretched_to_bytes_and_to_32_pixels() -> None:
