@@ -70,7 +70,7 @@ def test_damaged_compact_files_are_refused(saved: tuple[nn.Module, Path], tmp_pa
         ("empty", "cannot be read"),
         ("pickle", "cannot be read"),
         ("huge", "cannot be read"),
-        ("missing", "cannot be read"),
+        ("missing", "cannot read"),
         ("plain", "has no checksum"),
     ]:
         with pytest.raises(StudyError, match=message):
