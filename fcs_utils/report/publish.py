@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.files import write_atomic
+from fcs_utils.files import read_bytes, write_atomic
 from fcs_utils.report.chapters import KEEPS_FIGURES, NOTEBOOKS, PACKAGE, Notebook, pick_notebooks
 from fcs_utils.study.records import Store
 
@@ -196,7 +196,7 @@ def _stale(store: Store, wanted: dict[str, Notebook]) -> dict[str, Notebook]:
     def fresh(number: str, notebook: Notebook) -> bool:
         state = store.state(number)
         made = store.executed(notebook.name).exists() and store.page(notebook.name).exists()
-        return made and state.exists() and state.read_text() == _inputs(store, notebook)
+        return made and state.exists() and read_bytes(state).decode() == _inputs(store, notebook)
 
     return {number: notebook for number, notebook in wanted.items() if not fresh(number, notebook)}
 
@@ -208,5 +208,5 @@ def _inputs(store: Store, notebook: Notebook) -> str:
     digest = hashlib.sha256()
     files += [store.measurements(), store.published(store.measurements())] if notebook.measures_time else []
     for path in [file for file in [*files, store.packed(), *store.all_records()] if file.exists()]:
-        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        digest.update(path.name.encode() + hashlib.sha256(read_bytes(path)).digest())
     return digest.hexdigest()

@@ -6,7 +6,15 @@ import io
 from pathlib import Path
 
 from fcs_utils.errors import StudyError
-from fcs_utils.files import read_or_set_aside, read_tensors, tensors_sum, write_atomic, write_checksummed
+from fcs_utils.files import (
+    LARGEST_TENSORS,
+    read_bytes,
+    read_or_set_aside,
+    read_tensors,
+    tensors_sum,
+    write_atomic,
+    write_checksummed,
+)
 from fcs_utils.report.chapters import NOTEBOOKS
 from fcs_utils.report.figures import forest, use_house_style
 from fcs_utils.report.frames import Report, make_report
@@ -48,7 +56,7 @@ def publish(profile: str, out: str | Path, data: str | Path | None = None) -> Pa
 
 
 def _promote(store: Store, path: Path) -> None:
-    write_atomic(store.published(path), path.read_bytes())
+    write_atomic(store.published(path), read_bytes(path, LARGEST_TENSORS))
 
 
 def _weights(study: Study) -> list[Path]:
