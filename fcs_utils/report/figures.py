@@ -215,7 +215,7 @@ def cost_growth(costs: pd.DataFrame, names: dict[str, str]) -> Figure:
     figure, axes = plt.subplots(2, 2, figsize=(9.6, 5.8))
     styles = {"forward": ("#8c8c8c", "x"), "pass": ("#0072B2", "o"), "store": ("#D55E00", "s")}
     first = costs[costs.network == costs.network.iloc[0]]
-    heavy = first[first.width < 1].images.iloc[0]
+    heavy = first.sort_values("width").images.iloc[0]  # the narrowest network has one number of images
     for column, (x, part, label) in enumerate(
         (
             ("images", first[first.width == 1], "calibration images"),
