@@ -129,7 +129,9 @@ class Procedure(NamedTuple):
 
 PROCEDURES = {
     "forward": Procedure("plain forward pass", forward),
-    "pass": Procedure("one pass, Gram matrices (this study)", partial(collect_statistics, batch_size=BATCH), rounds=3),
+    "pass": Procedure(
+        "one pass, Gram matrices (this study)", partial(collect_statistics, scope="inner", batch_size=BATCH), rounds=3
+    ),
     "trace": Procedure("of which finding the layers", prunable_layers, rounds=3),
     "store": Procedure("store all maps, scikit-learn's cosine", _store_all, rounds=3),
     "per_layer": Procedure("one pass a layer, maps to disk (CHIP's procedure)", _pass_per_layer),

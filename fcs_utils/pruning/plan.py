@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.models import module_macs
-from fcs_utils.pruning.layers import Layer, Scope, depthwise, trace_layers
-
-
-def keep_count(channels: int, ratio: float) -> int:
-    """How many channels stay when a share ``ratio`` of them goes (M6): the study's only rounding rule.
-
-    Raises StudyError for a ratio outside (0, 1).
-    """
-    if not isinstance(ratio, int | float) or not 0 < ratio < 1:  # also refuses NaN
-        raise refuse("ratio", ratio, "above 0 and below 1, the share of channels to remove")
-    return max(1, channels - round(ratio * channels))
-
-
-def select(importance: Tensor, keep: int) -> list[int]:
-    """Indices of the ``keep`` most important channels, sorted; equals go to the lower index."""
-    return sorted(importance.argsort(descending=True, stable=True)[:keep].tolist())
+from fcs_utils.pruning.counts import keep_count
+from fcs_utils.pruning.draft import Draft
+from fcs_utils.pruning.layers import Layer, Scope, trace_layers
 
 
 class PruningPlan(BaseModel):
@@ -35,7 +20,7 @@ class PruningPlan(BaseModel):
     kept: sorted kept output channels of every convolution that loses some, followers included. channels:
     those layers' full widths. skipped: why other convolutions stay whole. input_shape: (C, H, W) of one
     image. ratio: the share of channels removed from every layer. macs: the share of MACs asked for, where
-    the ratio was found from it; macs_left: the share that this plan leaves.
+    the ratio was found from it; macs_left: the share that this plan leaves, as measured on the compact network.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -112,10 +97,15 @@ def make_plan(
     example: images (N, C, H, W), one is enough. importances: (C,) by convolution name, higher = keep; layers
     without one stay whole. ratio: the share of channels to remove. macs, instead of ratio: the share of the dense
     network's MACs to leave; the plan comes as near as whole channels allow. scope: ``inner`` leaves layers that share a
-    residual sum whole; ``all`` removes the same channels from each of them, by their mean importance (M7). ``skipped`` of the
-    plan says why a layer stays whole.
+    residual sum whole; ``all`` removes the same channels from each of them, by their mean importance (M7), where all of
+    them have one. ``skipped`` of the plan says why a layer stays whole.
 
-    Raises StudyError for a bad ratio, macs or scope, an importance that does not fit, and when no layer is left to prune.
+    The plan is tried on a copy, which is compared with the dense network as ``proof.Proof`` says. Layers that cannot be cut
+    exactly stay whole; the others are still pruned. One cut is enough when all are exact, and each layer that is not
+    takes about two more for every doubling of the network's depth.
+
+    Raises StudyError for a bad ratio, macs or scope, for an importance that does not fit, and when no layer is left to
+    prune. Macs more than 0.05 outside of what the layers can leave are refused with what can be reached.
     """
     _check_goal(ratio, macs, scope)
     layers = trace_layers(model, example)
@@ -125,31 +115,18 @@ def make_plan(
         if score.shape != (layers[name].channels,) or not score.isfinite().all():
             raise StudyError(f"importance of {name} must be {layers[name].channels} finite numbers, got shape {tuple(score.shape)}")
     groups, skipped = _groups(layers, importances, scope)
-    costs = _Costs(model, example, layers, groups.values())
-    if ratio is None:
-        assert macs is not None
-        ratio = costs.nearest_ratio(macs) if groups else 0.5
-    kept: dict[str, list[int]] = {}
-    for name, members in groups.items():
-        width, keep = layers[name].channels, keep_count(layers[name].channels, ratio)
-        if keep == width:
-            skipped |= dict.fromkeys(members, f"ratio {ratio:g} of {width} channels rounds to none")
-            continue
-        scores = torch.stack([importances[member].double().cpu() for member in members if member in importances])
-        followers = {follower: None for member in members for follower in layers[member].followers}
-        kept |= dict.fromkeys([*members, *followers], select(scores.mean(0), keep))
-    if not kept:
-        raise StudyError("nothing to prune: " + "; ".join(f"{name}: {why}" for name, why in skipped.items()))
-    names = [name for name in layers if name in kept]  # in the network's order
+    draft = Draft(model, example, layers, importances, groups, skipped)
+    draft.settle(ratio, macs)
+    names = [name for name in layers if name in draft.kept]  # in the network's order
     return PruningPlan(
-        kept={name: kept[name] for name in names},
+        kept={name: draft.kept[name] for name in names},
         channels={name: layers[name].channels for name in names},
-        skipped={name: skipped[name] for name in layers if name in skipped and name not in kept},
-        input_shape=(example.shape[1], example.shape[2], example.shape[3]),
-        ratio=ratio,
+        skipped={name: draft.skipped[name] for name in layers if name in draft.skipped and name not in draft.kept},
+        input_shape=draft.shape,
+        ratio=draft.ratio,
         scope=scope,
         macs=macs,
-        macs_left=costs.share_left(ratio),
+        macs_left=draft.left,
     )
 
 
@@ -178,53 +155,12 @@ def _groups(
         if scope == "all" and layer.coupled and not layer.barrier:
             members = [member for member in layers if member == name or member in layer.coupled]
         reason = next((why for member in members if (why := layers[member].obstacle(scope))), None)
-        if not reason and not any(member in importances for member in members):
-            reason = "no importance given"
+        missing = [member for member in members if member not in importances]
+        if not reason and missing:
+            reason = "no importance given" + (f" for {', '.join(missing)} of its residual sum" if len(members) > 1 else "")
         seen.update(members)
         if reason:
             skipped |= dict.fromkeys(members, reason)
         else:
             groups[name] = members
     return groups, skipped
-
-
-class _Costs:
-    """MACs of a network at a ratio, worked out from the dense network's without cutting it."""
-
-    def __init__(self, model: nn.Module, example: Tensor, layers: Mapping[str, Layer], groups: Iterable[list[str]]) -> None:
-        self.layers, self.groups = layers, list(groups)
-        self.dense = module_macs(model, example)
-        modules = dict(model.named_modules())
-        self.width = {name: modules[name].weight.shape[0] for name in self.dense}
-        self.read = {name: modules[name].weight.shape[1] for name in self.dense}
-        self.single = {name for name in self.dense if depthwise(modules[name])}
-
-    def share_left(self, ratio: float) -> float:
-        """MACs at a ratio, as a share of the dense network's."""
-        lost_out, lost_in = dict.fromkeys(self.dense, 0), dict.fromkeys(self.dense, 0)
-        for members in self.groups:
-            channels = self.layers[members[0]].channels
-            gone = channels - keep_count(channels, ratio)
-            changed = {*members, *(follower for member in members for follower in self.layers[member].followers)}
-            for name in changed:
-                lost_out[name] = gone
-            readers = {c.name: c.positions.shape[1] for member in members for c in self.layers[member].consumers}
-            for name, indices in readers.items():
-                lost_in[name] += gone * indices
-        left = sum(
-            macs * (1 - lost_out[name] / self.width[name]) * (1 if name in self.single else 1 - lost_in[name] / self.read[name])
-            for name, macs in self.dense.items()
-        )
-        return left / sum(self.dense.values())
-
-    def nearest_ratio(self, macs: float) -> float:
-        """The ratio whose share of MACs left is nearest; of two as near, the one that leaves more."""
-        widths = {self.layers[members[0]].channels for members in self.groups}
-        # Between two neighbours of these, every layer's channel count stays the same.
-        steps = sorted({(gone + 0.5) / width for width in widths for gone in range(width)} | {1.0})
-        ratios = [(low + high) / 2 for low, high in zip(steps, steps[1:], strict=False)]
-        low, high = 0, len(ratios) - 1  # the share falls as the ratio grows
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (middle + 1, high) if self.share_left(ratios[middle]) > macs else (low, middle)
-        return min(ratios[max(0, low - 1) : low + 1], key=lambda ratio: abs(self.share_left(ratio) - macs))

@@ -24,7 +24,7 @@ def best_match(similarity: Tensor) -> Tensor:
 def null_similarity(model: nn.Module, images: Tensor, seed: int) -> dict[str, Tensor]:
     """Pooled similarity (C, C) by layer when every map's pixels are shuffled: what values alone would give."""
     shuffle = partial(shuffle_pixels, generator=torch.Generator().manual_seed(seed))
-    return {name: s.similarity() for name, s in collect_statistics(model, images, transform=shuffle).items()}
+    return {name: s.similarity() for name, s in collect_statistics(model, images, scope="inner", transform=shuffle).items()}
 
 
 def near_duplicate_shares(model: nn.Module, images: Tensor, quantile: float, seed: int) -> dict[str, dict[str, float]]:
@@ -37,7 +37,7 @@ def near_duplicate_shares(model: nn.Module, images: Tensor, quantile: float, see
     """
     null = null_similarity(model, images, seed)
     shares = {}
-    for name, statistics in collect_statistics(model, images).items():
+    for name, statistics in collect_statistics(model, images, scope="inner").items():
         live = (statistics.l1 > 0).nonzero()[:, 0]
         if statistics.positions == 1 or len(live) < 2:
             continue

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.models import evaluating
-from fcs_utils.pruning.layers import Consumer, Layer, check_images, trace_layers
+from fcs_utils.pruning.layers import Consumer, Layer, Scope, check_images, trace_layers
 from fcs_utils.pruning.sums import EXTRAS, READINGS, Extra, Reading, Sums
 
 TapName = Literal["consumer", "conv"]
@@ -136,13 +136,14 @@ def watched(
         yield
 
 
-def pick_layers(model: nn.Module, images: Tensor, names: Sequence[str] | None) -> list[Layer]:
-    """Layers by name, default all of inner scope (M7). Raises StudyError for one that no scope can prune."""
+def pick_layers(model: nn.Module, images: Tensor, names: Sequence[str] | None, scope: Scope = "all") -> list[Layer]:
+    """Layers by name, default all of a scope (M7). Raises StudyError for one that no scope can prune."""
     found = trace_layers(model, images)
-    able = {scope: [n for n, layer in found.items() if layer.obstacle(scope) is None] for scope in ("inner", "all")}  # type: ignore[arg-type]
-    if unknown := sorted(set(names or ()) - set(able["all"])):
-        raise refuse("layers", unknown, ", ".join(able["all"]) or "none: nothing in this network can be pruned")
-    return [found[name] for name in (able["inner"] if names is None else names)]
+    able = [name for name, layer in found.items() if layer.obstacle("all") is None]
+    if unknown := sorted(set(names or ()) - set(able)):
+        raise refuse("layers", unknown, ", ".join(able) or "none: nothing in this network can be pruned")
+    wanted = [name for name, layer in found.items() if layer.obstacle(scope) is None] if names is None else names
+    return [found[name] for name in wanted]
 
 
 @torch.no_grad()
@@ -151,6 +152,7 @@ def collect_statistics(
     images: Tensor,
     *,
     layers: Sequence[str] | None = None,
+    scope: Scope = "all",
     tap: TapName = "consumer",
     readings: Sequence[Reading] = ("pooled",),
     extras: Sequence[Extra] = (),
@@ -161,14 +163,15 @@ def collect_statistics(
 
     model: any convolutional classifier; its mode is put back afterwards.
     images: the calibration set, (N, C, H, W) float, normalised, never augmented, on the model's device.
-    layers: convolution names; by default all that no residual sum couples (M7); coupled ones can be named.
+    layers: convolution names; by default all of ``scope``, which is every layer that can be pruned at all (M7). ``inner``
+    leaves out those that share a residual sum, which saves time and memory where they are not to be pruned.
     tap: see ``tapped``.
     readings: similarities to collect (M3); ``pooled`` costs nothing beyond the Gram matrix.
     extras: what other criteria read, in the same pass: ``apoz``, ``hrank``, ``chip``.
     batch_size: images in one forward pass; memory grows with it, and not with N.
     transform: applied to each batch of maps (N, C, ...) before it is summed, as ``shuffle_pixels`` for the null.
 
-    Returns statistics by convolution name, in float64 on the CPU. Raises StudyError for an unknown tap, layer,
+    Returns statistics by convolution name, in float64 on the CPU. Raises StudyError for an unknown tap, scope, layer,
     reading or extra, a batch_size below 1, images that do not fit, and activations that are not finite.
 
         statistics = collect_statistics(model, images)
@@ -176,13 +179,15 @@ def collect_statistics(
     """
     if tap not in ("consumer", "conv"):
         raise refuse("tap", tap, "'consumer' or 'conv'")
+    if scope not in ("inner", "all"):
+        raise refuse("scope", scope, "'inner' or 'all'")
     for name, given, known in (("readings", readings, READINGS), ("extras", extras, EXTRAS)):
         if unknown := [one for one in given if one not in known]:
             raise refuse(name, unknown, ", ".join(known))
     if batch_size < 1:
         raise refuse("batch_size", batch_size, "1 or more")
     check_images(model, images)
-    wanted = pick_layers(model, images, layers)
+    wanted = pick_layers(model, images, layers, scope)
     sums = {layer.name: Sums(readings, extras) for layer in wanted}
     with evaluating(model), tapped(model, wanted, lambda name, maps: sums[name].add(transform(maps)), tap):
         for batch in images.split(batch_size):

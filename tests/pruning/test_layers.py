@@ -209,14 +209,6 @@ def test_channels_that_mix_on_the_way_are_left_whole(case: str) -> None:
         make_plan(net, torch.zeros(1, 3, 6, 6), {"a": torch.arange(6.0)}, ratio=0.5)
 
 
-def test_a_network_that_expects_the_old_widths_is_not_handed_over() -> None:
-    net = Net(lambda n, x: n.b(mean(n.a(x).relu() + n.offset)), a=conv(3, 6), b=nn.Linear(6, 2)).eval()
-    net.register_buffer("offset", torch.zeros(6, 1, 1))
-    plan = make_plan(net, torch.zeros(1, 3, 6, 6), {"a": torch.arange(6.0)}, ratio=0.5)
-    with pytest.raises(StudyError, match="does not run"):
-        prune(net, plan)
-
-
 @pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.GELU(), nn.Sigmoid(), nn.SiLU(inplace=True), nn.PReLU(6)])
 @pytest.mark.parametrize("frozen", [False, True])
 @torch.no_grad()

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.models import build_seeded, count_macs
+from fcs_utils.pruning import proof
+from fcs_utils.pruning.counts import keep_count
 from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.layers import prunable_layers, trace_layers
-from fcs_utils.pruning.plan import PruningPlan, keep_count, make_plan
+from fcs_utils.pruning.plan import PruningPlan, make_plan
+from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.surgery import prune
 from tests.conftest import warm
 
@@ -39,24 +42,13 @@ FAMILIES = [
 
 def zeroed(model: nn.Module, plan: PruningPlan, images: Tensor) -> Tensor:
     """The dense network's output when every consumer reads zeros in the dropped channels."""
-    hooks = []
+    lost: dict[str, list[int]] = {}
     for name, layer in trace_layers(model, images).items():
-        if name not in plan.kept:
-            continue
-        dropped = sorted(set(range(layer.channels)) - set(plan.kept[name]))
-        for consumer in layer.consumers:
-            positions = consumer.positions[dropped].flatten()
-
-            def blank(_module: nn.Module, inputs: tuple[Tensor, ...], positions: Tensor = positions) -> tuple[Tensor]:
-                changed = inputs[0].clone()
-                changed[:, positions] = 0
-                return (changed,)
-
-            hooks.append(model.get_submodule(consumer.name).register_forward_pre_hook(blank))
-    output = model(images)
-    for hook in hooks:
-        hook.remove()
-    return output
+        for consumer in layer.consumers if name in plan.kept else ():
+            dropped = sorted(set(range(layer.channels)) - set(plan.kept[name]))
+            lost.setdefault(consumer.name, []).extend(consumer.positions[dropped].flatten().tolist())
+    with proof.zeroed(model, lost):
+        return model(images)
 
 
 @pytest.mark.parametrize(("name", "options", "size", "scope"), FAMILIES)
@@ -79,13 +71,59 @@ def test_compact_equals_dense_with_the_channels_zeroed(name: str, options: dict[
     assert plan.macs_left == pytest.approx(count_macs(compact, images) / count_macs(model, images), rel=1e-9)
 
 
-def test_coupled_layers_are_pruned_together_by_their_mean_importance() -> None:
-    model, images = build_seeded(0, "resnet20", num_classes=2, width=0.25, shortcut="B"), torch.zeros(1, 3, 32, 32)
-    scores = {"conv": torch.tensor([9.0, 0, 0, 3]), "stage1.1.conv2": torch.tensor([0.0, 4, 1, 3])}
-    plan = make_plan(model, images, scores, ratio=0.5, scope="all")
-    # Means 4.5, 2, 0.5, 3 over the two members that have an importance.
-    assert plan.kept == dict.fromkeys(["conv", "stage1.0.conv2", "stage1.1.conv2", "stage1.2.conv2"], [0, 3])
-    assert plan.skipped["stage2.0.conv2"] == "no importance given"
+class Sum(nn.Module):
+    """Two convolutions of four channels that share a residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Conv2d(3, 5, 1), nn.Conv2d(4, 2, 1)
+        self.a, self.b = nn.Conv2d(5, 4, 3, padding=1), nn.Conv2d(5, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x).relu()
+        return self.head((self.a(x) + self.b(x)).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept"),
+    [
+        ([9.0, 0, 0, 3], [0.0, 10, 1, 3], [0, 1]),  # means 4.5, 5, 0.5, 3
+        ([9.0, 0, 0, 3], [0.0, 4, 1, 3], [0, 3]),  # means 4.5, 2, 0.5, 3
+        ([0.0, 1, 2, 3], [3.0, 2, 1, 0.5], [0, 3]),  # means 1.5, 1.5, 1.5, 1.75: the last, and of equals the first
+    ],
+)
+def test_coupled_layers_keep_the_same_channels_by_the_mean_of_all(first: list[float], second: list[float], kept: list[int]) -> None:
+    scores = {"a": torch.tensor(first), "b": torch.tensor(second)}
+    plan = make_plan(Sum().eval(), torch.zeros(1, 3, 6, 6), scores, ratio=0.5, scope="all")
+    assert plan.kept == {"a": kept, "b": kept} and plan.skipped["inner"] == "no importance given"
+
+
+def test_a_sum_stays_whole_without_the_importance_of_one_of_its_layers() -> None:
+    net, scores = Sum().eval(), {"a": torch.arange(4.0), "inner": torch.arange(5.0)}
+    plan = make_plan(net, torch.zeros(1, 3, 6, 6), scores, ratio=0.4, scope="all")
+    assert plan.kept == {"inner": [2, 3, 4]}
+    assert plan.skipped["a"] == plan.skipped["b"] == "no importance given for b of its residual sum"
+    model = build_seeded(0, "resnet20", num_classes=2, width=0.25, shortcut="B")
+    scores = importance("kernel_l1", model=model)
+    del scores["stage2.0.project.0"], scores["stage3.1.conv1"]
+    plan = make_plan(model, torch.zeros(1, 3, 32, 32), scores, ratio=0.5, scope="all")
+    assert "conv" in plan.kept and "stage3.1.conv2" in plan.kept and plan.skipped["stage3.1.conv1"] == "no importance given"
+    whole = [name for name, why in plan.skipped.items() if why == "no importance given for stage2.0.project.0 of its residual sum"]
+    assert whole == ["stage2.0.conv2", "stage2.0.project.0", "stage2.1.conv2", "stage2.2.conv2"]
+
+
+@pytest.mark.parametrize("criterion", ["fcs", "taylor"])
+def test_scope_all_needs_no_other_statistics(criterion: str) -> None:
+    net, images = Sum().eval(), torch.randn(4, 3, 6, 6)
+    known = (
+        {"statistics": collect_statistics(net, images)}
+        if criterion == "fcs"
+        else {"images": images, "labels": torch.ones(4).long()}
+    )
+    scores = importance(criterion, model=net, **known)
+    assert make_plan(net, images, scores, ratio=0.5, scope="all").kept.keys() == {"inner", "a", "b"}
+    assert make_plan(net, images, scores, ratio=0.5).kept.keys() == {"inner"}
+    assert collect_statistics(net, images, scope="inner").keys() == {"inner"}
 
 
 def test_option_a_leaves_residual_sums_whole_in_every_scope() -> None:
@@ -106,8 +144,9 @@ def test_macs_find_the_nearest_reachable_network(name: str, scope: str, target: 
     plan = make_plan(model, example, scores, macs=target, scope=scope)
     left = count_macs(prune(model, plan), example) / count_macs(model, example)
     assert plan.macs == target and plan.macs_left == pytest.approx(left) and plan.macs_gap == pytest.approx(left - target)
-    # No ratio of a fine grid comes nearer.
-    others = [make_plan(model, example, scores, ratio=r / 40, scope=scope).macs_left for r in range(6, 40)]
+    # No ratio near it comes nearer, and the share falls as the ratio grows.
+    others = [make_plan(model, example, scores, ratio=plan.ratio + step, scope=scope).macs_left for step in (-0.02, 0.02)]
+    assert others[0] > left > others[1]
     assert abs(left - target) <= min(abs(other - target) for other in others) + 1e-12
 
 

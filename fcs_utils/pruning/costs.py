@@ -1,0 +1,49 @@
+"""What a choice of channels leaves of a network's MACs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from fcs_utils.models import count_macs, module_macs
+from fcs_utils.pruning.layers import Layer, depthwise
+
+Groups = Mapping[str, Sequence[str]]  # convolutions that shrink together, by the first of them
+
+
+class Costs:
+    """MACs left of a network, as a share of the dense network's; example: (N, C, H, W)."""
+
+    def __init__(self, model: nn.Module, example: Tensor, layers: Mapping[str, Layer]) -> None:
+        self.layers, self.example = layers, example
+        self.total = count_macs(model, example)
+        self.dense = module_macs(model, example)
+        modules = dict(model.named_modules())
+        self.width = {name: modules[name].weight.shape[0] for name in self.dense}
+        self.read = {name: modules[name].weight.shape[1] for name in self.dense}
+        self.single = {name for name in self.dense if depthwise(modules[name])}
+
+    def measured(self, compact: nn.Module) -> float:
+        """The share that a compact network has."""
+        return count_macs(compact, self.example) / self.total
+
+    def estimate(self, groups: Groups, keep: Mapping[str, int]) -> float:
+        """The share when each group keeps so many channels, worked out without cutting.
+
+        It is exact where only convolutions and linear layers work on the channels: other operations, such as the products of
+        matrices in attention, count as if they did not shrink.
+        """
+        lost_out, lost_in = dict.fromkeys(self.dense, 0), dict.fromkeys(self.dense, 0)
+        for name, members in groups.items():
+            gone = self.layers[name].channels - keep[name]
+            for changed in {*members, *(follower for member in members for follower in self.layers[member].followers)}:
+                lost_out[changed] = gone
+            readers = {c.name: c.positions.shape[1] for member in members for c in self.layers[member].consumers}
+            for reader, indices in readers.items():
+                lost_in[reader] += gone * indices
+        left = sum(
+            macs * (1 - lost_out[name] / self.width[name]) * (1 if name in self.single else 1 - lost_in[name] / self.read[name])
+            for name, macs in self.dense.items()
+        )
+        return (left + (self.total - sum(self.dense.values()))) / self.total

@@ -1,0 +1,40 @@
+"""How many channels stay, and which: rounding, selection, and the search for the ratio that comes nearest to a goal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from fcs_utils.errors import refuse
+
+
+def keep_count(channels: int, ratio: float) -> int:
+    """How many channels stay when a share ``ratio`` of them goes (M6): the study's only rounding rule.
+
+    Raises StudyError for a ratio outside (0, 1).
+    """
+    if not isinstance(ratio, int | float) or not 0 < ratio < 1:  # also refuses NaN
+        raise refuse("ratio", ratio, "above 0 and below 1, the share of channels to remove")
+    return max(1, channels - round(ratio * channels))
+
+
+def select(importance: Tensor, keep: int) -> list[int]:
+    """Indices of the ``keep`` most important channels, sorted; equals go to the lower index."""
+    return sorted(importance.argsort(descending=True, stable=True)[:keep].tolist())
+
+
+def distinct_ratios(widths: set[int]) -> list[float]:
+    """Ratios, ascending, one for every set of channel counts that layers of these widths can be left with."""
+    # Between two neighbours of these, every layer's channel count stays the same.
+    steps = sorted({(gone + 0.5) / width for width in widths for gone in range(width)} | {1.0})
+    return [(low + high) / 2 for low, high in zip(steps, steps[1:], strict=False)]
+
+
+def nearest_ratio(ratios: Sequence[float], share: Callable[[float], float], macs: float) -> float:
+    """The one of these ratios whose share of MACs left is nearest to a goal; of two as near, the one that leaves more."""
+    low, high = 0, len(ratios) - 1  # the share falls as the ratio grows
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if share(ratios[middle]) > macs else (low, middle)
+    return min(ratios[max(0, low - 1) : low + 1], key=lambda ratio: abs(share(ratio) - macs))

@@ -1,0 +1,123 @@
+"""Cutting channels out of a copy of a network, for any choice of channels, after one look at how its layers hang together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from fcs_utils.errors import StudyError
+from fcs_utils.pruning.layers import MIXING, dependency_graph, depthwise, traceable
+from fcs_utils.pruning.ties import tie_again, tied_parameters
+
+Stays = Mapping[str, Sequence[int]]  # by convolution, the channels that stay
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """A deep copy of a network, also of one that keeps computed tensors, such as its last maps."""
+    kept = (leaf for module in model.modules() for leaf in tree_leaves(list(vars(module).values())))
+    # Python refuses to copy a tensor that autograd computed.
+    return copy.deepcopy(model, {id(leaf): leaf.detach().clone() for leaf in kept if isinstance(leaf, Tensor) and not leaf.is_leaf})
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one module loses with a convolution's channels.
+
+    cut: Torch-Pruning's function that removes indices. reads: whether they are inputs of a layer that mixes channels.
+    indices: by channel of the convolution, those of the module.
+    """
+
+    module: str
+    cut: Any
+    reads: bool
+    indices: Mapping[int, list[int]]
+
+
+class Cuts:
+    """What goes with the channels of some convolutions of a network, found once for any choice of channels.
+
+    model: stays as it was. names: one convolution of each group that shrinks together. shape: (C, H, W) of one image.
+    groups: by those names, the convolutions of the group.
+    Raises StudyError for a network whose channels cannot be followed.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str], shape: tuple[int, int, int]) -> None:
+        self.model, self.groups = model, dict[str, list[str]]()
+        self._parts: dict[str, list[Part]] = {}
+        copied, seen = duplicate(model), set[str]()
+        weight = next(copied.parameters())
+        called = {module: name for name, module in copied.named_modules()}
+        with traceable(copied):
+            graph = dependency_graph(copied, torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))
+            for name in names:
+                if name in seen:  # goes with a convolution before it
+                    continue
+                module = copied.get_submodule(name)
+                assert isinstance(module, nn.Conv2d)
+                self._parts[name], self.groups[name] = _parts(graph, module, called)
+                seen.update(self.groups[name])
+
+    def check(self, kept: Stays) -> None:
+        """Raises StudyError where convolutions of one group would keep different channels."""
+        for name, members in self.groups.items():
+            for other in members:
+                if name in kept and list(kept.get(other, ())) != list(kept[name]):
+                    raise StudyError(f"the plan is damaged: {other} must lose the same channels as {name}, which it follows")
+
+    def lost_inputs(self, kept: Stays) -> dict[str, list[int]]:
+        """By layer that mixes channels, the indices of its input that the dropped channels come from."""
+        lost: dict[str, list[int]] = {}
+        for part, indices in self._lost(kept):
+            if part.reads:
+                lost.setdefault(part.module, []).extend(indices)
+        return lost
+
+    def compact(self, kept: Stays) -> nn.Module:
+        """A copy of the network, in its own modes and with its own gradient flags, that has only the channels to keep.
+
+        Raises StudyError where modules that share a parameter would not be cut alike.
+        """
+        compact = duplicate(self.model)
+        ties = tied_parameters(compact)
+        together: dict[tuple[str, Any], set[int]] = {}
+        for part, indices in self._lost(kept):
+            together.setdefault((part.module, part.cut), set()).update(indices)
+        for (name, cut), gone in together.items():
+            cut(compact.get_submodule(name), sorted(gone))
+        tie_again(ties)
+        for name, parameter in self.model.named_parameters():
+            compact.get_parameter(name).requires_grad_(parameter.requires_grad)
+        return compact
+
+    def _lost(self, kept: Stays) -> Iterable[tuple[Part, list[int]]]:
+        for name, parts in self._parts.items():
+            if name in kept:
+                stays = set(kept[name])
+                for part in parts:
+                    yield part, [index for channel, indices in part.indices.items() if channel not in stays for index in indices]
+
+
+def _parts(graph: tp.DependencyGraph, module: nn.Conv2d, called: Mapping[nn.Module, str]) -> tuple[list[Part], list[str]]:
+    """The parts of a convolution's group, and the convolutions among them, itself first."""
+    parts: list[Part] = []
+    convolutions: list[str] = []
+    for item in graph.get_pruning_group(module, tp.prune_conv_out_channels, list(range(module.out_channels))):
+        (dependency, found), target = item, item.dep.target.module
+        if target not in called:  # an operation, not a layer
+            continue
+        written = graph.is_out_channel_pruning_fn(dependency.handler)
+        indices: dict[int, list[int]] = {}
+        for index, channel in zip(found, item.root_idxs, strict=True):
+            indices.setdefault(channel, []).append(int(index))
+        reads = isinstance(target, MIXING) and not depthwise(target) and not written
+        parts.append(Part(called[target], dependency.handler, reads, indices))
+        if written and isinstance(target, nn.Conv2d) and called[target] not in convolutions:
+            convolutions.append(called[target])
+    return parts, convolutions

@@ -1,0 +1,121 @@
+"""From groups of layers and a goal to the channels that stay, tried on copies of the network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from fcs_utils.errors import StudyError, refuse
+from fcs_utils.pruning.costs import Costs
+from fcs_utils.pruning.counts import distinct_ratios, keep_count, nearest_ratio, select
+from fcs_utils.pruning.cutting import Cuts
+from fcs_utils.pruning.layers import Layer
+from fcs_utils.pruning.proof import Proof, exact_groups
+
+REACH = 0.05  # of the dense network's MACs: so far may a goal lie outside of what the layers can leave
+
+
+class Draft:
+    """A plan in the making.
+
+    model, example, importances: see ``make_plan``. groups: convolutions that shrink together, by the first of them. skipped: why
+    other convolutions stay whole. After ``settle``: kept, what each layer keeps; skipped, complete; ratio; left, the share of MACs.
+    Raises StudyError where no group is left to prune.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        layers: Mapping[str, Layer],
+        importances: Mapping[str, Tensor],
+        groups: Mapping[str, list[str]],
+        skipped: Mapping[str, str],
+    ) -> None:
+        self.layers, self.importances, self.groups, self.skipped = layers, importances, dict(groups), dict(skipped)
+        if not groups:
+            raise self._nothing()
+        self.shape = (example.shape[1], example.shape[2], example.shape[3])
+        self.cuts, self.proof = Cuts(model, groups, self.shape), Proof(model, self.shape, example)
+        self.costs = Costs(model, example, layers)
+        self.kept: dict[str, list[int]] = {}
+        self.ratio, self.left = 0.5, 1.0
+        self._measuring = False  # whether estimates of MACs were found to be off
+
+    def settle(self, ratio: float | None, macs: float | None) -> None:
+        """Find the channels that stay, at a ratio or nearest to a share of MACs.
+
+        Raises StudyError for macs out of reach, and when no group is left to prune.
+        """
+        while self.groups:
+            if macs is not None:
+                ratio = nearest_ratio(self._ratios(), cache(self._share), macs)
+            assert ratio is not None
+            self.ratio, chosen = ratio, self._chosen(ratio)
+            whole = [name for name, kept in chosen.items() if len(kept[name]) == self.layers[name].channels]
+            compact, faults = exact_groups(self.cuts, {name: chosen[name] for name in chosen if name not in whole}, self.proof)
+            for name, fault in faults.items():
+                self.skipped |= dict.fromkeys(self.groups.pop(name), fault)
+            if faults and macs is not None:
+                continue
+            estimate, measured = self._share(ratio), self.costs.measured(compact)
+            self.left = estimate if math.isclose(estimate, measured, rel_tol=1e-9) else measured
+            if macs is None or self._measuring or self.left == estimate:
+                break
+            self._measuring = True
+        if macs is not None and abs(self.left - macs) > REACH:
+            self._check_reach(macs)
+        for name, members in self.groups.items():
+            if name in whole:
+                self.skipped |= dict.fromkeys(
+                    members, f"ratio {self.ratio:g} of {self.layers[name].channels} channels rounds to none"
+                )
+            else:
+                self.kept |= chosen[name]
+        if not self.kept:
+            raise self._nothing()
+
+    def _nothing(self) -> StudyError:
+        return StudyError("nothing to prune: " + "; ".join(f"{name}: {why}" for name, why in self.skipped.items()))
+
+    def _chosen(self, ratio: float) -> dict[str, dict[str, list[int]]]:
+        """By group, what its convolutions keep, and those that follow them."""
+        chosen = {}
+        for name, members in self.groups.items():
+            scores = torch.stack([self.importances[member].double().cpu() for member in members])
+            followers = {follower: None for member in members for follower in self.layers[member].followers}
+            kept = select(scores.mean(0), keep_count(self.layers[name].channels, ratio))
+            chosen[name] = dict.fromkeys([*members, *followers], kept)
+        return chosen
+
+    def _ratios(self) -> list[float]:
+        return distinct_ratios({self.layers[name].channels for name in self.groups})
+
+    def _share(self, ratio: float) -> float:
+        """The share of MACs left at a ratio."""
+        chosen = self._chosen(ratio)
+        estimate = self.costs.estimate(self.groups, {name: len(kept[name]) for name, kept in chosen.items()})
+        if not self._measuring:
+            return estimate
+        try:
+            measured = self.costs.measured(
+                self.cuts.compact({layer: kept for group in chosen.values() for layer, kept in group.items()})
+            )
+        except (IndexError, RuntimeError, ValueError):
+            return estimate  # exact at another ratio only: the proof finds the layer if the search ends here
+        return estimate if math.isclose(estimate, measured, rel_tol=1e-9) else measured
+
+    def _check_reach(self, macs: float) -> None:
+        ratios = self._ratios()
+        least, most = self._share(ratios[-1]), self._share(ratios[0])
+        if least - REACH <= macs <= most + REACH:
+            return  # between two choices of whole channels
+        pruned, (name, why) = sum(map(len, self.groups.values())), next(iter(self.skipped.items()), ("", ""))
+        rest = f"; {len(self.skipped)} stay whole, such as {name}: {why}" if name else ""
+        raise refuse(
+            "macs", macs, f"{least:.3f} to {most:.3f}, which pruning {pruned} of {len(self.layers)} convolutions leaves{rest}"
+        )

@@ -1,0 +1,169 @@
+"""Proof that surgery is exact: a compact network equals its dense one with the dropped channels at zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fcs_utils.errors import StudyError
+from fcs_utils.pruning.cutting import Cuts, duplicate
+
+ROUNDING = 1e-6  # the largest difference that is rounding, as a share of the largest output, in float64
+COARSE = 1e-4  # the same for a network that runs in its own precision only
+aten = torch.ops.aten
+DRAWS = {aten.bernoulli, aten.bernoulli_, aten.uniform_, aten.normal_, aten.rand, aten.rand_like, aten.randn, aten.randn_like}
+
+
+@contextmanager
+def zeroed(model: nn.Module, lost: Mapping[str, Sequence[int]]) -> Iterator[None]:
+    """While open, layers read zeros in place of dropped channels. lost: by layer, indices of its input's channels."""
+
+    def hook(at: Sequence[int]) -> Callable[..., Any]:
+        def blank(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            seen = args[0] if args else keywords["input"]
+            axis = seen.dim() - 1 if isinstance(module, nn.Linear) else 1
+            seen = seen.index_fill(axis, torch.tensor(at, device=seen.device, dtype=torch.int64), 0)
+            return ((seen, *args[1:]), keywords) if args else (args, {**keywords, "input": seen})
+
+        return blank
+
+    with ExitStack() as hooks:
+        for name, indices in lost.items():
+            hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(hook(indices), with_kwargs=True))
+        yield
+
+
+class Proof:
+    """Compares compact networks with one dense network, on copies in float64; the networks stay as they were.
+
+    They run on a random image of ``shape`` (C, H, W) and on the first two of ``example`` (N, C, H, W), where given, in eval
+    mode, and on two random images in train mode. Numbers that a network draws itself, such as dropout's, become constants.
+    untrained: why the dense network does not run in train mode, so that this mode was left out; None where it does.
+    """
+
+    def __init__(self, model: nn.Module, shape: tuple[int, int, int], example: Tensor | None = None) -> None:
+        self.model, self.weight = model, next(model.parameters())
+        self.noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+        self.images = [self.noise[:1]] if example is None else [self.noise[:1], example[:2]]
+        self.untrained: str | None = None
+
+    def fault(self, compact: nn.Module, lost: Mapping[str, Sequence[int]]) -> str | None:
+        """Why a compact network is not the dense one with zeros where layers read ``lost`` channels; None where it is.
+
+        Raises StudyError for a dense network that does not run, or whose output is NaN on all images.
+        """
+        precision, wanted = self._wanted(lost)
+        compact = self._copy(compact, precision)
+        for training, images, want in wanted:
+            mode = " in train mode" if training else ""
+            try:
+                got = _outputs(compact, images, training)
+            except Exception as error:  # noqa: BLE001 - the network is the user's: it can raise anything
+                return f"without some of its channels the network does not run{mode}: {_first_line(error)}"
+            gap = _gap(want, got)
+            if gap > (ROUNDING if precision is torch.float64 else COARSE):
+                return (
+                    f"the network looks at the index or number of its channels{mode}: without some, its output is off by {gap:.2g}"
+                )
+        return None
+
+    def _wanted(self, lost: Mapping[str, Sequence[int]]) -> tuple[torch.dtype, list[tuple[bool, Tensor, list[Tensor]]]]:
+        """The precision, and (train mode, images, outputs) of each comparison."""
+        failure: Exception | None = None
+        for precision in (torch.float64, self.weight.dtype):
+            dense = self._copy(self.model, precision)
+            with zeroed(dense, lost):
+                try:
+                    wanted = [(False, images, _outputs(dense, images, False)) for images in self.images]
+                except Exception as error:  # noqa: BLE001 - as above
+                    failure = error
+                    continue
+                try:
+                    wanted.append((True, self.noise, _outputs(dense, self.noise, True)))
+                except Exception as error:  # noqa: BLE001 - as above
+                    self.untrained = _first_line(error)
+            if not any(tensor.isfinite().any() for _, _, want in wanted for tensor in want):
+                raise StudyError("surgery cannot be checked: all outputs of the network are NaN, infinite or no tensors")
+            return precision, wanted
+        raise StudyError(f"the network does not run on images {tuple(self.noise.shape[1:])}: {_first_line(failure)}") from failure
+
+    def _copy(self, model: nn.Module, precision: torch.dtype) -> nn.Module:
+        device = self.weight.device
+        return duplicate(model).to("cpu" if device.type == "mps" else device, precision)  # MPS has no float64
+
+
+def exact_groups(cuts: Cuts, groups: Mapping[str, Mapping[str, list[int]]], proof: Proof) -> tuple[nn.Module, dict[str, str]]:
+    """The compact network without the channels of all groups that can be cut exactly, and why others cannot, by group.
+
+    groups: by name, what the convolutions of a group keep. All are tried at once, then halves of those that fail.
+    """
+    kept: dict[str, list[int]] = {}
+    faults: dict[str, str] = {}
+    best = cuts.model
+    waiting = [list(groups)]
+    while waiting:
+        names = waiting.pop()
+        tried = kept | {layer: stays for name in names for layer, stays in groups[name].items()}
+        compact = cuts.compact(tried)
+        fault = proof.fault(compact, cuts.lost_inputs(tried))
+        if fault is None:
+            kept, best = tried, compact
+        elif len(names) == 1:
+            faults[names[0]] = fault
+        else:
+            half = len(names) // 2
+            waiting += [names[half:], names[:half]]
+    return best, faults
+
+
+class _Constants(TorchDispatchMode):
+    """Puts 0.5 in place of every random number: networks of other widths would draw others."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is aten.native_dropout.default:
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        if func is aten.rrelu_with_noise.default:
+            return func(*args[:4], False)
+        result = func(*args, **(kwargs or {}))
+        return result.fill_(0.5) if func.overloadpacket in DRAWS else result
+
+
+def _outputs(model: nn.Module, images: Tensor, training: bool) -> list[Tensor]:
+    model.train(training)
+    weight = next(model.parameters())
+    with torch.random.fork_rng([weight.device] if weight.is_cuda else []), torch.no_grad(), _Constants():
+        torch.manual_seed(0)
+        return list(_tensors(model(images.to(weight))))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    parts: Iterable[Any] = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for part in vars(value).values() if is_dataclass(value) else parts:
+        yield from _tensors(part)
+
+
+def _gap(wanted: list[Tensor], got: list[Tensor]) -> float:
+    """The largest difference as a share of the largest value; infinite where shapes or places of NaN differ."""
+    if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in got]:
+        return float("inf")
+    worst = 0.0
+    for one, other in zip(wanted, got, strict=True):
+        finite = one.isfinite()
+        if not other.isfinite().equal(finite):
+            return float("inf")
+        if finite.any():
+            far, scale = (one - other)[finite].double().abs().max().item(), one[finite].double().abs().max().item()
+            worst = max(worst, far / scale if scale else far)
+    return worst
+
+
+def _first_line(error: Exception | None) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
