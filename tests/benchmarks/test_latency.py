@@ -1,78 +1,19 @@
-"""ONNX files give PyTorch's logits at any batch; the table's speed-ups are quotients of what was measured."""
+"""The table's speed-ups are quotients of what was measured."""
 
 from __future__ import annotations
 
-import builtins
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from fcs_utils.benchmarks import latency as deploy
 from fcs_utils.benchmarks.latency import deployment_table
-from fcs_utils.errors import StudyError
 from fcs_utils.models import build_seeded
-from fcs_utils.pruning.criteria import importance
-from fcs_utils.pruning.export import export_onnx, session
-from fcs_utils.pruning.plan import make_plan
-from fcs_utils.pruning.surgery import prune
 from fcs_utils.study import measurements
 from fcs_utils.study.study import Study
-from tests.conftest import warm
 
 pytest.importorskip("onnxruntime")
-
-
-@pytest.mark.parametrize("name", ["vgg16", "resnet20"])
-def test_an_exported_compact_network_agrees_at_every_batch(tmp_path: Path, name: str) -> None:
-    dense = warm(build_seeded(0, name, num_classes=5, width=0.25))
-    compact = prune(dense, make_plan(dense, torch.zeros(1, 3, 32, 32), importance("kernel_l1", model=dense), ratio=0.5))
-    path = export_onnx(compact.train(), tmp_path / "compact.onnx", torch.randn(4, 3, 32, 32))
-    assert compact.training  # as it came
-    for batch in (1, 3, 64):
-        images = torch.randn(batch, 3, 32, 32)
-        with torch.no_grad():
-            want = compact.eval()(images)
-        (found,) = session(path).run(["logits"], {"images": images.numpy()})
-        np.testing.assert_allclose(found, want.numpy(), rtol=1e-4, atol=1e-4)
-    assert list(tmp_path.iterdir()) == [path]
-
-
-class Other:
-    """A runtime whose logits are a little off."""
-
-    def __init__(self, content: bytes) -> None:
-        self.real = session(content)
-
-    def run(self, *arguments: object) -> list[np.ndarray]:
-        return [logits + np.float32(3e-4) for logits in self.real.run(*arguments)]
-
-
-def test_a_network_that_does_not_agree_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(StudyError, match="differ from PyTorch's by up to 0.0003.*: not written"),
-    ):
-        patch.setattr("fcs_utils.pruning.export.session", Other)
-        export_onnx(network, tmp_path / "net.onnx", 0.01 * torch.randn(2, 3, 8, 8))
-    with pytest.raises(StudyError, match="Sequential cannot be exported to ONNX"):
-        export_onnx(network, tmp_path / "net.onnx", torch.randn(2, 3, 9, 9))  # does not fit the linear layer
-    with pytest.raises(StudyError, match=r"two images or more .* got shape \(1, 3, 8, 8\)"):
-        export_onnx(network, tmp_path / "net.onnx", torch.randn(1, 3, 8, 8))
-    assert not list(tmp_path.iterdir())
-    real = builtins.__import__
-
-    def without(name: str, *rest: object):
-        if name == "onnxruntime":
-            raise ImportError("gone", name=name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(StudyError, match=r"ONNX needs onnxruntime: pip install -e \.\[deploy\]"):
-        export_onnx(network, tmp_path / "net.onnx", torch.randn(2, 3, 8, 8))
 
 
 def test_the_table_divides_what_was_measured(smoke: Path, monkeypatch: pytest.MonkeyPatch) -> None:
