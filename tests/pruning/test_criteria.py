@@ -62,6 +62,7 @@ def test_random_depends_on_its_seed_only() -> None:
     model = layer([[1, 1]] * 6)
     first, again, other = (importance("random", model=model, seed=seed)["0"] for seed in (1, 1, 2))
     assert first.equal(again) and not first.equal(other)
+    assert importance("random", model=model)["0"].equal(importance("random", model=model, seed=0)["0"])
 
 
 def test_kernel_l2_is_the_euclidean_filter_norm() -> None:
@@ -119,6 +120,8 @@ def test_taylor_is_activation_times_gradient(scale: float) -> None:
         (torch.zeros(3).long(), "labels"),
         (torch.zeros(4), "labels"),
         (torch.full((4,), 9), "labels='9 to 9'"),
+        (torch.tensor([0, 5, 1, 2]), "labels='0 to 5'"),  # five classes
+        (torch.tensor([0, -1, 1, 2]), "labels='-1 to 2'"),
     ],
 )
 def test_taylor_asks_for_labels_that_fit(small_vgg: nn.Module, labels: torch.Tensor | None, message: str) -> None:

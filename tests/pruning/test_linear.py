@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from fcs_utils.pruning.layers import Consumer
-from fcs_utils.pruning.linear import RIDGE, elimination_order, read_weights, reconstruction
+from fcs_utils.pruning.linear import RIDGE, elimination_order, fcs_linear, read_weights, reconstruction
 from fcs_utils.pruning.statistics import ChannelStatistics
 
 
@@ -68,3 +70,14 @@ def test_a_dead_channel_goes_before_one_that_is_hardly_read() -> None:
     # The dead one's residual is the ridge alone, a millionth; a live channel of residual one is read with weight 1e-9.
     gram = torch.diag(torch.tensor([1.0, 0.0])).double()
     assert elimination_order(gram, torch.tensor([1e-9, 1.0]).double(), torch.tensor([1.0, 0.0]).double()) == [1, 0]
+
+
+def test_squares_of_all_readers_add_up() -> None:
+    # Orthonormal maps. Channel 0 is read once with weight 3, channel 1 by four filters with weight 2: it costs 9 and 16 to
+    # drop them. Channel 2 is read by both: 1 + 4 * 4 = 17.
+    model = nn.ModuleDict({"a": nn.Conv2d(3, 1, 1), "b": nn.Conv2d(3, 4, 1)})
+    for name, weights in (("a", [3.0, 0, 1]), ("b", [0.0, 2, 2])):
+        model[name].weight.data = torch.tensor(weights).expand(len(model[name].weight), 3)[:, :, None, None].clone()
+    at = torch.arange(3)[:, None]
+    three = replace(statistics([1, 0, 0], [0, 1, 0], [0, 0, 1]), consumers=(Consumer("a", at), Consumer("b", at)))
+    assert fcs_linear(model, three).tolist() == [0.5 / 3, 1.5 / 3, 2.5 / 3]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fcs_utils.pruning.redundancy import best_match, near_duplicate_shares, pairs
+from fcs_utils.pruning.redundancy import best_match, near_duplicate_shares, null_similarity, pairs
 from fcs_utils.study.networks import Bench
 from fcs_utils.study.records import Store
 from fcs_utils.study.runs import Reference
@@ -44,6 +44,24 @@ def test_unrelated_channels_have_few_near_duplicates(channels: int, dead: int) -
 def test_copies_are_found_beside_dead_channels(dead: int) -> None:
     share = near_duplicate_shares(relay(64, dead, copies=6), noise(64), 0.99, seed=1)["0"]
     assert share["twins"] >= 12 / (64 - dead)  # six copies and their originals
+
+
+def test_layers_of_two_live_channels_count_and_those_of_one_or_of_one_position_do_not() -> None:
+    assert near_duplicate_shares(relay(3, dead=1), noise(3), 0.99, seed=1)["0"]["live"] == 2 / 3
+    assert near_duplicate_shares(relay(3, dead=2), noise(3), 0.99, seed=1) == {}
+    assert near_duplicate_shares(relay(3), noise(3)[..., :1, :1], 0.99, seed=1) == {}
+
+
+def test_shares_by_hand() -> None:
+    # Channel 1 is twice channel 0 and channel 2 is unlike both: two of three channels have a near-duplicate, one of three pairs.
+    net = relay(3)
+    net[0].weight.data[1] = 2 * net[0].weight.data[0]
+    share = near_duplicate_shares(net, noise(3), 0.99, seed=1)["0"]
+    assert (share["twins"], share["pairs"], share["live"]) == (2 / 3, pytest.approx(1 / 3), 1)
+    null = null_similarity(net, noise(3), seed=1)["0"]
+    assert share["threshold"] == best_match(null).quantile(0.99).item() < 0.9
+    # Of the bests of three channels, the median is the second.
+    assert near_duplicate_shares(net, noise(3), 0.5, seed=1)["0"]["threshold"] == best_match(null).sort().values[1].item()
 
 
 def test_batchnorm_of_an_untrained_network_is_estimated_on_the_images(tmp_path) -> None:

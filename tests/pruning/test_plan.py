@@ -1,0 +1,55 @@
+"""What a plan says besides the channels that it keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fcs_utils.errors import StudyError
+from fcs_utils.pruning.plan import PruningPlan, make_plan
+
+
+def chain(*widths: int) -> nn.Module:
+    """1x1 convolutions one after the other, from two channels to two classes."""
+    layers: list[nn.Module] = []
+    for before, after in zip((2, *widths), (*widths, 2), strict=True):
+        layers += [nn.Conv2d(before, after, 1), nn.ReLU()]
+    return nn.Sequential(*layers[:-1]).eval()
+
+
+EXAMPLE = torch.zeros(1, 2, 4, 4)
+
+
+def test_a_layer_too_narrow_for_the_ratio_is_named() -> None:
+    net = chain(3, 10)
+    plan = make_plan(net, EXAMPLE, {"0": torch.arange(3.0), "2": torch.arange(10.0)}, ratio=0.1)
+    # 0.1 of 3 channels rounds to none, 0.1 of 10 to one: the least important.
+    assert plan.kept == {"2": list(range(1, 10))} and plan.skipped["0"] == "ratio 0.1 of 3 channels rounds to none"
+    assert plan.input_shape == (2, 4, 4) and (plan.ratio, plan.scope, plan.macs, plan.macs_gap) == (0.1, "inner", None, None)
+    # MACs of a position: 2 * 3 + 3 * 10 + 10 * 2 = 56, then 2 * 3 + 3 * 9 + 9 * 2 = 51.
+    assert plan.macs_left == pytest.approx(51 / 56)
+    with pytest.raises(StudyError, match="nothing to prune: .*0: ratio 0.1 of 3 channels rounds to none"):
+        make_plan(chain(3), EXAMPLE, {"0": torch.arange(3.0)}, ratio=0.1)
+
+
+def test_the_ratio_for_a_share_of_macs_by_hand() -> None:
+    # One layer of 4 channels: 2 * 4 + 4 * 2 = 16 MACs a position, a quarter less with every channel.
+    net, scores = chain(4), {"0": torch.arange(4.0)}
+    for macs, kept in ((0.99, 3), (0.75, 3), (0.63, 3), (0.62, 2), (0.5, 2), (0.26, 1), (0.01, 1)):
+        plan = make_plan(net, EXAMPLE, scores, macs=macs)
+        assert len(plan.kept["0"]) == kept and plan.macs_left == kept / 4 and plan.macs == macs
+    # Half of the way between two: the one that leaves more.
+    plan = make_plan(net, EXAMPLE, scores, macs=0.625)
+    assert plan.kept["0"] == [1, 2, 3] and plan.macs_gap == pytest.approx(0.125)
+    for bad in (0, 1):
+        with pytest.raises(StudyError, match=f"macs={bad} is not allowed"):
+            make_plan(net, EXAMPLE, scores, macs=bad)
+
+
+def test_a_plan_names_each_layer_with_its_width() -> None:
+    good = {"kept": {"a": [0, 2]}, "channels": {"a": 3}, "input_shape": (3, 8, 8), "ratio": 0.5}
+    assert PruningPlan.from_data(good).kept == {"a": [0, 2]}
+    for change in ({"kept": {}, "channels": {}}, {"channels": {"a": 3, "b": 3}}, {"channels": {"a": 2}}, {"kept": {"a": [0, 3]}}):
+        with pytest.raises(StudyError, match="the plan is damaged"):
+            PruningPlan.from_data({**good, **change})
