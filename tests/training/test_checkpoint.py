@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import OutOfTime
 from fcs_utils.models import build_seeded
-from fcs_utils.training.checkpoint import Checkpoint
+from fcs_utils.training.checkpoint import EVERY, Checkpoint
 from fcs_utils.training.loop import Epoch
 from fcs_utils.training.optimiser import Training
 from tests.training.test_loop import mlft, tiny, train
@@ -88,6 +89,33 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_over(digits: 
     alone = tiny()
     assert rows(history) == rows(train([alone], digits, TRAINING, seed=3))
     assert network.conv.weight.equal(alone.conv.weight) and path.with_suffix(".corrupt").exists()
+
+
+def test_a_checkpoint_is_saved_when_it_is_due_and_never_for_the_last_epoch(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, clock = tmp_path / "c.safetensors", [0.0]
+    monkeypatch.setattr("fcs_utils.training.checkpoint.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    train([tiny()], digits, TRAINING, checkpoint=Checkpoint(path, "run"))  # no time goes by
+    assert not path.exists()
+    saved: list[int] = []
+    real = Checkpoint.save
+
+    def save(self: Checkpoint, networks: Any, optimisers: Any, history: Any) -> None:
+        saved.append(len(history))
+        real(self, networks, optimisers, history)
+
+    monkeypatch.setattr(Checkpoint, "save", save)
+    checkpoint = Checkpoint(path, "run")
+
+    def on_epoch(macs: int) -> None:
+        clock[0] += EVERY / 2  # every second epoch is due
+
+    train([tiny()], digits, TRAINING.model_copy(update={"epochs": 6}), on_epoch=on_epoch, checkpoint=checkpoint)
+    assert saved == [2, 4] and path.exists()
+    for _ in range(2):
+        checkpoint.remove()
+        assert not path.exists()
 
 
 def vgg_cut_off(
