@@ -179,7 +179,12 @@ def test_names_of_image_folders_may_give_a_size(tmp_path: Path, monkeypatch: pyt
     for name in ("imagefolder:pets", "imagefolder:pets@64", "imagefolder:cifar10_jpeg"):
         assert read_arrays(name, tmp_path).flip
     assert asked == [(tmp_path, "pets", 32), (tmp_path, "pets", 64), (tmp_path, "cifar10_jpeg", 32)]
-    assert read_arrays("imagefolder:cifar10_jpeg", tmp_path).title == "CIFAR-10 (JPEG)"
+    for size in (8, 1024):
+        assert read_arrays(f"imagefolder:pets@{size}", tmp_path) and asked.pop()[2] == size
+    for size in (0, 7, 1025):
+        with pytest.raises(StudyError, match="SIZE from 8 to 1024"):
+            read_arrays(f"imagefolder:pets@{size}", tmp_path)
+    assert len(asked) == 3 and read_arrays("imagefolder:cifar10_jpeg", tmp_path).title == "CIFAR-10 (JPEG)"
     for bad in ("imagefolder:", "imagefolder:..", "imagefolder:a/b", "imagefolder:a@", "imagefolder:a@b"):
         with pytest.raises(StudyError, match="dataset="):
             read_arrays(bad, tmp_path)

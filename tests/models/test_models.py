@@ -65,6 +65,9 @@ def test_sizes_worked_by_hand() -> None:
     cost = measure_cost(build_model("vgg16", num_classes=10), torch.zeros(1, 3, 32, 32))
     assert cost.params == sum(weights) + 2 * sum(widths) + 512 * 10 + 10 == 14_724_042
     assert cost.macs == sum(w * p for w, p in zip(weights, positions, strict=True)) + 512 * 10
+    # VGG-19 has one more convolution in each of the last three stages.
+    more = 9 * (256**2 + 2 * 512**2) + 2 * (256 + 2 * 512)
+    assert sum(p.numel() for p in build_model("vgg19", num_classes=10).parameters()) == cost.params + more
 
 
 def test_macs_by_layer_leave_out_what_does_not_run() -> None:
@@ -92,14 +95,27 @@ def test_shortcuts_take_every_second_pixel_and_pad_channels_or_project() -> None
     want = torch.zeros(2, 6, 3, 3)
     want[:, 1:4] = images[:, :, ::2, ::2].relu()  # of three further channels one comes before, two after
     assert padded.project is None and padded(images).equal(want)
+    for block, want in (  # pixels without channels, and channels without pixels
+        (BasicBlock(3, 3, 2, "A").eval(), images[:, :, ::2, ::2].relu()),
+        (BasicBlock(3, 5, 1, "A").eval(), torch.cat([zero := torch.zeros(2, 1, 6, 6), images.relu(), zero], 1)),
+    ):
+        nn.init.zeros_(block.bn2.weight)
+        assert block(images).equal(want)
     for block in (BasicBlock(3, 3, 1, "A").eval(), BasicBlock(3, 3, 1, "B").eval()):  # nothing to adapt
         nn.init.zeros_(block.bn2.weight)
         assert block.project is None and block(images).equal(images.relu())
     for block in (BasicBlock(3, 6, 1, "B").eval(), BasicBlock(3, 3, 2, "B").eval()):
         nn.init.zeros_(block.bn2.weight)
-        assert block.project is not None
+        assert block.project is not None and block.project[0].bias is None and block.project[0].kernel_size == (1, 1)
         torch.testing.assert_close(block(images), block.project(images).relu())
         assert block(images).shape == (2, block.conv2.out_channels, *([3, 3] if block.stride == 2 else [6, 6]))
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("resnet44", 7), ("resnet56", 9), ("resnet110", 18)])
+def test_a_resnets_name_counts_its_layers(name: str, blocks: int) -> None:
+    network = build_model(name, num_classes=2, width=0.0625)
+    assert [len(network.stage1), len(network.stage2), len(network.stage3)] == [blocks] * 3
+    assert sum(isinstance(module, nn.Conv2d | nn.Linear) for module in network.modules()) == int(name.removeprefix("resnet"))
 
 
 def test_stages_begin_with_a_stride_but_for_the_first() -> None:
