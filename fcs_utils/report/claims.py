@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from fcs_utils.report.comparisons import Comparison
-from fcs_utils.report.inference import Verdict, holm, verdict
+from fcs_utils.report.inference import Verdict, detectable, holm, verdict
 from fcs_utils.report.tables import as_table
 
 STATEMENTS = {
@@ -21,30 +19,20 @@ STATEMENTS = {
 }
 
 
-def ledger(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """All comparisons as rows, Holm-corrected over the decisive ones of each claim, each with its verdict."""
-    rows: list[dict[str, Any]] = []
-    for claim in dict.fromkeys(c.claim for c in comparisons):
-        decisive = [c for c in comparisons if c.claim == claim and c.decisive]
-        informative = [c for c in comparisons if c.claim == claim and not c.decisive]
-        corrected = holm([c.result.p for c in decisive]) + [c.result.p for c in informative]
-        for comparison, p in zip(decisive + informative, corrected, strict=True):
-            result, fields = comparison.result, {**vars(comparison)}
-            del fields["claim"], fields["label"], fields["question"], fields["result"]
-            rows.append(
-                {
-                    "claim": claim,
-                    "label": comparison.label,
-                    "statement": STATEMENTS[claim],
-                    "comparison": comparison.question,
-                    **asdict(result),
-                    "p_holm": p,
-                    "detectable": result.detectable(len(decisive) if comparison.decisive else 1),
-                    **fields,
-                    "verdict": verdict(result.effect, p),
-                }
-            )
-    return pd.DataFrame(rows)
+def ledger(comparisons: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """All comparisons, the decisive ones of each claim first and Holm-corrected (``p_holm``), each with its verdict."""
+    table = pd.DataFrame(comparisons)
+    if table.empty:
+        return table
+    table = table.sort_values("decisive", ascending=False, kind="stable")
+    table = table.sort_values("claim", key=lambda claim: claim.map([*STATEMENTS].index), kind="stable", ignore_index=True)
+    family = table[table.decisive].groupby("claim").p
+    table["p_holm"] = family.transform(holm)
+    sizes = family.transform("size").reindex(table.index, fill_value=1)
+    table["detectable"] = [detectable(*row) for row in zip(table.error, table.n, sizes, strict=True)]
+    deciding = table.p_holm.fillna(table.p)  # rows that inform have the uncorrected p alone
+    table["verdict"] = [verdict(*row) for row in zip(table.effect, deciding, strict=True)]
+    return table.assign(statement=table.claim.map(STATEMENTS))
 
 
 def overall(verdicts: Sequence[Verdict]) -> Verdict:
@@ -61,16 +49,12 @@ def claim_verdicts(table: pd.DataFrame) -> dict[str, Verdict]:
     TFT's longest and better than TFT's of the same length, unless the latter is shown to be no worse itself. C3
     is contradicted when at every shorter schedule one of the two comparisons is.
     """
-    verdicts: dict[str, Verdict] = {}
-    for claim, group in table.groupby("claim", sort=False):
-        verdicts[str(claim)] = overall(group[group.decisive].verdict.tolist())
+    verdicts = {}
+    for claim, rows in table.groupby("claim", sort=False):
+        verdicts[str(claim)] = overall(rows.verdict[rows.decisive].tolist())
         if claim == "C3":
-            schedules = [dict(zip(rows.role, rows.verdict, strict=True)) for _, rows in group[group.role != ""].groupby("epochs")]
-            won = [
-                s
-                for s in schedules
-                if s.get("no worse") == s.get("better") == "supported" and s.get("no worse itself") != "supported"
-            ]
+            schedules = [dict(zip(part.role, part.verdict, strict=True)) for _, part in rows[rows.role != ""].groupby("epochs")]
+            won = [s for s in schedules if s.get("no worse") == s.get("better") == "supported" != s.get("no worse itself")]
             lost = [s for s in schedules if "contradicted" in (s.get("no worse"), s.get("better"))]
             verdicts["C3"] = "supported" if won else "contradicted" if schedules and lost == schedules else "undecided"
     return verdicts
@@ -82,27 +66,19 @@ SIGNS = {"supported": "above zero", "contradicted": "below zero", "undecided": "
 
 @as_table("claims", "ledger")
 def claims_table(ledger: pd.DataFrame) -> pd.DataFrame:
-    """The ledger for readers; parentheses mark rows that only inform, with an uncorrected p-value and no verdict."""
+    """The ledger for readers; rows that only inform have a side of zero in place of a corrected p and a verdict."""
 
-    def p_value(row: Any) -> str:
-        shown = "" if math.isnan(row.p_holm) else "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}"
-        return f"({shown})" if shown and not row.decisive else shown
+    def row(one: Any) -> dict[str, Any]:
+        p = "" if math.isnan(one.p_holm) else "< 0.001" if one.p_holm < 0.001 else f"{one.p_holm:.3f}"
+        return {
+            "claim": one.claim,
+            "comparison": one.comparison,
+            "effect": f"{one.effect:+.2f} {one.unit}",
+            "95 % interval, uncorrected": "undefined at n = 1" if math.isnan(one.low) else f"{one.low:+.2f} to {one.high:+.2f}",
+            "p (Holm)": p,
+            "smallest effect to be found": "" if math.isnan(one.detectable) else f"{one.detectable:.2f}",
+            "n": one.n,
+            "verdict": one.verdict if one.decisive else f"({SIGNS[one.verdict]})",
+        }
 
-    def interval(row: Any) -> str:
-        return "undefined at n = 1" if math.isnan(row.low) else f"{row.low:+.2f} to {row.high:+.2f}"
-
-    return pd.DataFrame(
-        [
-            {
-                "claim": row.claim,
-                "comparison": row.comparison,
-                "effect": f"{row.effect:+.2f} {row.unit}",
-                "95 % interval, uncorrected": interval(row),
-                "p (Holm)": p_value(row),
-                "smallest effect to be found": "" if math.isnan(row.detectable) else f"{row.detectable:.2f}",
-                "n": row.n,
-                "verdict": row.verdict if row.decisive else f"({SIGNS[row.verdict]})",
-            }
-            for row in ledger.itertuples()
-        ]
-    )
+    return pd.DataFrame([row(one) for one in ledger.itertuples()])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -11,9 +11,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas.api.typing import SeriesGroupBy
 
-from fcs_utils.report.inference import half_width
-from fcs_utils.report.registry import Registry, enter
+from fcs_utils.report.inference import half_width, paired
+from fcs_utils.report.registry import Registry
+from fcs_utils.report.tables import macs_left
 
 # Okabe and Ito's palette, distinguishable with colour-blind eyes; one colour and marker a criterion, everywhere.
 STYLE = {
@@ -26,16 +28,13 @@ STYLE = {
 }
 Style = tuple[str, str]  # colour and marker
 PLAIN: Style = ("#0072B2", "o")
+DARK: Style = ("#6b6b6b", "o")
+PALE = "#c4c4c4"
 BIN_COLOURS = ["#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#0072B2", "#D55E00", "#F0E442", "#8c8c8c"]
 VERDICT_COLOURS = {"supported": "#009E73", "contradicted": "#D55E00", "undecided": "#6b6b6b"}
 
-
-FIGURES: Registry[Figure] = {}
-
-
-def as_figure(name: str, *needs: str) -> Callable[[Callable[..., Figure]], Callable[..., Figure]]:
-    """Publish what the function draws as figure ``name``, made from these attributes of a ``Report``."""
-    return enter(FIGURES, name, needs)
+FIGURES = Registry[Figure]()
+as_figure = FIGURES.enter
 
 
 def use_house_style() -> None:
@@ -61,61 +60,82 @@ def use_house_style() -> None:
     )
 
 
-def error_bars(
-    axis: Axes, x: Sequence[float] | np.ndarray, groups: Iterable[Sequence[float]], style: Style, across: bool = False, **look: Any
-) -> None:
-    """Each group's mean with its 95 % t interval over seeds, none for one seed; across: x runs upwards, means to the right."""
-    means, halves = zip(*((np.mean(group), half_width(list(group))) for group in groups), strict=True)
-    errors = np.nan_to_num(halves)
-    options: dict[str, Any] = {"ms": 5, "lw": 1.3, "capsize": 2, "elinewidth": 0.9, "color": style[0], "marker": style[1], **look}
-    if across:
-        axis.errorbar(means, x, xerr=errors, ls="none", **options)
-    else:
-        axis.errorbar(x, means, errors, **options)
+# -- parts ----------------------------------------------------------------------------------------------------------
 
 
-def gains(axis: Axes, table: pd.DataFrame, title: str, label: str, styles: Mapping[str, Style]) -> None:
-    """One row a name of ``table``, top down: the mean over its columns, which are seeds, and its 95 % interval."""
-    for y, (name, row) in enumerate(table.iterrows()):
-        error_bars(axis, [-y], [row.dropna().tolist()], style=styles.get(str(name), PLAIN), across=True)
+def by_epoch(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with their ``history`` unrolled: one row an epoch."""
+    rows = runs.explode("history", ignore_index=True)
+    return rows.drop(columns="history").join(pd.json_normalize(rows.history.tolist()), rsuffix=" of the epoch")
+
+
+def panels(
+    runs: pd.DataFrame, by: str, width: float, height: float, **options: Any
+) -> tuple[Figure, list[tuple[Axes, Any, pd.DataFrame]]]:
+    """One panel for each value of a column, side by side: its axis, titled with the value, the value, and its rows."""
+    groups = list(runs.groupby(by, sort=False))
+    figure, axes = plt.subplots(1, len(groups), figsize=(width * len(groups), height), squeeze=False, **options)
+    for axis, (value, _) in zip(axes.flat, groups, strict=True):
+        axis.set_title(value)
+    return figure, [(axis, value, rows) for axis, (value, rows) in zip(axes.flat, groups, strict=True)]
+
+
+def error_bars(axis: Axes, values: SeriesGroupBy, style: Style, **look: Any) -> None:
+    """Each group's mean against its key, with the mean's 95 % t interval over seeds, none for one seed."""
+    x, groups = zip(*values, strict=True)
+    means, halves = [group.mean() for group in groups], np.nan_to_num([half_width(group) for group in groups])
+    options = {"ms": 5, "lw": 1.3, "capsize": 2, "elinewidth": 0.9, "color": style[0], "marker": style[1], **look}
+    axis.errorbar(x, means, halves, **options)
+
+
+def effects(axis: Axes, rows: Iterable[tuple[str, float, float, float, Style]], **look: Any) -> None:
+    """One effect a line, top down, from its label, mean, ends of its interval (NaN for none) and style; a line marks zero."""
+    labels = []
+    for y, (label, effect, low, high, (colour, marker)) in enumerate(rows):
+        ends = np.nan_to_num([[effect - low], [high - effect]])
+        axis.errorbar(effect, -y, xerr=ends, color=colour, marker=marker, ls="none", **look)
+        labels.append(label)
     axis.axvline(0, color="black", lw=0.8)
-    axis.set(title=title, xlabel=label, yticks=[-y for y in range(len(table))], yticklabels=table.index)
+    axis.set(yticks=[-y for y in range(len(labels))], yticklabels=labels)
+
+
+def gains(runs: pd.DataFrame, by: str, base: str, label: str, styles: Mapping[str, Style], ranked: bool = False) -> Figure:
+    """What every kind of runs gains over one of them, averaged over the rest and paired by seed; one panel a network."""
+    figure, parts = panels(runs, "network", 5.2, 0.3 * runs[by].nunique() + 1.1)
+    for axis, _, part in parts:
+        means = part.groupby([by, "seed"], sort=False).test.mean().unstack("seed")
+        above = {str(name): paired(row.dropna()) for name, row in (means - means.loc[base]).iterrows() if name != base}
+        names = sorted(above, key=lambda name: -above[name].effect) if ranked else list(above)
+        found = [(name, above[name], styles.get(name, styles[""])) for name in names]
+        effects(axis, [(name, one.effect, one.low, one.high, style) for name, one, style in found], ms=5, capsize=2, elinewidth=0.9)
+        axis.set(xlabel=label)
+    return figure
+
+
+# -- figures --------------------------------------------------------------------------------------------------------
 
 
 def training_curves(references: pd.DataFrame) -> Figure:
     """Validation top-1 of the reference networks by epoch, one line per seed."""
-    networks = references.network.unique()
-    figure, axes = plt.subplots(1, len(networks), figsize=(5 * len(networks), 3.2), squeeze=False, sharey=True)
-    for axis, network in zip(axes.flat, networks, strict=True):
-        for row in references[references.network == network].itertuples():
-            curve = [epoch["validation"] for epoch in row.history]
-            axis.plot(range(1, len(curve) + 1), curve, color=BIN_COLOURS[row.seed % len(BIN_COLOURS)], label=f"seed {row.seed}")
-        axis.set(title=network, xlabel="epoch", ylabel="validation top-1 (%)")
-    axes.flat[0].legend()
+    figure, parts = panels(references, "network", 5, 3.2, sharey=True)
+    for axis, _, part in parts:
+        for seed, history in part.groupby("seed").history.first().items():
+            curve = pd.DataFrame(history)
+            axis.plot(curve.epoch, curve.validation, color=BIN_COLOURS[seed % len(BIN_COLOURS)], label=f"seed {seed}")
+        axis.set(xlabel="epoch", ylabel="validation top-1 (%)")
+    figure.axes[0].legend()
     return figure
 
 
 @as_figure("near_duplicates_by_layer", "similarity")
 def near_duplicates_by_layer(similarity: pd.DataFrame) -> Figure:
     """Share of channels with a near-duplicate by layer, trained against untrained: mean and range over seeds."""
-    networks = similarity.network.unique()
-    colours = {"trained": "#0072B2", "untrained": "#E69F00", "untrained, BatchNorm as made": "#c4c4c4"}
-    figure, axes = plt.subplots(1, len(networks), figsize=(5.5 * len(networks), 3.6), squeeze=False, sharey=True)
-    for axis, network in zip(axes.flat, networks, strict=True):
-        part = similarity[similarity.network == network]
-        sns.pointplot(
-            part,
-            x="layer",
-            y="near_duplicates",
-            hue="state",
-            errorbar=("pi", 100),
-            ax=axis,
-            markersize=4,
-            linewidth=1.2,
-            palette=colours,
-            err_kws={"linewidth": 1},
-        )
-        axis.set(title=network, xlabel="", ylabel="channels with a near-duplicate (%)", ylim=(-3, 103))
+    figure, parts = panels(similarity, "network", 5.5, 3.6, sharey=True)
+    colours = {"trained": "#0072B2", "untrained": "#E69F00", "untrained, BatchNorm as made": PALE}
+    look = {"errorbar": ("pi", 100), "palette": colours, "markersize": 4, "linewidth": 1.2, "err_kws": {"linewidth": 1}}
+    for axis, _, part in parts:
+        sns.pointplot(part, x="layer", y="near_duplicates", hue="state", ax=axis, **look)
+        axis.set(xlabel="", ylabel="channels with a near-duplicate (%)", ylim=(-3, 103))
         axis.tick_params(axis="x", rotation=75)
     return figure
 
@@ -136,77 +156,49 @@ def accuracy_against_macs(tuned: pd.DataFrame, references: pd.DataFrame) -> Figu
     return figure
 
 
-def _accuracy_panels(frame: pd.DataFrame, ylabel: str) -> Figure:
-    networks = frame.network.unique()
-    figure, axes = plt.subplots(1, len(networks), figsize=(5.4 * len(networks), 3.8), squeeze=False)
-    for axis, network in zip(axes.flat, networks, strict=True):
-        part = frame[frame.network == network]
-        width = 1.2
-        for criterion in part.criterion.unique():
-            if criterion not in STYLE:  # a thin grey line: they are compared by name in the ranking
-                groups = part[part.criterion == criterion].groupby("ratio", sort=False)
-                axis.plot(
-                    *zip(*((100 * (g.macs / g.dense_macs).iloc[0], g.test.mean()) for _, g in groups), strict=True),
-                    color="#c4c4c4",
-                    lw=0.8,
-                    zorder=1,
-                    label="others",
-                )
-        for number, criterion in enumerate(name for name in part.criterion.unique() if name in STYLE):
-            groups = part[part.criterion == criterion].groupby("ratio", sort=False)
-            x = [100 * (g.macs / g.dense_macs).iloc[0] + width * (number - 2) / 2 for _, g in groups]  # side by side
-            error_bars(axis, x, [g.test for _, g in groups], style=STYLE[criterion], label=criterion)
-        axis.set(xlabel="MACs left (%)", ylabel=ylabel, title=network)
+def _accuracy_panels(runs: pd.DataFrame, ylabel: str) -> Figure:
+    figure, parts = panels(runs, "network", 5.4, 3.8)
+    for axis, _, part in parts:
+        kinds = dict(iter(part.groupby("criterion", sort=False)))
+        for own in (own for name, own in kinds.items() if name not in STYLE):  # thin and grey: the ranking compares them by name
+            curve = own.test.groupby(macs_left(own)).mean()
+            axis.plot(curve.index, curve, color=PALE, lw=0.8, zorder=1, label="others")
+        for number, name in enumerate(name for name in kinds if name in STYLE):
+            x = macs_left(kinds[name]) + 0.6 * (number - 2)  # side by side
+            error_bars(axis, kinds[name].test.groupby(x), STYLE[name], label=name)
+        axis.set(xlabel="MACs left (%)", ylabel=ylabel)
         axis.set_ylim(top=min(axis.get_ylim()[1], 101))  # an interval may pass 100 %, accuracy cannot
         axis.invert_xaxis()
-    handles, names = axes.flat[0].get_legend_handles_labels()
+    handles, names = figure.axes[0].get_legend_handles_labels()
     entries = dict(zip(names, handles, strict=True))  # one for all the others
-    axes.flat[0].legend(entries.values(), entries.keys())
+    figure.axes[0].legend(entries.values(), entries.keys())
     return figure
 
 
 @as_figure("ranking", "tuned")
-def ranking(frame: pd.DataFrame, value: str = "test") -> Figure:
+def ranking(tuned: pd.DataFrame) -> Figure:
     """Every criterion's top-1 minus random's, averaged over ratios and paired by seed: mean and 95 % interval."""
-    networks = frame.network.unique()
-    figure, axes = plt.subplots(
-        1, len(networks), figsize=(5.2 * len(networks), 0.3 * frame.criterion.nunique() + 1.1), squeeze=False
-    )
-    for axis, network in zip(axes.flat, networks, strict=True):
-        means = frame[frame.network == network].groupby(["criterion", "seed"])[value].mean().unstack("seed")
-        above = means.drop(index="random") - means.loc["random"]
-        above = above.loc[above.mean(axis=1).sort_values(ascending=False).index]
-        gains(
-            axis, above, network, "points above random channels", {name: STYLE.get(name, ("#6b6b6b", "o")) for name in above.index}
-        )
-    return figure
+    return gains(tuned, "criterion", "random", "points above random channels", {**STYLE, "": DARK}, ranked=True)
+
+
+@as_figure("variation_gains", "variations")
+def variation_gains(variations: pd.DataFrame) -> Figure:
+    """Each variation of FCS minus the literal reading, before fine-tuning: mean and 95 % interval over seeds."""
+    return gains(variations, "variant", "literal reading", "points above the literal reading", {"": PLAIN})
 
 
 @as_figure("claims", "ledger")
 def forest(ledger: pd.DataFrame) -> Figure:
-    """Every comparison behind the verdicts: effect and 95 % interval, coloured by verdict."""
-    rows = max((ledger.claim == "C1").sum(), (ledger.claim != "C1").sum())
-    figure, axes = plt.subplots(1, 2, figsize=(11, 0.27 * rows + 1.2), width_ratios=(1, 1))
+    """Effect and 95 % interval of every comparison behind the verdicts, coloured by verdict."""
+    channels = ledger.claim == "C1"
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.27 * max(channels.sum(), (~channels).sum()) + 1.2))
     # C1 is in points of channels, the others in points of accuracy: two scales, two panels.
-    for axis, (title, part) in zip(
-        axes,
-        (("C1: channels, points", ledger[ledger.claim == "C1"]), ("C2, C3: top-1, points", ledger[ledger.claim != "C1"])),
-        strict=True,
-    ):
-        labels = []
-        for y, row in enumerate(part.itertuples()):
-            colour = VERDICT_COLOURS[row.verdict] if row.decisive else "#b0b0b0"
-            axis.errorbar(
-                row.effect,
-                -y,
-                xerr=np.nan_to_num([[row.effect - row.low], [row.high - row.effect]]),
-                color=colour,
-                marker="o",
-                capsize=3,
-            )
-            labels.append(row.label)
-        axis.axvline(0, color="black", lw=0.8)
-        axis.set(yticks=[-y for y in range(len(labels))], yticklabels=labels, title=title, ylim=(-len(labels) + 0.4, 0.6))
+    titles = ("C1: channels, points", "C2, C3: top-1, points")
+    for axis, title, part in zip(axes, titles, (ledger[channels], ledger[~channels]), strict=True):
+        colours = part.verdict.map(VERDICT_COLOURS).where(part.decisive, "#b0b0b0")
+        styles = ((colour, "o") for colour in colours)
+        effects(axis, zip(part.label, part.effect, part.low, part.high, styles, strict=True), capsize=3)
+        axis.set(title=title, ylim=(-len(part) + 0.4, 0.6))
     return figure
 
 
@@ -216,17 +208,13 @@ def cost_growth(costs: pd.DataFrame, names: dict[str, str]) -> Figure:
     styles = {"forward": ("#8c8c8c", "x"), "pass": ("#0072B2", "o"), "store": ("#D55E00", "s")}
     first = costs[costs.network == costs.network.iloc[0]]
     heavy = first.sort_values("width").images.iloc[0]  # the narrowest network has one number of images
-    for column, (x, part, label) in enumerate(
-        (
-            ("images", first[first.width == 1], "calibration images"),
-            ("width", first[first.images == heavy], f"width of the network ({heavy} images)"),
-        )
-    ):
-        for row, (y, title) in enumerate((("seconds", "seconds"), ("memory_mb", "peak memory (MB)"))):
-            axis = axes[row, column]
+    parts = {"images": first[first.width == 1], "width": first[first.images == heavy]}
+    labels = {"images": "calibration images", "width": f"width of the network ({heavy} images)"}
+    for (y, title), row in zip((("seconds", "seconds"), ("memory_mb", "peak memory (MB)")), axes, strict=True):
+        for x, axis in zip(parts, row, strict=True):
             for method, (colour, marker) in styles.items():
-                own = part[part.method == method].groupby(x)[y].median()
+                own = parts[x][parts[x].method == method].groupby(x)[y].median()
                 axis.plot(own.index, own, color=colour, marker=marker, ms=5, label=names[method])
-            axis.set(xlabel=label, ylabel=title, ylim=(0, None))
+            axis.set(xlabel=labels[x], ylabel=title, ylim=(0, None))
     axes[0, 0].legend(fontsize=8)
     return figure

@@ -1,4 +1,4 @@
-"""What was found, in sentences made from effects and intervals."""
+"""What was found, in sentences made from effects and intervals. No sentence says more than its interval."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 import pandas as pd
 
 from fcs_utils.report.comparisons import BASELINES, counted
-from fcs_utils.report.inference import LEVEL
+from fcs_utils.report.inference import LEVEL, holm, paired, seed_differences
 
 POINTS = "points of top-1"
-BY_NETWORK = "By network"
 SIDES = ("above", "below")
 
 
@@ -35,46 +34,52 @@ def sentence(
     clear difference'. p: corrected for other comparisons; if it is not significant although the interval excludes zero,
     the sentence says so. sides: the words for more and for less. Without ``ours`` the result is an item of a list.
     """
+    known = not math.isnan(low) and low != high
+    clear = known and low * high > 0
     digits = 1 if all(abs(value) >= 0.05 for value in (effect, low, high) if not math.isnan(value)) else 2
-
-    def size(value: float) -> str:
-        return f"{abs(value):.{digits}f}"
-
-    def side(value: float) -> str:
-        return sides[value < 0]
-
-    clear = low * high > 0 and low != high  # False for NaN
-    if math.isnan(low) or low == high:
-        interval = f"{counted(n, 'seed')}, no interval" if n else "no interval"
-    else:
-        ends = sorted((size(low), size(high)), key=float) if clear else (f"{size(low)} {sides[1]}", f"{size(high)} {sides[0]}")
-        interval = " to ".join(ends)
-        interval = f"95 % interval {interval}, {counted(n, 'seed')}" if n else interval
+    distance = " ".join(filter(None, (f"{abs(effect):.{digits}f}", unit, sides[effect < 0])))
+    ends = [f"{abs(end):.{digits}f}" + ("" if clear else f" {sides[end < 0]}") for end in (low, high)]
+    interval = " to ".join(sorted(ends, key=float) if clear else ends) if known else "no interval"
+    if n:
+        seeds = counted(n, "seed")
+        interval = f"95 % interval {interval}, {seeds}" if known else f"{seeds}, {interval}"
     if clear and p >= LEVEL:
         interval += "; not clear after correction for several comparisons"
-    distance = " ".join(filter(None, (size(effect), unit, side(effect))))
     if not ours:
-        return f"{distance} {theirs} ({interval})"
+        return f"{distance} {theirs} ({'no clear difference: ' if known and not clear else ''}{interval})"
     if not clear:
         return f"{ours} shows no clear difference from {theirs}: {distance} on average ({interval})"
     return f"{ours} {verb} {distance} {theirs} ({interval})"
 
 
-def findings(table: pd.DataFrame) -> dict[str, str]:
-    """What was found about each claim of a ledger: a few sentences, from its effects and intervals alone."""
-    return {claim: ". ".join(said) + "." for claim, said in _said(table).items()}
+def difference(ours: pd.DataFrame, theirs: pd.DataFrame, value: str = "test", /, **words: Any) -> str:
+    """What ``sentence`` says, in these words, of two sets of runs that are paired by seed."""
+    found = paired(seed_differences(ours, theirs, value))
+    return sentence(found.effect, found.low, found.high, found.n, **words)
 
 
-def headlines(table: pd.DataFrame) -> dict[str, str]:
-    """The sentences of ``findings`` that a first page needs: all but those on single networks."""
-    return {claim: ". ".join(one for one in said if not one.startswith(BY_NETWORK)) + "." for claim, said in _said(table).items()}
+def best_and_worst(runs: pd.DataFrame, by: str, base: str, verb: str = "is") -> str:
+    """The kinds of runs with the highest and the lowest mean top-1 against one of them, corrected for all comparisons with it."""
+    kinds = dict(iter(runs.groupby(by, sort=False)))
+    own = kinds.pop(base)
+    found = {str(name): paired(seed_differences(other, own, "test")) for name, other in kinds.items()}
+    corrected = dict(zip(found, holm([one.p for one in found.values()]), strict=True))
+    order = sorted(found, key=lambda name: found[name].effect)
+    return "; ".join(
+        sentence(one.effect, one.low, one.high, one.n, ours=f"`{name}`", theirs=f"`{base}`", verb=verb, p=corrected[name])
+        for name, one in ((name, found[name]) for name in dict.fromkeys([order[-1], order[0]]))
+    )
 
 
-def _said(table: pd.DataFrame) -> dict[str, list[str]]:
-    if table.empty:
-        return {}
+def findings(ledger: pd.DataFrame) -> dict[str, str]:
+    """What was found about each claim: a few sentences, from effects and intervals alone."""
     words = {"C1": _redundancy, "C2": _criteria, "C3": _epochs, "C3 by compute": _at_equal_compute}
-    return {str(claim): words[str(claim)](rows) for claim, rows in table.groupby("claim", sort=False)}
+    return {claim: ". ".join(words[claim](rows)) + "." for claim, rows in ledger.groupby("claim", sort=False)}
+
+
+def headlines(ledger: pd.DataFrame) -> dict[str, str]:
+    """The sentences of ``findings`` that a first page needs: all but those on single networks."""
+    return findings(ledger[ledger.role != "network"])
 
 
 def _enumerated(rows: pd.DataFrame, name: Callable[[Any], str], unit: str = POINTS, sides: tuple[str, str] = SIDES) -> str:
@@ -127,7 +132,7 @@ def _criteria(rows: pd.DataFrame) -> list[str]:
     for baseline, name in BASELINES.items():
         apart = rows[(rows.role == "network") & (rows.theirs == baseline)]
         if (apart.verdict != "undecided").any() and (apart.effect > 0).nunique() > 1:
-            said.append(f"{BY_NETWORK}, against the {name}, FCS ends {_enumerated(apart, lambda row: f'on {row.network}')}")
+            said.append(f"By network, against the {name}, FCS ends {_enumerated(apart, lambda row: f'on {row.network}')}")
     return [*said, *(against(row, "pruning random channels") for row in rows[rows.theirs == "random"].itertuples())]
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,9 +11,7 @@ from matplotlib.figure import Figure
 
 from fcs_utils.files import write_json
 from fcs_utils.pruning.criteria import reading_of
-from fcs_utils.report import ablation_figures, ablations, arm_figures, claims, figures, tables
-from fcs_utils.report import comparisons as compare
-from fcs_utils.report.registry import Made, Registry
+from fcs_utils.report import ablation_figures, ablations, arm_figures, claims, comparisons, figures, tables
 from fcs_utils.study.catalogue import STAGES
 from fcs_utils.study.packed import Record
 from fcs_utils.study.rates import margin
@@ -34,76 +31,58 @@ def network_label(reference: Mapping[str, Any]) -> str:
 
 def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row per reference, pruned or tuned record with what tables need; accuracies in percent."""
-    rows = []
-    for record in records:
-        config, result = record["config"], record["result"]
-        reference, pruning, tuning = config["reference"], config["pruning"], config["tuning"]
-        row = {
-            "id": record["id"],
-            "kind": record["kind"],
-            "network": network_label(reference),
-            "seed": reference["seed"],
-            "device_type": record["provenance"]["device_type"],
-            "reference_sha256": result.get("reference_sha256", result.get("weights_sha256")),
-            **{name: result["cost"][name] for name in ("params", "macs", "bytes")},
+    return pd.DataFrame([_row(record) for record in records])
+
+
+def _row(record: Record) -> dict[str, Any]:
+    config, result = record["config"], record["result"]
+    reference, pruning, tuning = config["reference"], config["pruning"], config["tuning"]
+    row = {
+        "id": record["id"],
+        "kind": record["kind"],
+        "network": network_label(reference),
+        "seed": reference["seed"],
+        "device_type": record["provenance"]["device_type"],
+        "reference_sha256": result.get("reference_sha256", result.get("weights_sha256")),
+        **{name: result["cost"][name] for name in ("params", "macs", "bytes")},
+    }
+    if pruning:
+        row |= {
+            "criterion": pruning["criterion"],
+            "reading": reading_of(pruning["criterion"], pruning["options"]),
+            "ratio": pruning["ratio"],
+            **{f"dense_{name}": result["dense_cost"][name] for name in ("params", "macs")},
+            **{name: pruning[name] for name in ("options", "calibration", "calibration_seed", "compensate")},
         }
-        if pruning:
-            dense = result["dense_cost"]
-            row |= {
-                "criterion": pruning["criterion"],
-                "reading": reading_of(pruning["criterion"], pruning["options"]),
-                "ratio": pruning["ratio"],
-                "dense_params": dense["params"],
-                "dense_macs": dense["macs"],
-                **{name: pruning[name] for name in ("options", "calibration", "calibration_seed", "compensate")},
-            }
-        if record["kind"] == "pruned":
-            row |= {
-                "plain": result["before_recalibration"]["test"],
-                "test": result["before_tuning"]["test"],
-                "validation": result["before_tuning"]["validation"],
-                "kept": result["plan"]["kept"],
-            }
-        else:
-            row |= {
-                "test": result["test"],
-                "validation": result["validation"],
-                "history": result["history"],
-                "training_macs": result["history"][-1]["training_macs"],
-                "epochs": len(result["history"]),
-                "seconds": record["volatile"]["epoch_seconds"][-1],
-                "epoch_seconds": record["volatile"]["epoch_seconds"],
-            }
-        if tuning:
-            row |= {
-                "method": arm_row(tuning["method"], tuning["budget"]),
-                "learning_rate": tuning["training"]["learning_rate"],
-                "start": result["start"],
-                "peer": result.get("peer"),
-                "validation_loss": result["history"][-1]["validation_loss"],
-            }
-        rows.append(row)
-    return pd.DataFrame(rows)
+    if record["kind"] == "pruned":
+        before, after = result["before_recalibration"], result["before_tuning"]
+        row |= {"plain": before["test"], "test": after["test"], "validation": after["validation"], "kept": result["plan"]["kept"]}
+        return row
+    history, seconds = result["history"], record["volatile"]["epoch_seconds"]
+    row |= {"test": result["test"], "validation": result["validation"], "history": history}
+    row |= {"training_macs": history[-1]["training_macs"], "epochs": len(history), "seconds": seconds[-1], "epoch_seconds": seconds}
+    if tuning:
+        row |= {
+            "method": arm_row(tuning["method"], tuning["budget"]),
+            "learning_rate": tuning["training"]["learning_rate"],
+            "start": result["start"],
+            "peer": result.get("peer"),
+            "validation_loss": history[-1]["validation_loss"],
+        }
+    return row
 
 
 def similarity_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row per network, seed, state and layer; shares in percent."""
-    rows = [
-        {
-            "network": network_label(record["config"]["reference"]),
-            "seed": record["config"]["reference"]["seed"],
-            "device_type": record["provenance"]["device_type"],
-            "reference_sha256": record["result"]["reference_sha256"],
-            "state": state,
-            "layer": layer,
-            "near_duplicates": 100 * share["twins"],
-            "pairs": 100 * share["pairs"],
-            "threshold": share["threshold"],
-        }
-        for record in records
-        for state, layers in record["result"]["shares"].items()
-        for layer, share in layers.items()
-    ]
+    rows = []
+    for record in records:
+        reference, result = record["config"]["reference"], record["result"]
+        run = {"network": network_label(reference), "seed": reference["seed"], "device_type": record["provenance"]["device_type"]}
+        run["reference_sha256"] = result["reference_sha256"]
+        for state, layers in result["shares"].items():
+            for layer, share in layers.items():
+                found = {"near_duplicates": 100 * share["twins"], "pairs": 100 * share["pairs"], "threshold": share["threshold"]}
+                rows.append(run | {"state": state, "layer": layer} | found)
     return pd.DataFrame(rows)
 
 
@@ -115,20 +94,21 @@ def add_targets(arms: pd.DataFrame, slack: float) -> pd.DataFrame:
     ``reached``.
     """
     tft = arms[arms.method == "tft"].set_index(["network", "seed", "epochs"]).validation - slack
-    longest = arms[arms.method == "tft"].epochs.max()
+    longest = arms.epochs[arms.method == "tft"].max()
     rows = []
     for row in arms.itertuples():
-        key = (row.network, row.seed, row.epochs if (row.network, row.seed, row.epochs) in tft.index else longest)
-        target = tft.get(key, math.nan)
+        key = (row.network, row.seed, row.epochs)
+        target = tft.get(key if key in tft.index else (*key[:2], longest), math.nan)
         hit = next((n for n, epoch in enumerate(row.history) if epoch["validation"] >= target - 1e-9), None)
         at, more = (hit, 0) if hit is not None else (-1, 1)
+        beyond = 1 + more / row.epochs
         rows.append(
             {
                 "target": target,
                 "reached": hit is not None,
                 "epochs_to_target": row.history[at]["epoch"] + more,
-                "macs_to_target": row.history[at]["training_macs"] * (1 + more / row.epochs),
-                "seconds_to_target": row.epoch_seconds[at] * (1 + more / row.epochs),
+                "macs_to_target": row.history[at]["training_macs"] * beyond,
+                "seconds_to_target": row.epoch_seconds[at] * beyond,
             }
         )
     return arms.reset_index(drop=True).join(pd.DataFrame(rows))
@@ -144,58 +124,41 @@ class Report:
     """
 
     def __init__(self, records: Mapping[Any, Sequence[Record]], validation_images: int, missing: Sequence[str] = ()) -> None:
-        self.missing = missing
+        self.missing, self.slack = missing, margin(validation_images)
         self.similarity = similarity_frame(records["similarity"])
         frames = {stage: runs_frame(found) for stage, found in records.items() if stage != "similarity"}
         self.references, self.pruned, self.tuned = (frames[stage] for stage in ("reference", "pruned", "tuned"))
         self.ablation, self.headstart, self.rates = (frames[stage] for stage in ("ablation", "headstart", "rates"))
-        self.slack = slack = margin(validation_images)
-        self.variations, self.merges = pd.DataFrame(), pd.DataFrame()
+        self.variations = self.merges = self.ablation
+        self.arms = self.schedules = frames["arms"]
+        found = []
         if len(self.ablation):
             self.variations, self.merges = ablations.variations(self.ablation), ablations.merge_frame(self.ablation)
-        self.arms = self.schedules = frames["arms"]
-        comparisons = []
         if len(self.similarity):
-            comparisons += compare.c1(self.similarity)
+            found += comparisons.c1(self.similarity)
         if len(self.tuned):
-            comparisons += compare.c2(self.tuned)
+            found += comparisons.c2(self.tuned)
         if len(self.arms):
-            self.arms = add_targets(self.arms, slack)
+            self.arms = add_targets(self.arms, self.slack)
             self.schedules = self.arms[self.arms.method.map(is_searched)]
-            comparisons += compare.c3(self.schedules, slack) + compare.c3_by_compute(self.schedules)
-        self.ledger = claims.ledger(comparisons)
+            found += comparisons.c3(self.schedules, self.slack) + comparisons.c3_by_compute(self.schedules)
+        self.ledger = claims.ledger(found)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every published table by file name."""
-        return {name: make() for name, make in self._possible(tables.TABLES).items()}
+        return {name: make() for name, make in tables.TABLES.ready(self).items()}
 
     def figures(self) -> dict[str, Callable[[], Figure]]:
         """What draws each figure of the index, by file name."""
-        return self._possible(figures.FIGURES)
-
-    def _possible(self, registry: Registry[Made]) -> dict[str, Callable[[], Made]]:
-        """The entries of a registry whose frames are all available."""
-        found = {name: (make, [getattr(self, need) for need in needs]) for name, (make, needs) in registry.items()}
-        return {
-            name: partial(make, *parts)
-            for name, (make, parts) in found.items()
-            if all(len(part) for part in parts if isinstance(part, Sized))
-        }
+        return figures.FIGURES.ready(self)
 
     def write(self, store: Store) -> None:
         """Tables as CSV and Markdown, and the ledger as JSON."""
         for name, table in self.tables().items():
             tables.write_table(store, name, table)
-        rows = self.ledger.astype(object).where(self.ledger.notna(), None)  # NaN is no JSON
-        verdicts = claims.claim_verdicts(self.ledger) if len(self.ledger) else {}
-        write_json(
-            store.claims(),
-            {
-                "verdicts": verdicts,
-                "comparisons": rows.to_dict("records"),
-                "missing": list(self.missing),
-            },
-        )
+        rows = self.ledger.astype(object).where(self.ledger.notna(), None).to_dict("records")  # NaN is no JSON
+        verdicts = claims.claim_verdicts(self.ledger) if rows else {}
+        write_json(store.claims(), {"verdicts": verdicts, "comparisons": rows, "missing": list(self.missing)})
 
 
 def make_report(study: Study, *, allow_missing: bool = False) -> Report:

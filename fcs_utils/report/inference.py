@@ -35,21 +35,26 @@ class Paired:
     p: float
     error: float
 
-    def detectable(self, comparisons: int = 1) -> float:
-        """The smallest true effect that n pairs with this spread would have found in 80 % of studies, two-sided.
+    @property
+    def interval(self) -> str:
+        """'+0.27 to +1.34', or nothing at n = 1."""
+        return "" if math.isnan(self.low) else f"{self.low:+.2f} to {self.high:+.2f}"
 
-        comparisons: how many comparisons share the significance level, as at Holm's first step.
-        """
-        if not self.error > 0:  # NaN too
-            return math.nan
-        freedom = self.n - 1
-        critical = float(stats.t.ppf(1 - LEVEL / comparisons / 2, freedom))
 
-        def missing(shift: float) -> float:
-            power = stats.nct.sf(critical, freedom, shift)  # the other tail is out of reach here
-            return float(np.nan_to_num(power, nan=1.0)) - POWER  # scipy returns NaN far out, where power is 1
+def detectable(error: float, n: int, comparisons: int = 1) -> float:
+    """The smallest true effect that n pairs with this standard error would have found in 80 % of studies, two-sided.
 
-        return self.error * float(brentq(missing, 0.0, 10 * critical))
+    comparisons: how many comparisons share the significance level, as at Holm's first step. NaN where there is no spread.
+    """
+    if not error > 0:  # NaN too
+        return math.nan
+    critical = float(stats.t.ppf(1 - LEVEL / comparisons / 2, n - 1))
+
+    def missing(shift: float) -> float:
+        power = stats.nct.sf(critical, n - 1, shift)  # the other tail is out of reach here
+        return float(np.nan_to_num(power, nan=1.0)) - POWER  # scipy returns NaN far out, where power is 1
+
+    return error * float(brentq(missing, 0.0, 10 * critical))
 
 
 def paired(differences: Sequence[float] | np.ndarray) -> Paired:
@@ -68,30 +73,28 @@ def paired(differences: Sequence[float] | np.ndarray) -> Paired:
     return Paired(effect, float(low), float(high), n, float(test.pvalue), error)
 
 
-def half_width(values: Sequence[float]) -> float:
+def half_width(values: Sequence[float] | pd.Series) -> float:
     """Half of the mean's 95 % t interval; NaN for fewer than two values."""
     return float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * stats.sem(values)) if len(values) > 1 else math.nan
 
 
 def mean_interval(values: Sequence[float] | pd.Series, digits: int = 2) -> str:
     """'97.20 ± 0.81' (mean and half of its 95 % interval), or the value alone at n = 1."""
-    half = half_width(list(values))
+    half = half_width(values)
     return f"{np.mean(values):.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float] | pd.Series) -> list[float]:
     """Holm's step-down adjusted p values, in the given order; NaN stays NaN and counts as a test."""
-    order = sorted(range(len(p_values)), key=lambda i: (math.isnan(p_values[i]), p_values[i]))
-    adjusted, running = [math.nan] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        if not math.isnan(p_values[i]):
-            running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
-            adjusted[i] = running
-    return adjusted
+    p = np.asarray(p_values, float)
+    order = np.argsort(p)  # NaN last
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted.tolist()
 
 
 def verdict(effect: float, p: float) -> Verdict:
-    """Supported or contradicted where the corrected test excludes zero; undecided otherwise, and at n = 1."""
+    """Supported or contradicted where the test excludes zero; undecided otherwise, and at n = 1."""
     if not p < LEVEL:  # NaN too
         return "undecided"
     return "supported" if effect > 0 else "contradicted"

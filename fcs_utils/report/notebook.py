@@ -102,12 +102,6 @@ def _drawn(figure: Figure, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def by_epoch(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs with their ``history`` unrolled: one row an epoch, for a figure's data."""
-    rows = runs.explode("history", ignore_index=True)
-    return rows.drop(columns="history").join(pd.json_normalize(rows.history.tolist()), rsuffix=" of the epoch")
-
-
 def table(frame: pd.DataFrame) -> None:
     """Show a table without its index; on the page, a click on a column's head sorts it."""
     display(HTML(frame.to_html(index=False, border=0, classes="sortable", justify="unset")))

@@ -12,6 +12,7 @@ from pathlib import Path
 from fcs_utils.report.chapters import NOTEBOOKS, ROOT
 from fcs_utils.report.claims import claim_verdicts, claims_table
 from fcs_utils.report.comparisons import counted
+from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.findings import findings, headlines
 from fcs_utils.report.frames import Report, make_report
 from fcs_utils.report.pages import TEMPLATES, title_and_question
@@ -36,7 +37,7 @@ def findings_block(profile: str = HEADLINE, out: str | Path = ROOT / "results") 
             "",
             found(report, headlines(report.ledger)),
             "",
-            f"![Effect and 95 % interval of every comparison behind the verdicts]({where}/figures/readme.png)",
+            f"![{FIGURES.about('claims')}]({where}/figures/readme.png)",
             "",
             f"All comparisons, tables and figures: [{where}]({where}/README.md).",
         ]
@@ -53,7 +54,7 @@ def profile_readme(study: Study, report: Report) -> str:
     """The README of a profile's results, for those who read on GitHub: it links only what is published."""
     there, ledger = study.store.published, report.ledger
     shown = ledger[ledger.decisive | (ledger.role == "network")]
-    figures = [name for name in report.figures() if there(study.store.figure(name)).exists()]
+    figures = [(name, FIGURES.about(name)) for name in report.figures() if there(study.store.figure(name)).exists()]
     chapters = [(n.name, *title_and_question(n)) for n in NOTEBOOKS.values() if there(study.store.executed(n.name)).exists()]
     tables = sorted(path.stem for path in there(study.store.table("claims")).parent.glob("*.md"))
     return TEMPLATES.get_template("readme.md.j2").render(

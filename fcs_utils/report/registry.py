@@ -1,19 +1,33 @@
-"""How tables and figures are entered: by a decorator that says what of a ``Report`` they are made from."""
+"""What is published by name: functions, each with what of a ``Report`` it is made from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sized
+from functools import partial
 from typing import TypeVar
 
 Made = TypeVar("Made")
-Registry = dict[str, tuple[Callable[..., Made], tuple[str, ...]]]  # by file name: the function, and what it takes of a report
 
 
-def enter(registry: Registry[Made], name: str, needs: tuple[str, ...]) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
-    """A decorator that enters a function; what it makes is left out where an attribute that it needs is empty."""
+class Registry(dict[str, tuple[Callable[..., Made], tuple[str, ...]]]):
+    """Functions by the name of the file they fill, and the attributes of a ``Report`` that each of them takes."""
 
-    def register(make: Callable[..., Made]) -> Callable[..., Made]:
-        registry[name] = (make, needs)
-        return make
+    def enter(self, name: str, *needs: str) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
+        """A decorator: publish what the function makes of these attributes as ``name``. Its docstring's first line describes it."""
 
-    return register
+        def register(make: Callable[..., Made]) -> Callable[..., Made]:
+            self[name] = make, needs
+            return make
+
+        return register
+
+    def ready(self, report: object) -> dict[str, Callable[[], Made]]:
+        """What makes each entry from a report. Entries with an empty need are left out."""
+        parts = {name: [getattr(report, need) for need in needs] for name, (_, needs) in self.items()}
+        full = [name for name, own in parts.items() if all(len(part) for part in own if isinstance(part, Sized))]
+        return {name: partial(self[name][0], *parts[name]) for name in full}
+
+    def about(self, name: str) -> str:
+        """One line that describes an entry, for readers who cannot see it."""
+        return (inspect.getdoc(self[name][0]) or "").partition("\n")[0]

@@ -6,111 +6,99 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import write_atomic
 from fcs_utils.report.inference import mean_interval
-from fcs_utils.report.registry import Registry, enter
+from fcs_utils.report.registry import Registry
 from fcs_utils.study.rates import best_rates
 from fcs_utils.study.records import Store
 from fcs_utils.training.arms import arm_label
 
-ARM = ["network", "method", "epochs"]
-TABLES: Registry[pd.DataFrame] = {}
+TABLES = Registry[pd.DataFrame]()
+as_table = TABLES.enter
 
 
-def as_table(name: str, *needs: str) -> Callable[[Callable[..., pd.DataFrame]], Callable[..., pd.DataFrame]]:
-    """Publish what the function returns as table ``name``, made from these attributes of a ``Report``."""
-    return enter(TABLES, name, needs)
+def by_group(runs: pd.DataFrame, keys: Sequence[str], row: Callable[[pd.DataFrame], dict[str, Any]]) -> pd.DataFrame:
+    """One row a group, in the order of appearance: the group's keys, then what ``row`` says of it, which may reword a key."""
+    groups = runs.groupby(list(keys), sort=False)
+    return pd.DataFrame([dict(zip(keys, names, strict=True)) | row(group) for names, group in groups])
+
+
+def macs_left(runs: pd.DataFrame) -> pd.Series:
+    """MACs of each pruned network in percent of the dense one's."""
+    return 100 * runs.macs / runs.dense_macs
 
 
 @as_table("references", "references")
 def reference_table(references: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "network": network,
-                "parameters (M)": f"{g.params.iloc[0] / 1e6:.3f}",
-                "MACs (M)": f"{g.macs.iloc[0] / 1e6:.2f}",
-                "validation top-1 (%)": mean_interval(g.validation),
-                "test top-1 (%)": mean_interval(g.test),
-                "n": len(g),
-            }
-            for network, g in references.groupby("network", sort=False)
-        ]
+    """Size and accuracy of the networks before pruning."""
+    return by_group(
+        references,
+        ["network"],
+        lambda g: {
+            "parameters (M)": f"{g.params.iloc[0] / 1e6:.3f}",
+            "MACs (M)": f"{g.macs.iloc[0] / 1e6:.2f}",
+            "validation top-1 (%)": mean_interval(g.validation),
+            "test top-1 (%)": mean_interval(g.test),
+            "n": len(g),
+        },
     )
 
 
 @as_table("compression", "pruned")
 def compression_table(pruned: pd.DataFrame) -> pd.DataFrame:
     """Parameters and MACs that remain; the same for every criterion, for widths follow from the ratio alone."""
-    rows = []
-    for (network, ratio), g in pruned.groupby(["network", "ratio"], sort=False):
+
+    def row(g: pd.DataFrame) -> dict[str, Any]:
         if g.macs.nunique() > 1:
-            raise StudyError(f"{network} at ratio {ratio}: criteria have different MACs and cannot be compared")
+            raise StudyError(f"{g.network.iloc[0]} at ratio {g.ratio.iloc[0]}: criteria have different MACs and cannot be compared")
         first = g.iloc[0]
-        rows.append(
-            {
-                "network": network,
-                "ratio": ratio,
-                "parameters (M)": f"{first.params / 1e6:.3f}",
-                "parameters left (%)": f"{100 * first.params / first.dense_params:.1f}",
-                "MACs (M)": f"{first.macs / 1e6:.2f}",
-                "MACs left (%)": f"{100 * first.macs / first.dense_macs:.1f}",
-                "kB on disk": f"{first.bytes / 1000:.0f}",
-            }
-        )
-    return pd.DataFrame(rows)
+        return {
+            "parameters (M)": f"{first.params / 1e6:.3f}",
+            "parameters left (%)": f"{100 * first.params / first.dense_params:.1f}",
+            "MACs (M)": f"{first.macs / 1e6:.2f}",
+            "MACs left (%)": f"{macs_left(first):.1f}",
+            "kB on disk": f"{first.bytes / 1000:.0f}",
+        }
+
+    return by_group(pruned, ["network", "ratio"], row)
 
 
 @as_table("criteria", "pruned", "tuned")
 def criteria_table(pruned: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     """Test top-1 by network, ratio and criterion: straight after surgery, recalibrated, fine-tuned."""
-    rows = []
-    for (network, ratio, criterion), g in tuned.groupby(["network", "ratio", "criterion"], sort=False):
-        before = pruned[(pruned.network == network) & (pruned.ratio == ratio) & (pruned.criterion == criterion)]
-        rows.append(
-            {
-                "network": network,
-                "ratio": ratio,
-                "MACs left (%)": f"{100 * (g.macs / g.dense_macs).iloc[0]:.1f}",
-                "criterion": criterion,
-                "reading": g.reading.iloc[0],
-                "pruned (%)": mean_interval(before.plain),
-                "recalibrated (%)": mean_interval(before.test),
-                "fine-tuned (%)": mean_interval(g.test),
-                "n": len(g),
-            }
-        )
-    return pd.DataFrame(rows)
+    runs = tuned.assign(**{"MACs left (%)": macs_left(tuned).map("{:.1f}".format)})
+    known = runs.groupby(["network", "ratio", "MACs left (%)", "criterion", "reading"], sort=False)
+    after = known.agg(**{"fine-tuned (%)": ("test", mean_interval), "n": ("test", "size")}).reset_index()
+    keys = ["network", "ratio", "criterion"]
+    before = pruned.groupby(keys).agg(**{"pruned (%)": ("plain", mean_interval), "recalibrated (%)": ("test", mean_interval)})
+    table = after.join(before, on=keys)
+    return table[[*table.columns[:5], *before.columns, "fine-tuned (%)", "n"]]
 
 
 @as_table("arms", "arms")
 def arms_table(arms: pd.DataFrame) -> pd.DataFrame:
     """Every arm by schedule, at the learning rate that validation chose."""
-    rows = []
-    for (network, method, epochs), g in arms.groupby(ARM, sort=False):
-        missed = int((~g.reached).sum())
-        rows.append(
-            {
-                "network": network,
-                "criterion": f"{g.criterion.iloc[0]}, ratio {g.ratio.iloc[0]:g}",
-                "method": arm_label(method),
-                "epochs": epochs,
-                "learning rate (chosen)": f"{g.learning_rate.iloc[0]:g}",
-                "test top-1 (%)": mean_interval(g.test),
-                "validation top-1 (%)": mean_interval(g.validation),
-                "epochs to target": f"{g.epochs_to_target.mean():.1f}" + (f" ({missed} of {len(g)} not reached)" if missed else ""),
-                "training MACs (T)": f"{g.training_macs.mean() / 1e12:.3f}",
-                "MACs to target (T)": f"{g.macs_to_target.mean() / 1e12:.3f}",
-                "seconds": f"{g.seconds.mean():.1f}",
-                "seconds to target": f"{g.seconds_to_target.mean():.1f}",
-                "n": len(g),
-            }
-        )
-    return pd.DataFrame(rows)
+
+    def row(g: pd.DataFrame) -> dict[str, Any]:
+        first, missed = g.iloc[0], (~g.reached).sum()
+        return {
+            "criterion": f"{first.criterion}, ratio {first.ratio:g}",
+            "method": arm_label(first.method),
+            "learning rate (chosen)": f"{first.learning_rate:g}",
+            "test top-1 (%)": mean_interval(g.test),
+            "validation top-1 (%)": mean_interval(g.validation),
+            "epochs to target": f"{g.epochs_to_target.mean():.1f}" + (f" ({missed} of {len(g)} not reached)" if missed else ""),
+            "training MACs (T)": f"{g.training_macs.mean() / 1e12:.3f}",
+            "MACs to target (T)": f"{g.macs_to_target.mean() / 1e12:.3f}",
+            "seconds": f"{g.seconds.mean():.1f}",
+            "seconds to target": f"{g.seconds_to_target.mean():.1f}",
+            "n": len(g),
+        }
+
+    return by_group(arms, ["network", "criterion", "method", "epochs"], row)
 
 
 @as_table("rates", "rates", "slack")
@@ -118,35 +106,29 @@ def rates_table(rates: pd.DataFrame, slack: float) -> pd.DataFrame:
     """Validation top-1 (and loss) of the pilot runs by arm and learning rate; the chosen one is the arm's from then on."""
     means = rates.groupby(["network", "method", "learning_rate"], sort=False)[["validation", "validation_loss"]].mean()
     cells = means.apply(lambda row: f"{row.validation:.2f} ({row.validation_loss:.3f})", axis=1)
-    shown = cells.unstack("learning_rate").sort_index(axis=1).reset_index()
+    shown = cells.unstack("learning_rate").sort_index(axis=1).rename(columns="{:g}".format).reset_index()
     chosen = best_rates(rates, slack)
     picked = [f"{chosen[row.network, row.method]:g}" for row in shown.itertuples()]
-    shown.columns = [f"{name:g}" if isinstance(name, float) else str(name) for name in shown.columns]
-    shown["method"] = shown.method.map(arm_label)
-    return shown.assign(chosen=picked, n=rates.seed.nunique())
+    return shown.assign(method=shown.method.map(arm_label), chosen=picked, n=rates.seed.nunique())
 
 
 @as_table("peers", "arms")
 def peers_table(arms: pd.DataFrame) -> pd.DataFrame:
     """What the second network gains or loses, and how the two networks' predictions come together."""
-    rows = []
-    for (network, method, epochs), g in arms[arms.peer.map(bool)].groupby(ARM, sort=False):
-        before = [start["peer_validation"] for start in g.start]
-        after = [history[-1]["peer_validation"] for history in g.history]
-        rows.append(
-            {
-                "network": network,
-                "method": arm_label(method),
-                "epochs": epochs,
-                "peer before (validation, %)": mean_interval(before),
-                "peer after (%)": mean_interval(after),
-                "gain (points)": f"{np.mean(np.subtract(after, before)):+.2f}",
-                "KL before (nats)": mean_interval([start["peer_kl"] for start in g.start], 3),
-                "KL after": mean_interval([history[-1]["peer_kl"] for history in g.history], 3),
-                "n": len(g),
-            }
-        )
-    return pd.DataFrame(rows)
+
+    def row(g: pd.DataFrame) -> dict[str, Any]:
+        before, after = pd.DataFrame([*g.start]), pd.DataFrame([history[-1] for history in g.history])
+        return {
+            "method": arm_label(g.method.iloc[0]),
+            "peer before (validation, %)": mean_interval(before.peer_validation),
+            "peer after (%)": mean_interval(after.peer_validation),
+            "gain (points)": f"{(after.peer_validation - before.peer_validation).mean():+.2f}",
+            "KL before (nats)": mean_interval(before.peer_kl, 3),
+            "KL after": mean_interval(after.peer_kl, 3),
+            "n": len(g),
+        }
+
+    return by_group(arms[arms.peer.map(bool)], ["network", "method", "epochs"], row)
 
 
 @as_table("published")
@@ -159,21 +141,18 @@ def published_table() -> pd.DataFrame:
 
 @as_table("similarity", "similarity")
 def similarity_table(similarity: pd.DataFrame) -> pd.DataFrame:
-    rows = []
-    for network, g in similarity.groupby("network", sort=False):
-        by_seed = g.groupby(["state", "seed"])[["near_duplicates", "pairs"]].mean()
-        for state in g.state.unique():
-            rows.append(
-                {
-                    "network": network,
-                    "state": state,
-                    "channels with a near-duplicate beyond chance (%)": mean_interval(by_seed.loc[state].near_duplicates, 1),
-                    "pairs more similar than chance (%)": mean_interval(by_seed.loc[state].pairs, 1),
-                    "layers": g.layer.nunique(),
-                    "n": g.seed.nunique(),
-                }
-            )
-    return pd.DataFrame(rows)
+    """Shares of similar channels and pairs in trained and untrained networks."""
+
+    def row(g: pd.DataFrame) -> dict[str, Any]:
+        by_seed = g.groupby("seed")[["near_duplicates", "pairs"]].mean()
+        return {
+            "channels with a near-duplicate beyond chance (%)": mean_interval(by_seed.near_duplicates, 1),
+            "pairs more similar than chance (%)": mean_interval(by_seed.pairs, 1),
+            "layers": g.layer.nunique(),
+            "n": len(by_seed),
+        }
+
+    return by_group(similarity, ["network", "state"], row)
 
 
 def grid_cost_table(found: Mapping[Any, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
@@ -183,14 +162,14 @@ def grid_cost_table(found: Mapping[Any, Sequence[Mapping[str, Any]]]) -> pd.Data
         own = [record for record in records if record["id"] not in seen]
         seen |= {record["id"] for record in own}
         macs = sum(history[-1]["training_macs"] for r in own if (history := r["result"].get("history")))
-        hours = sum(record["volatile"]["seconds"] for record in own) / 3600
+        seconds = sum(record["volatile"]["seconds"] for record in own)
         rows.append(
             {
                 "stage": stage,
                 "runs": len(own),
                 "training (10^12 MACs)": f"{macs / 1e12:,.1f}",
-                "hours of one thread or GPU": f"{hours:.2f}",
-                "seconds a run": f"{3600 * hours / max(1, len(own)):.1f}",
+                "hours of one thread or GPU": f"{seconds / 3600:.2f}",
+                "seconds a run": f"{seconds / max(1, len(own)):.1f}",
             }
         )
     return pd.DataFrame(rows)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from fcs_utils.errors import StudyError
-from fcs_utils.report.comparisons import c1, c2, c3, c3_by_compute, counted
+from fcs_utils.report.comparisons import Row, c1, c2, c3, c3_by_compute, counted
 from fcs_utils.report.inference import holm, mean_interval, seed_differences, verdict
 from fcs_utils.report.tables import (
     arms_table,
@@ -242,6 +243,10 @@ def test_published_and_missing_tables_quote(tmp_path: Path) -> None:
 # -- comparisons ---------------------------------------------------------------------------------------------------
 
 
+def rows(found: list[Row]) -> list[Any]:
+    return list(pd.DataFrame(found).itertuples())
+
+
 def shares(trained: float, untrained: float, made: float, network: str = "n") -> list[dict[str, object]]:
     """Two seeds and two layers; the difference grows by 1 from seed to seed."""
     return [
@@ -260,7 +265,7 @@ def shares(trained: float, untrained: float, made: float, network: str = "n") ->
 
 
 def test_c1_compares_the_trained_network_with_the_untrained_one() -> None:
-    found = c1(pd.DataFrame([*shares(30, 20, 5), *shares(10, 40, 0, "m")]))
+    found = rows(c1(pd.DataFrame([*shares(30, 20, 5), *shares(10, 40, 0, "m")])))
     assert [(row.network, row.label, row.decisive, row.role) for row in found[:4]] == [
         ("n", "n", True, ""),
         ("n", "n, near-duplicates, untrained, BatchNorm as made", False, "as made"),
@@ -268,10 +273,10 @@ def test_c1_compares_the_trained_network_with_the_untrained_one() -> None:
         ("n", "n, pairs, untrained, BatchNorm as made", False, ""),
     ]
     # Differences of seeds 0 and 1: 10 and 11, 25 and 26; of pairs twice 10 and twice 25.
-    assert [row.result.effect for row in found] == [10.5, 25.5, 20, 50, -29.5, 10.5, -60, 20]
-    assert found[0].question == "n: channels with a near-duplicate beyond chance, trained minus untrained"
-    assert found[3].question == "n: pairs more similar than chance, trained minus untrained, BatchNorm as made"
-    assert {(row.claim, row.unit, row.result.n) for row in found} == {("C1", "points", 2)}
+    assert [row.effect for row in found] == [10.5, 25.5, 20, 50, -29.5, 10.5, -60, 20]
+    assert found[0].comparison == "n: channels with a near-duplicate beyond chance, trained minus untrained"
+    assert found[3].comparison == "n: pairs more similar than chance, trained minus untrained, BatchNorm as made"
+    assert {(row.claim, row.unit, row.n) for row in found} == {("C1", "points", 2)}
 
 
 def schedules(**means: dict[int, float]) -> pd.DataFrame:
@@ -295,9 +300,9 @@ def schedules(**means: dict[int, float]) -> pd.DataFrame:
 
 
 def test_c3_has_two_deciding_rows_a_shorter_schedule() -> None:
-    found = c3(schedules(tft={2: 80, 4: 90}, mlft={2: 85, 4: 93}, kd={2: 84}), slack=0.25)
-    rows = [(row.label, row.role, row.decisive, row.epochs, row.theirs, row.against, row.slack, row.compute) for row in found]
-    assert rows == [
+    found = rows(c3(schedules(tft={2: 80, 4: 90}, mlft={2: 85, 4: 93}, kd={2: 84}), slack=0.25))
+    said = [(row.label, row.role, row.decisive, row.epochs, row.theirs, row.against, row.slack, row.compute) for row in found]
+    assert said == [
         ("MLFT 2 − TFT 4 epochs", "no worse", True, 2, "tft", 4, 0.25, 12 / 8),
         ("TFT 2 − TFT 4 epochs", "no worse itself", False, 2, "tft", 4, 0.25, 4 / 8),
         ("MLFT − TFT, 2 epochs", "better", True, 2, "tft", 2, 0.0, 3.0),
@@ -305,24 +310,26 @@ def test_c3_has_two_deciding_rows_a_shorter_schedule() -> None:
         ("MLFT − TFT, 4 epochs", "", False, 4, "tft", 4, 0.0, 3.0),  # at the longest schedule it only informs
     ]
     # 85 and 86 against 90, plus 0.25; 80 against 90, plus 0.25; 85 and 86 against 80 and 84; 93 and 94 against 90.
-    assert [row.result.effect for row in found] == pytest.approx([-4.25, -9.75, 5.5, 1.5, 3.5])
-    assert found[0].question == "test top-1, MLFT of 2 epochs minus TFT of 4, plus 0.25 points within which they count as equal"
-    assert found[3].question == "test top-1 after 2 epochs each, MLFT minus KD"
+    assert [row.effect for row in found] == pytest.approx([-4.25, -9.75, 5.5, 1.5, 3.5])
+    assert found[0].comparison == "test top-1, MLFT of 2 epochs minus TFT of 4, plus 0.25 points within which they count as equal"
+    assert found[3].comparison == "test top-1 after 2 epochs each, MLFT minus KD"
 
 
 def test_compute_is_compared_where_it_is_alike() -> None:
     # MLFT of 2 costs 12, of 4 costs 24; TFT of 2, 4, 8 costs 4, 8, 16: 12 lies within a factor of 1.5 of 16 alone, and
     # so does 24, which is just on the border and out.
-    (row,) = c3_by_compute(schedules(tft={2: 80, 4: 90, 8: 92}, mlft={2: 85, 4: 93}))
+    (row,) = rows(c3_by_compute(schedules(tft={2: 80, 4: 90, 8: 92}, mlft={2: 85, 4: 93})))
     assert (row.label, row.epochs, row.against, row.compute) == ("MLFT 2 − TFT 8 epochs, like compute", 2, 8, 12 / 16)
-    assert row.result.effect == pytest.approx(85.5 - 92) and row.decisive and (row.claim, row.theirs) == ("C3 by compute", "tft")
-    assert row.question == "n: test top-1, MLFT of 2 minus TFT of 8 epochs, MLFT spending 0.75 times TFT's training MACs"
+    assert row.effect == pytest.approx(85.5 - 92) and row.decisive and (row.claim, row.theirs) == ("C3 by compute", "tft")
+    assert row.comparison == "n: test top-1, MLFT of 2 minus TFT of 8 epochs, MLFT spending 0.75 times TFT's training MACs"
     # Where none is alike, the nearest pair is taken: 6 against 4, and not 24 against 4.
-    (row,) = c3_by_compute(schedules(tft={1: 80, 2: 90}, mlft={1: 85, 4: 93}))
+    (row,) = rows(c3_by_compute(schedules(tft={1: 80, 2: 90}, mlft={1: 85, 4: 93})))
     assert (row.epochs, row.against, row.compute) == (1, 2, 1.5)
     assert c3_by_compute(schedules(tft={1: 80})) == []
     two = pd.concat([schedules(tft={2: 80}, mlft={2: 85}).assign(network=name) for name in ("n", "m")])
-    assert [row.label for row in c3_by_compute(two)] == [f"{name}: MLFT 2 − TFT 2 epochs, like compute" for name in ("n", "m")]
+    assert [row.label for row in rows(c3_by_compute(two))] == [
+        f"{name}: MLFT 2 − TFT 2 epochs, like compute" for name in ("n", "m")
+    ]
 
 
 def test_numbers_have_their_words() -> None:

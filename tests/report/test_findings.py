@@ -1,0 +1,149 @@
+"""What sentences say of effects and their intervals."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+
+from fcs_utils.report.claims import ledger
+from fcs_utils.report.comparisons import c2
+from fcs_utils.report.findings import _headline, best_and_worst, difference, findings, headlines, sentence
+from tests.report.planted import ledger_of
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ((-1.5, -2.24, -0.77, 3), "FCS ends 1.5 points of top-1 below random (95 % interval 0.8 to 2.2, 3 seeds)"),
+        ((2.0, 1.0, 3.0, 5), "FCS ends 2.0 points of top-1 above random (95 % interval 1.0 to 3.0, 5 seeds)"),
+        (
+            (-0.74, -1.66, 0.17, 3),
+            "FCS shows no clear difference from random: 0.7 points of top-1 below on average "
+            "(95 % interval 1.7 below to 0.2 above, 3 seeds)",
+        ),
+        (
+            (0.02, -0.5, 0.54, 3),
+            "FCS shows no clear difference from random: 0.02 points of top-1 above on average "
+            "(95 % interval 0.50 below to 0.54 above, 3 seeds)",
+        ),
+        (
+            (1.5, math.nan, math.nan, 1),
+            "FCS shows no clear difference from random: 1.5 points of top-1 above on average (1 seed, no interval)",
+        ),
+        (
+            (0.2, 0.2, 0.2, 3),
+            "FCS shows no clear difference from random: 0.2 points of top-1 above on average (3 seeds, no interval)",
+        ),
+    ],
+)
+def test_a_sentence_says_no_more_than_its_interval(numbers: tuple[float, float, float, int], words: str) -> None:
+    assert sentence(*numbers, ours="FCS", theirs="random") == words
+
+
+def test_a_sentence_says_when_the_correction_takes_the_difference_back() -> None:
+    assert "not clear after correction" in sentence(-2.0, -3.0, -1.0, 3, ours="FCS", theirs="random", p=0.06)
+    assert "not clear after correction" not in sentence(-2.0, -3.0, -1.0, 3, ours="FCS", theirs="random", p=0.04)
+
+
+def test_findings_name_the_schedules_and_what_counts_as_equal() -> None:
+    known = ledger_of({2: 90, 4: 91, 8: 96}, {2: 91, 4: 92, 8: 96})
+    found = findings(known)
+    assert found.keys() == {"C3", "C3 by compute"}
+    same, longest = found["C3"].split(". MLFT does")
+    assert same.startswith("MLFT is ahead of TFT at equal epochs: 1.0 points of top-1 above after 2 epochs (95 % interval ")
+    assert "0.9 to 1.0, 6 seeds) and 0.9 above after 4 epochs (" in same and same.endswith("at 3.0 times the training compute")
+    # The slack is no part of what the sentence says: 91 and 92 against 96.
+    assert longest.startswith(
+        " not reach the accuracy of TFT's longest schedule (8 epochs) in fewer epochs: 5.0 points of top-1 below"
+    )
+    reached = findings(ledger_of({2: 90, 4: 94, 8: 94}, {2: 94, 4: 94, 8: 94}))["C3"]
+    assert "MLFT comes within 0.2 points of TFT's longest schedule (8 epochs) or above it after 2 and 4 epochs" in reached
+    assert ", and so does TFT after 4: " in reached
+    assert "after 2 epochs against TFT's 8, at 0.75 times TFT's training compute" in found["C3 by compute"]
+    assert headlines(known)["C3"] == found["C3"] and found["C3 by compute"].startswith(headlines(known)["C3 by compute"][:-1])
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "words"),
+    [
+        (["supported", "supported"], "A is above B"),
+        (["contradicted"], "A is below B"),
+        (["undecided", "undecided"], "A is not shown to be above or below B"),
+        (["supported", "undecided"], "A is clearly above B for some networks only"),
+        (["contradicted", "supported"], "A is clearly above or below B for some networks only"),
+    ],
+)
+def test_a_lead_says_no_more_than_the_verdicts(verdicts: list[str], words: str) -> None:
+    assert _headline(pd.Series(verdicts), "A", "above", "below", "B", "for some networks only") == words
+
+
+def test_findings_show_networks_apart_where_their_means_have_other_signs() -> None:
+    def rows(lead: dict[str, float]) -> pd.DataFrame:
+        return pd.DataFrame(
+            [
+                {
+                    "network": network,
+                    "seed": seed,
+                    "criterion": criterion,
+                    "ratio": 0.5,
+                    "test": 90 + (criterion == "fcs") * (ahead + 0.1 * seed),
+                }
+                for network, ahead in lead.items()
+                for seed in range(3)
+                for criterion in ("fcs", "kernel_l1", "random", "mine")
+            ]
+        )
+
+    split = findings(ledger(c2(rows({"a": 2.0, "b": -1.0}))))["C2"]
+    assert split.startswith(
+        "At equal MACs, FCS ends 0.6 points of top-1 above pruning by the kernel L1 norm (95 % interval 0.4 to 0.8, 3 seeds). "
+    )
+    assert "By network, against the kernel L1 norm, FCS ends 2.1 points of top-1 above on a (" in split
+    assert "0.9 below on b (" in split and "FCS ends 0.6 points of top-1 above pruning random channels" in split
+    assert "By network" not in findings(ledger(c2(rows({"a": 2.0, "b": 1.0}))))["C2"]
+
+
+def test_an_item_of_a_list_says_when_its_interval_holds_zero() -> None:
+    assert sentence(0.3, -0.2, 0.9, theirs="on b", unit="") == "0.3 above on b (no clear difference: 0.2 below to 0.9 above)"
+    assert sentence(4.0, -1.0, 9.0, 5, theirs="after 2 epochs").endswith(
+        "(no clear difference: 95 % interval 1.0 below to 9.0 above, 5 seeds)"
+    )
+    assert sentence(0.9, 0.1, 1.7, theirs="on b", unit="") == "0.9 above on b (0.1 to 1.7)"
+    assert sentence(0.9, math.nan, math.nan, 1, theirs="on b", unit="") == "0.9 above on b (1 seed, no interval)"
+
+
+def runs(**means: list[float]) -> pd.DataFrame:
+    """One run a kind and seed, with these accuracies."""
+    return pd.DataFrame(
+        [
+            {"network": "n", "seed": seed, "kind": kind, "test": test}
+            for kind, tests in means.items()
+            for seed, test in enumerate(tests)
+        ]
+    )
+
+
+def test_two_sets_of_runs_are_told_apart_only_where_their_interval_excludes_zero() -> None:
+    # Differences 1, 2, 3: 2 +- 2.48414. Differences -2, -2.1, -2.2: -2.1 +- 4.30265 * 0.1 / sqrt 3 = 0.24841.
+    plain, merged = runs(plain=[90, 90, 90]), runs(merged=[91, 92, 93])
+    words = {"ours": "Merging", "theirs": "no merging", "verb": "is"}
+    assert difference(merged, plain, **words) == (
+        "Merging shows no clear difference from no merging: 2.0 points of top-1 above on average "
+        "(95 % interval 0.5 below to 4.5 above, 3 seeds)"
+    )
+    assert difference(runs(merged=[88, 87.9, 87.8]), plain, **words) == (
+        "Merging is 2.1 points of top-1 below no merging (95 % interval 1.9 to 2.3, 3 seeds)"
+    )
+
+
+def test_the_best_of_many_is_held_to_a_corrected_level() -> None:
+    # b: 1.0 +- 4.30265 * 0.2 / sqrt 3, so p = 0.0131 alone; of two comparisons 0.0262 at most, of five 0.0657.
+    few = runs(fcs=[90, 90, 90], b=[90.8, 91, 91.2], c=[89, 91, 90])
+    best, worst = best_and_worst(few, "kind", "fcs").split("; ")
+    assert best == "`b` is 1.0 points of top-1 above `fcs` (95 % interval 0.5 to 1.5, 3 seeds)"
+    assert worst.startswith("`c` shows no clear difference from `fcs`: 0.00 points of top-1 above on average")
+    many = pd.concat([few, runs(**{name: [89, 91, 90] for name in "def"})])
+    assert "above `fcs` (95 % interval 0.5 to 1.5, 3 seeds; not clear after correction" in best_and_worst(many, "kind", "fcs")
+    assert best_and_worst(runs(fcs=[90, 90, 90], b=[91, 92, 93]), "kind", "fcs").count("`b`") == 1

@@ -1,0 +1,71 @@
+"""The statistics against hand-computed and simulated cases."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fcs_utils.errors import StudyError
+from fcs_utils.report.inference import detectable, half_width, holm, paired, seed_differences, verdict
+
+
+def test_paired_t_by_hand() -> None:
+    # Mean 2, standard deviation 1, error 1 / sqrt 3 = 0.57735; t(0.975, 2) = 4.30265: 2 +- 2.48414.
+    got = paired([1.0, 2.0, 3.0])
+    assert (got.low, got.high) == (pytest.approx(-0.48414, abs=1e-4), pytest.approx(4.48414, abs=1e-4))
+    assert got.n == 3 and got.p == pytest.approx(0.07418, abs=1e-4)
+
+
+def test_half_of_an_interval_by_hand() -> None:
+    # t(0.975, 2) = 4.30265 times 1 / sqrt 3; t(0.975, 1) = 12.7062 times sqrt 2 / sqrt 2; four equal values have no spread.
+    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(2.48414, abs=1e-5)
+    assert half_width([1.0, 3.0]) == pytest.approx(12.7062, abs=1e-4) and half_width([4.0] * 4) == 0
+    assert math.isnan(half_width([5.0])) and paired([5.0]).interval == ""
+    assert paired([1.0, 2.0, 3.0]).interval == "-0.48 to +4.48"
+
+
+def test_the_smallest_effect_to_be_found_is_found_as_often_as_said() -> None:
+    draw, n, comparisons, found = np.random.default_rng(0), 5, 2, 0
+    effect = detectable(1 / math.sqrt(n), n, comparisons)  # in standard deviations
+    for _ in range(4000):
+        found += paired(draw.normal(effect, 1.0, n)).p < 0.05 / comparisons
+    assert found / 4000 == pytest.approx(0.8, abs=0.02)
+
+
+def test_no_spread_is_no_certainty() -> None:
+    got = paired([0.2, 0.2, 0.2])
+    assert math.isnan(got.p) and verdict(got.effect, got.p) == "undecided" and math.isnan(detectable(got.error, got.n))
+
+
+def test_one_seed_has_no_interval_and_no_verdict() -> None:
+    got = paired([5.0])
+    assert math.isnan(got.low) and verdict(got.effect, got.p) == "undecided"
+
+
+def test_interval_covers_at_its_nominal_rate() -> None:
+    draws = np.random.default_rng(0).normal(1.0, 2.0, (2000, 3))
+    covered = np.mean([(r := paired(d)).low <= 1.0 <= r.high for d in draws])
+    assert 0.93 < covered < 0.97
+
+
+def test_holm_by_hand() -> None:
+    # Sorted .01 .03 .04: times 3, 2, 1 and never decreasing: .03 .06 .06.
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+
+
+def runs(device: str, test: list[float]) -> pd.DataFrame:
+    rows = [{"network": "n", "seed": s, "reference_sha256": f"r{s}", "device_type": device, "test": t} for s, t in enumerate(test)]
+    return pd.DataFrame(rows)
+
+
+def test_pairs_by_seed_and_never_across_devices() -> None:
+    assert seed_differences(runs("cpu", [3, 5]), runs("cpu", [1, 2]), "test").tolist() == [2, 3]
+    with pytest.raises(StudyError, match="device types"):
+        seed_differences(runs("cpu", [3, 5]), runs("cuda", [1, 2]), "test")
+    # An incomplete grid is paired where it can be, and refused where nothing is left.
+    assert seed_differences(runs("cpu", [3, 5]), runs("cpu", [1]), "test").tolist() == [2]
+    with pytest.raises(StudyError, match="no pairs"):
+        seed_differences(runs("cpu", [3, 5]), runs("cpu", []).reindex(columns=["network", "seed", "test"]), "test")

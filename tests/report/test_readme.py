@@ -1,0 +1,45 @@
+"""What pages and READMEs say of the published records."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from fcs_utils.report.figures import FIGURES
+from fcs_utils.report.frames import Report
+from tests.conftest import ROOT
+
+PROFILES = sorted(path.parent.name for path in (ROOT / "results").glob("*/records.jsonl"))
+
+
+def test_the_history_counts_the_commits_of_the_published_records() -> None:
+    text = (ROOT / "docs" / "history.md").read_text()
+    said = {(m[1], m[2]): int(m[3].replace(",", "")) for m in re.finditer(r"^ *\| `(\w+)` \| (\S+) \| ([\d,]+) \|$", text, re.M)}
+    found = Counter(
+        (profile, json.loads(line)["volatile"]["commit"])
+        for profile in PROFILES
+        for line in (ROOT / "results" / profile / "records.jsonl").read_text().splitlines()
+    )
+    assert said == found and "no published record is marked so" in " ".join(text.split())
+    assert not any("modified" in commit for _, commit in found)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_published_pictures_are_described_and_tables_hold_corrected_p_values(profile: str) -> None:
+    text = (ROOT / "results" / profile / "README.md").read_text()
+    pictures = dict(re.findall(r"!\[(.*?)\]\(figures/(\w+)\.png\)", text))
+    assert all(FIGURES.about(name) == about for about, name in pictures.items())
+    claims = json.loads((ROOT / "results" / profile / "claims.json").read_text())
+    informs = [row for row in claims["comparisons"] if not row["decisive"]]
+    assert informs and all(row["p_holm"] is None and row["p"] is not None for row in informs)
+    table = (ROOT / "results" / profile / "tables" / "claims.csv").read_text().splitlines()
+    assert len(table) == len(claims["comparisons"]) + 1 and not any("(<" in line or "(0." in line for line in table)
+
+
+def test_every_figure_is_described_in_a_line_of_its_own() -> None:
+    about = {name: FIGURES.about(name) for name in FIGURES}
+    assert len(set(about.values())) == len(about) > 7 and Report.figures.__doc__
+    assert all(line.endswith(".") and len(line.split()) > 5 and name not in line for name, line in about.items())
