@@ -67,7 +67,7 @@ def best_and_worst(runs: pd.DataFrame, by: str, base: str, verb: str = "is") -> 
     order = sorted(found, key=lambda name: found[name].effect)
     return "; ".join(
         sentence(one.effect, one.low, one.high, one.n, ours=f"`{name}`", theirs=f"`{base}`", verb=verb, p=corrected[name])
-        for name, one in ((name, found[name]) for name in dict.fromkeys([order[-1], order[0]]))
+        for name, one in ((name, found[name]) for name in dict.fromkeys([*order[-1:], *order[:1]]))
     )
 
 
