@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fcs_utils.errors import refuse
+from fcs_utils.running import shared, untouched
 
 # Simonyan and Zisserman 2015, columns D and E; "M" halves the map.
 VGG = {
@@ -143,7 +142,7 @@ def _initialise_convolutions(network: nn.Module) -> None:
 
 def initialise(network: nn.Module, seed: int) -> None:
     """Draw new weights in place, as ``build_model`` does, for a network of any widths."""
-    with torch.random.fork_rng(devices=[]):
+    with shared, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
@@ -173,21 +172,9 @@ def _torchvision(name: str, num_classes: int, width: float, in_channels: int) ->
 
 def build_seeded(seed: int, name: str, **options: object) -> nn.Module:
     """``build_model`` with weights from a seed; torch's global generator does not change."""
-    with torch.random.fork_rng(devices=[]):
+    with shared, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_model(name, **options)  # type: ignore[arg-type]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; afterwards every module has the mode it had before."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @dataclass(frozen=True)
@@ -202,23 +189,41 @@ class Cost:
         return asdict(self)
 
 
-@torch.no_grad()
+class _Parents:
+    """The modules that run right now. torch's own tracker hooks every module of the process, those of other threads too."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.parents = model, {"Global"}
+
+    def __enter__(self) -> None:
+        for name, module in self.model.named_modules():
+            module.register_forward_pre_hook(lambda _module, _inputs, name=name: self.parents.add(name))
+            module.register_forward_hook(lambda _module, _inputs, _output, name=name: self.parents.discard(name), always_call=True)
+
+    def __exit__(self) -> None:
+        pass  # ``untouched`` removes the hooks
+
+
+def _operations(model: nn.Module, example: Tensor) -> dict[str, dict[Any, int]]:
+    """Operations of one image by module name, and of all under "Global"."""
+    with torch.no_grad(), untouched(model):
+        counter = FlopCounterMode(display=False)
+        counter.mod_tracker = _Parents(model)  # type: ignore[assignment]
+        with counter:
+            model(example[:1])
+    return counter.get_flop_counts()
+
+
 def count_macs(model: nn.Module, example: Tensor) -> int:
-    """Multiply-adds of convolutions and linear layers for one image; example: (N, C, H, W)."""
-    with evaluating(model), FlopCounterMode(display=False) as counter:
-        model(example[:1])
-    return counter.get_total_flops() // 2  # one multiply-add is two operations
+    """Multiply-adds of convolutions and matrix products for one image; example: (N, C, H, W)."""
+    return sum(_operations(model, example).get("Global", {}).values()) // 2  # one multiply-add is two operations
 
 
-@torch.no_grad()
 def module_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
     """Multiply-adds of one image by convolution or linear layer; example: (N, C, H, W)."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    with evaluating(model), FlopCounterMode(display=False) as counter:
-        model(example[:1])
-    # The counter's names start with the network's class.
-    counts = {name.partition(".")[2]: sum(found.values()) // 2 for name, found in counter.get_flop_counts().items()}
-    return {name: counts[name] for name in names if counts.get(name)}
+    found = _operations(model, example)
+    counts = {n: sum(found.get(n, {}).values()) // 2 for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    return {name: macs for name, macs in counts.items() if macs}
 
 
 def measure_cost(model: nn.Module, example: Tensor) -> Cost:

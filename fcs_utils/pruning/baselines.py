@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.models import evaluating
 from fcs_utils.pruning.criteria import criterion
-from fcs_utils.pruning.layers import Layer, check_images, traceable
+from fcs_utils.pruning.layers import Layer, check_images
 from fcs_utils.pruning.statistics import ChannelStatistics, pick_layers, watched
-from fcs_utils.pruning.sums import Extra
+from fcs_utils.pruning.sums import Extra, in_float32
+from fcs_utils.running import memory_format, run_network, untouched
 
 
 @criterion("random", reads="noise", reading="random channels")
@@ -90,16 +90,17 @@ def taylor(
         value = seen.detach().clone()  # an in-place activation may overwrite the tensor before its gradient comes
 
         def add(gradient: Tensor) -> None:
-            product = layer.tap.view(value * gradient).flatten(2).sum(2)  # (N, C)
+            product = layer.tap.view(in_float32(value) * in_float32(gradient)).flatten(2).sum(2)  # (N, C)
             sums[layer.name] += product.abs().sum(0, dtype=torch.float64)
 
         seen.register_hook(add)
 
-    with traceable(model), evaluating(model), watched(model, wanted, receive):
+    layout = memory_format(model, images)
+    with torch.enable_grad(), untouched(model), watched(model, wanted, receive):
         for batch, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             # Towards the input: its gradient is cheap to ask for, and no parameter's is stored.
-            batch = batch.contiguous(memory_format=torch.channels_last).requires_grad_()
-            logits = model(batch)
+            batch = batch.detach().contiguous(memory_format=layout).requires_grad_()
+            logits = run_network(model, batch)
             if logits.dim() != 2 or truth.min() < 0 or truth.max() >= logits.shape[1]:
                 raise refuse("labels", f"{int(truth.min())} to {int(truth.max())}", f"classes of logits {tuple(logits.shape)}")
             torch.autograd.grad(F.cross_entropy(logits.float(), truth, reduction="sum"), batch)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fcs_utils.errors import StudyError
-from fcs_utils.pruning.layers import MIXING, dependency_graph, depthwise, traceable
+from fcs_utils.pruning.graph import dependency_graph, traceable, walk
+from fcs_utils.pruning.layers import MIXING, depthwise
 from fcs_utils.pruning.ties import tie_again, tied_parameters
 
 Stays = Mapping[str, Sequence[int]]  # by convolution, the channels that stay
@@ -108,14 +109,14 @@ def _parts(graph: tp.DependencyGraph, module: nn.Conv2d, called: Mapping[nn.Modu
     """The parts of a convolution's group, and the convolutions among them, itself first."""
     parts: list[Part] = []
     convolutions: list[str] = []
-    for item in graph.get_pruning_group(module, tp.prune_conv_out_channels, list(range(module.out_channels))):
-        (dependency, found), target = item, item.dep.target.module
+    for dependency, pairs in walk(graph, module) or []:
+        target = dependency.target.module
         if target not in called:  # an operation, not a layer
             continue
         written = graph.is_out_channel_pruning_fn(dependency.handler)
         indices: dict[int, list[int]] = {}
-        for index, channel in zip(found, item.root_idxs, strict=True):
-            indices.setdefault(channel, []).append(int(index))
+        for index, channel in pairs.T.tolist():
+            indices.setdefault(channel, []).append(index)
         reads = isinstance(target, MIXING) and not depthwise(target) and not written
         parts.append(Part(called[target], dependency.handler, reads, indices))
         if written and isinstance(target, nn.Conv2d) and called[target] not in convolutions:

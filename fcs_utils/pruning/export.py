@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import read_tensors, write_atomic, write_tensors
-from fcs_utils.models import evaluating
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.surgery import prune
+from fcs_utils.running import evaluating
 
 TOLERANCE = 1e-4  # of the logits, absolute and relative
 

@@ -6,55 +6,112 @@ consumers' paths part, and whether a convolution gates another one's channels (s
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from fcs_utils.errors import StudyError
+from fcs_utils.running import run_network, tensors_in, untouched
 
 Node = Any  # an autograd node; torch has no public type for it
 GATES = re.compile(r"(Hard)?[Ss]igmoid|Tanh|Softmax|Clamp|Hardtanh")
 
 
+@dataclass(frozen=True)
+class Consumer:
+    """A layer that reads a convolution's channels.
+
+    ``positions`` (C, k): for each output channel, the consumer's input indices that come from it. k is 1
+    for a convolution and height times width for a linear layer behind a flatten.
+    """
+
+    name: str
+    positions: Tensor
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a layer's channels can be seen: a module's input or output, and which of its indices (C, k) they are.
+
+    positions: None where all indices are meant, in order. size: height and width of the map that lies
+    flattened in the k indices of a channel, where they are known.
+    """
+
+    module: str
+    side: Literal["input", "output"]
+    positions: Tensor | None = None
+    size: tuple[int, int] | None = None
+
+    def view(self, seen: Tensor) -> Tensor:
+        """The layer's own maps (N, C, ...) in the tensor that is seen there."""
+        if self.positions is not None:  # a flattened map in front of a linear layer, or one of several inputs
+            at = self.positions if self.positions.shape[1] > 1 else self.positions[:, 0]
+            seen = seen[:, at.to(seen.device)]
+            seen = seen.unflatten(2, self.size) if self.size else seen
+        return seen if seen.dim() > 2 else seen[:, :, None]
+
+
 class Flow:
-    """One forward pass of a network whose parameters require gradients.
+    """One forward pass of a network whose parameters require gradients; call inside ``untouched``, which removes its hooks.
 
     calls: how often each module ran. source: the images' node. inputs, outputs: by module name, the node of
     the first tensor that it read and of the tensor that it returned. shapes: by name and side, their shapes.
+    shown: by node, the modules that ran once and returned it. buffers: by node, the name and shape of a buffer.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor) -> None:
+    def __init__(self, model: nn.Module, example: Tensor, buffers: Mapping[str, Tensor]) -> None:
         self.calls: Counter[str] = Counter()
         self.inputs: dict[str, Node] = {}
         self.outputs: dict[str, Node] = {}
         self.shapes: dict[tuple[str, str], tuple[int, ...]] = {}
-        hooks = []
+        self.largest = example[0].numel()
+        running: list[str] = []
+
+        def before(name: str, given: object) -> None:
+            running.append(name)
+            self._seen(self.inputs, "input", name, given)
+
+        def after(name: str, returned: object) -> None:
+            running.pop()
+            self.calls[name] += 1
+            self._seen(self.outputs, "output", name, returned)
+
         for name, module in model.named_modules():
-            hooks.append(module.register_forward_pre_hook(lambda _m, args, name=name: self._seen(self.inputs, "input", name, args)))
-            hooks.append(module.register_forward_hook(lambda _m, _a, out, name=name: self._seen(self.outputs, "output", name, out)))
+            module.register_forward_pre_hook(lambda _m, args, more, name=name: before(name, (args, more)), with_kwargs=True)
+            module.register_forward_hook(lambda _m, _a, out, name=name: after(name, out))
+        # Buffers get nodes too, to see which channels they meet.
+        self.buffers: dict[Node, tuple[str, tuple[int, ...]]] = {}
+        for name, buffer in buffers.items():
+            owner, _, last = name.rpartition(".")
+            marked = buffer.detach().clone().requires_grad_().clone()
+            self.buffers[marked.grad_fn] = (name, tuple(buffer.shape))
+            model.get_submodule(owner)._buffers[last] = marked
         # A node of the images themselves, to see where else they flow than into convolutions.
         images = example.detach().requires_grad_().clone()
         self.source = images.grad_fn
         try:
-            result = model(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        self.results = [tensor.grad_fn for tensor in tree_leaves(result) if isinstance(tensor, Tensor) and tensor.grad_fn]
+            result = run_network(model, images)
+        except StudyError as error:
+            where = [f"{name}, a {type(model.get_submodule(name)).__name__}" for name in running if name]
+            raise StudyError(f"{error}" + (f" (in {where[-1]})" if where else "")) from error
+        self.results = [tensor.grad_fn for tensor in tensors_in(result) if tensor.grad_fn]
         self.users: dict[Node, list[Node]] = {}
         self._link(self.results)
+        self.shown: dict[Node, list[str]] = {}
+        for name, times in self.calls.items():
+            if times == 1 and name in self.outputs:
+                self.shown.setdefault(self.outputs[name], []).append(name)
 
     def _seen(self, table: dict[str, Node], side: str, name: str, value: object) -> None:
-        if side == "output":
-            self.calls[name] += 1
-        tensors = [tensor for tensor in tree_leaves(value) if isinstance(tensor, Tensor)]
-        if tensors:
+        if tensors := tensors_in(value):
             table[name] = tensors[0].grad_fn
             self.shapes[name, side] = tuple(tensors[0].shape)
+            self.largest = max(self.largest, *(tensor.numel() for tensor in tensors))
 
     def _link(self, ends: Iterable[Node]) -> None:
         waiting, known = list(ends), set(ends)
@@ -70,9 +127,10 @@ class Flow:
                     waiting.append(before)
         self.order = sorted(known, key=lambda node: node._sequence_nr())
 
-    def reach(self, start: Node, walls: set[Node]) -> set[Node]:
-        """Nodes that the tensor of ``start`` flows into, without passing through a wall."""
-        found, waiting = {start}, [start]
+    def reach(self, starts: Iterable[Node], walls: set[Node]) -> set[Node]:
+        """Nodes that the tensors of ``starts`` flow into, without passing through a wall."""
+        waiting = [*starts]
+        found = set(waiting)
         while waiting:
             for after in self.users.get(waiting.pop(), []):
                 if after not in found and after not in walls:
@@ -80,92 +138,56 @@ class Flow:
                     waiting.append(after)
         return found
 
-    def gate(self, start: Node) -> bool:
-        """Whether a tensor flows, unbranched and through a squashing function, into a product."""
-        squashed, node = False, start
-        while len(users := self.users.get(node, [])) == 1:
-            node = users[0]
-            squashed |= bool(GATES.match(node.name()))
-            if node.name().startswith("MulBackward"):
-                return squashed
-        return False
+    def leading_to(self, goals: Iterable[Node], walls: set[Node]) -> set[Node]:
+        """Nodes from which ``reach`` finds one of ``goals``."""
+        found = set(goals)
+        for node in reversed(self.order):
+            if any(after in found and after not in walls for after in self.users.get(node, [])):
+                found.add(node)
+        return found
 
-    def narrows(self, start: Node, ends: Iterable[Node]) -> list[Node]:
+    def gates(self) -> set[Node]:
+        """Nodes whose tensor flows, unbranched and through a squashing function, into a product."""
+        squashed: dict[Node, bool] = {}  # of nodes that flow unbranched into a product: whether through such a function
+        for node in reversed(self.order):
+            if len(users := self.users.get(node, [])) == 1:
+                if users[0].name().startswith("MulBackward"):
+                    squashed[node] = False
+                elif users[0] in squashed:
+                    squashed[node] = squashed[users[0]] or bool(GATES.match(users[0].name()))
+        return {node for node, through in squashed.items() if through}
+
+    def narrows(self, start: Node, ends: set[Node]) -> list[Node]:
         """Nodes that every path from ``start`` to each of ``ends`` passes through, the latest first.
 
-        A node lies on every path when the number of paths through it is the number of all paths.
+        In the order of the forward pass, a node lies on every path when no other one waits to be visited. None lies
+        behind the first end.
         """
-        inside = [node for node in self.order if node._sequence_nr() >= start._sequence_nr()]
-        ahead = _count_paths([start], inside, self.users)
-        shared: set[Node] = set(inside)
-        for end in ends:
-            behind = {end: 1}
-            for node in reversed(inside):
-                if node is not end and (ways := sum(behind.get(after, 0) for after in self.users.get(node, []))):
-                    behind[node] = ways
-            shared &= {node for node in behind if ahead.get(node, 0) * behind[node] == ahead.get(end, 0) > 0}
-        return sorted(shared, key=lambda node: -node._sequence_nr())
+        found, known, waiting = [], {start}, [(start._sequence_nr(), id(start), start)]
+        while waiting:
+            _, _, node = heapq.heappop(waiting)
+            if not waiting:
+                found.append(node)
+            if node in ends:
+                return found[::-1]
+            for after in self.users.get(node, []):
+                if after not in known:
+                    known.add(after)
+                    heapq.heappush(waiting, (after._sequence_nr(), id(after), after))
+        return []
 
-
-def _count_paths(starts: Iterable[Node], order: Iterable[Node], users: dict[Node, list[Node]]) -> dict[Node, int]:
-    ways = dict.fromkeys(starts, 1)
-    for node in order:
-        if node in ways:
-            for after in users.get(node, []):
-                ways[after] = ways.get(after, 0) + ways[node]
-    return ways
-
-
-class Segments:
-    """The forward pass cut behind every layer that mixes channels: what reaches a reader from one layer alone.
-
-    A gradient that crosses between channels here comes from an operation that mixes them besides the layers, such
-    as a softmax or a mean over channels, or from a reader's indices that were attributed to the wrong channel.
-    """
-
-    def __init__(self, model: nn.Module, example: Tensor, mixing: Iterable[str]) -> None:
-        self.outputs: dict[str, Tensor] = {}
-        self.inputs: dict[str, Tensor] = {}
-        self.generator = torch.Generator().manual_seed(0)
-        with ExitStack() as hooks:
-            for name in mixing:
-                module = model.get_submodule(name)
-
-                def cut(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> Tensor:
-                    self.outputs[name] = output.detach().requires_grad_()
-                    return self.outputs[name].clone()  # a leaf itself could not be overwritten in place
-
-                def seen(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                    self.inputs[name] = inputs[0]
-
-                hooks.enter_context(module.register_forward_hook(cut))
-                hooks.enter_context(module.register_forward_pre_hook(seen))
-            # Random images: at a plain zero, gradients of rectifiers vanish and would hide a crossing.
-            model(torch.randn(example.shape, generator=self.generator).to(example))
-
-    def crossing(self, name: str, readers: Mapping[str, Tensor]) -> str | None:
-        """A reader in which a channel reaches indices that are not its own, or None.
-
-        readers: by name, the input indices (C, k) of each of the layer's C channels.
-        """
-        output = self.outputs[name]
-        half = torch.rand(output.shape[1], generator=self.generator) < 0.5
-        half[0], half[-1] = True, False
-        for reader, positions in readers.items():
-            seen = self.inputs[reader]
-            if positions.max() >= seen.shape[1]:
-                return reader
-            if not seen.requires_grad:
-                continue
-            own = torch.zeros(seen.shape[1], dtype=torch.bool)
-            own[positions[half].flatten()] = True
-            weights = torch.rand(seen.shape, generator=self.generator).to(seen) + 0.5
-            for inside, others in ((own, ~half), (~own, half)):
-                masked = (seen * weights)[:, inside.to(seen.device)].sum()
-                (gradient,) = torch.autograd.grad(masked, output, retain_graph=True, allow_unused=True)
-                if gradient is not None and gradient[:, others.to(gradient.device)].count_nonzero():
-                    return reader
-        return None
+    def met_buffers(self, region: set[Node], walls: set[Node]) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and shape of the buffers that flow into a region of nodes, other than beside it in a concatenation."""
+        met, known = [], set(region)
+        waiting = [node for node in region if not node.name().startswith("Cat")] if self.buffers else []
+        while waiting:
+            for before, _ in waiting.pop().next_functions:
+                if before is None or before in known or before in walls:
+                    continue
+                known.add(before)
+                waiting.append(before)
+                met += [self.buffers[before]] if before in self.buffers else []
+        return sorted(met)
 
 
 def convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
@@ -173,7 +195,17 @@ def convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
 
 
-def run_once(model: nn.Module, example: Tensor) -> Flow:
-    """The flow of one image; ``example`` (N, C, H, W) may hold more."""
-    with torch.enable_grad():
-        return Flow(model, example[:1])
+def run_once(model: nn.Module, example: Tensor, known: tuple[type, ...]) -> Flow:
+    """The flow of one image (1, C, H, W). Buffers of modules of ``known`` types are not followed."""
+    owners = {name for name, module in model.named_modules() if isinstance(module, known)}
+    held = {
+        n: b for n, b in model.named_buffers() if b.numel() > 1 and b.is_floating_point() and n.rpartition(".")[0] not in owners
+    }
+    if held:
+        try:
+            with untouched(model):
+                return Flow(model, example, held)
+        except StudyError:
+            pass  # a network may use its buffers in ways that tensors with gradients do not allow
+    with untouched(model):
+        return Flow(model, example, {})

@@ -1,12 +1,7 @@
-"""Which channels belong together and who reads them: a small adapter around Torch-Pruning's dependency graph.
-
-Only that lowest layer of the library is used; importance and selection are this project's own.
-"""
+"""Which channels belong together, who reads them, and what is left whole and why."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,47 +10,18 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.pruning.flow import Flow, Segments, convolutions, run_once
+from fcs_utils.pruning.flow import Consumer, Flow, Node, Tap, convolutions, run_once
+from fcs_utils.pruning.graph import cut_by, dependency_graph, traceable, walk
+from fcs_utils.pruning.segments import Segments
 from fcs_utils.pruning.ties import tied_parameters, unlike
+from fcs_utils.running import untouched
 
 MIXING = (nn.Conv2d, nn.Linear)  # layers that mix channels
 # What may lie between: treats each channel by itself, so a channel can go without changing another.
 CHANNELWISE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.PReLU)
+NAMED = 100  # layers that one reason lists
+LARGE = 512  # operations of a group from which on its layers share one walk
 Scope = Literal["inner", "all"]
-
-
-@dataclass(frozen=True)
-class Consumer:
-    """A layer that reads a convolution's channels.
-
-    ``positions`` (C, k): for each output channel, the consumer's input indices that come from it. k is 1
-    for a convolution and height times width for a linear layer behind a flatten.
-    """
-
-    name: str
-    positions: Tensor
-
-
-@dataclass(frozen=True)
-class Tap:
-    """Where a layer's channels can be seen: a module's input or output, and which of its indices (C, k) they are.
-
-    positions: None where all indices are meant, in order. size: height and width of the map that lies
-    flattened in the k indices of a channel, where they are known.
-    """
-
-    module: str
-    side: Literal["input", "output"]
-    positions: Tensor | None = None
-    size: tuple[int, int] | None = None
-
-    def view(self, seen: Tensor) -> Tensor:
-        """The layer's own maps (N, C, ...) in the tensor that is seen there."""
-        if self.positions is not None:  # a flattened map in front of a linear layer, or one of several inputs
-            at = self.positions if self.positions.shape[1] > 1 else self.positions[:, 0]
-            seen = seen[:, at.to(seen.device)]
-            seen = seen.unflatten(2, self.size) if self.size else seen
-        return seen if seen.dim() > 2 else seen[:, :, None]
 
 
 @dataclass(frozen=True)
@@ -63,7 +29,7 @@ class Layer:
     """A convolution, who reads its output, and what must shrink with it.
 
     norm: the BatchNorm that alone reads it. followers: depthwise convolutions and gates that lose the same
-    channels. coupled: convolutions that share a residual sum with it. tap: the tensor that its consumers
+    channels. coupled: convolutions that share a residual sum with it (of very many, itself too). tap: the tensor that its consumers
     read. parted: consumers read different tensors, and the tap is the last one that they have in common.
     barrier: why no scope may shrink it.
     """
@@ -83,42 +49,10 @@ class Layer:
         if self.barrier:
             return self.barrier
         if scope == "inner" and self.coupled:
-            return f"shares a residual sum with {', '.join(self.coupled)}"
+            others = [name for name in self.coupled if name != self.name]
+            more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+            return f"shares a residual sum with {', '.join(others[:NAMED])}{more}"
         return None
-
-
-@contextmanager
-def traceable(model: nn.Module) -> Iterator[None]:
-    """Let the graph be built, then put modes and gradient flags back.
-
-    The library follows gradients, so in a frozen network it silently finds nothing. It also leaves the network
-    in eval mode.
-    """
-    modes = {name: module.training for name, module in model.named_modules()}
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for name, module in model.named_modules():
-            module.training = modes[name]
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name not in frozen)
-
-
-def dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
-    """The dependency graph of a network; call inside ``traceable``. ``example``: images (N, C, H, W).
-
-    Raises StudyError for a network whose channels the library cannot follow, such as ShuffleNet's.
-    """
-    model.eval()
-    try:
-        # In a tuple: a lone tensor would be unpacked, and the network traced on an image without its batch.
-        return tp.DependencyGraph().build_dependency(model, example_inputs=(example[:1],), verbose=False)
-    except Exception as error:  # any error in the forward pass or the library means the same here
-        raise StudyError(f"the network's channels cannot be followed on images {tuple(example.shape)}: {error}") from error
 
 
 def depthwise(module: nn.Module) -> bool:
@@ -127,35 +61,46 @@ def depthwise(module: nn.Module) -> bool:
 
 
 def check_images(model: nn.Module, images: Tensor) -> None:
-    """Raises StudyError for images that the network's first convolution cannot take."""
+    """Raises StudyError for what no network takes as images. Whether this one runs on them shows when it runs."""
     first = next((module for _, module in convolutions(model)), None)
     if first is None:
         raise StudyError("nothing to prune: the network has no convolution")
-    wanted = f"a float tensor (N, {first.in_channels}, H, W) with N of 1 or more on {first.weight.device}"
-    shaped = images.dim() == 4 and len(images) and images.shape[1] == first.in_channels
-    if not shaped or not images.is_floating_point() or images.device != first.weight.device:
+    home = next((parameter.device for parameter in model.parameters()), images.device)
+    if images.dim() != 4 or not images.numel() or not images.is_floating_point() or images.device != home:
+        wanted = f"a float tensor (N, C, H, W) with N of 1 or more on {home}"
         raise refuse("images", f"{images.dtype} {tuple(images.shape)} on {images.device}", wanted)
 
 
 def trace_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
     """Every convolution of a network, in module order. ``example``: one image or more, (N, C, H, W).
 
-    Raises StudyError for images that do not fit.
+    Raises StudyError for images that do not fit, with the network's own words where it does not run on them.
     """
     check_images(model, example)
-    names = {module: name for name, module in model.named_modules()}
-    with traceable(model):
-        graph, flow = dependency_graph(model, example), run_once(model, example)
-        mixing = [name for module, name in names.items() if isinstance(module, MIXING) and not depthwise(module)]
-        segments = Segments(model, example[:1], mixing)
-        layers = {name: _layer(name, module, graph, flow, segments, names) for name, module in convolutions(model)}
-        ties = tied_parameters(model)
-        for name, module in convolutions(model) if ties else ():
-            if tie := unlike(graph, _group(graph, module), ties):
-                shared = ", ".join(f"{names[owner]}.{parameter}".lstrip(".") for owner, parameter in tie)
-                why = layers[name].barrier or f"shares a parameter that would not shrink alike: {shared}"
-                layers[name] = replace(layers[name], barrier=why)
-        return layers
+    example = example.detach()[:1].contiguous()
+    with untouched(model), traceable(model):
+        flow = run_once(model, example, CHANNELWISE)
+        with untouched(model):
+            graph = dependency_graph(model, example)
+        mixing = [name for name, module in model.named_modules() if isinstance(module, MIXING) and not depthwise(module)]
+        layers = _Tracer(model, graph, flow, {flow.outputs[name] for name in mixing if name in flow.outputs}).layers()
+        with untouched(model):
+            segments = Segments(model, example, mixing)
+        return _apart(layers, segments)
+
+
+def _apart(layers: dict[str, Layer], segments: Segments) -> dict[str, Layer]:
+    """The layers, with a barrier where channels mix on the way to a reader."""
+    free = {name: layer for name, layer in layers.items() if not layer.barrier}
+    readers = {name: {c.name: c.positions for c in layer.consumers} for name, layer in free.items()}
+    halves: dict[str, Tensor] = {}
+    for name, layer in free.items():
+        if name not in halves:
+            halves |= dict.fromkeys((name, *layer.coupled), segments.half(layer.channels))
+    for name in sorted(segments.suspects(readers, halves)):
+        if reader := segments.crossing(name, readers[name]):
+            layers[name] = replace(layers[name], barrier=f"channels mix on the way to {reader}")
+    return layers
 
 
 def prunable_layers(model: nn.Module, images: Tensor, scope: Scope = "inner") -> dict[str, Layer]:
@@ -163,93 +108,148 @@ def prunable_layers(model: nn.Module, images: Tensor, scope: Scope = "inner") ->
     return {name: layer for name, layer in trace_layers(model, images).items() if layer.obstacle(scope) is None}
 
 
-def _layer(
-    name: str, module: nn.Conv2d, graph: tp.DependencyGraph, flow: Flow, segments: Segments, names: dict[nn.Module, str]
-) -> Layer:
-    channels, node = module.out_channels, flow.outputs.get(name)
-    if module not in graph.module2node or node is None:
-        return Layer(name, channels, None, (), (), (), Tap(name, "output"), False, "the forward pass does not lead through it")
-    consumers: list[Consumer] = []
-    followers: list[str] = []
-    coupled: list[str] = []
-    barriers: list[str] = []
-    norm = None
-    if module.groups != 1:
-        barriers.append("depthwise convolution: follows the layer before it" if depthwise(module) else "grouped convolution")
-    elif flow.gate(node):
-        barriers.append("gates another layer's channels and follows that layer")
-    for dependency, indices in _group(graph, module):
-        target = dependency.target.module
-        called = names.get(target)
-        if called is None:
-            if isinstance(target, nn.Parameter):
-                barriers.append("its channels meet a parameter that belongs to no layer")
-            continue
-        if flow.calls[called] > 1:
-            barriers.append(f"{called} is called more than once in a forward pass")
+@dataclass
+class _Group:
+    """What a convolution's channels meet. members: itself and the convolutions that share a residual sum with it."""
+
+    members: list[str]
+    consumers: list[Consumer]
+    followers: list[str]
+    barriers: list[str]
+    large: bool = False
+
+
+class _Tracer:
+    """Reads the layers of one network off its graphs. walls: the nodes of the layers that mix channels."""
+
+    def __init__(self, model: nn.Module, graph: tp.DependencyGraph, flow: Flow, walls: set[Node]) -> None:
+        self.model, self.graph, self.flow, self.walls = model, graph, flow, walls
+        self.names = {module: name for name, module in model.named_modules()}
+        self.parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+        norms = [name for module, name in self.names.items() if isinstance(module, nn.BatchNorm2d) and flow.calls[name] == 1]
+        self.norms = {flow.outputs[name]: name for name in norms}
+        self.gates = flow.gates()
+        self.to_results = flow.leading_to(flow.results, walls)
+        joined = {node for node in flow.order if node.name().startswith("Cat")}  # side by side is no sum
+        self.to_images = flow.leading_to(flow.reach([flow.source], walls | joined), walls)
+        self.shared: dict[str, _Group] = {}
+
+    def layers(self) -> dict[str, Layer]:
+        layers, ties = {name: self.layer(name, module) for name, module in convolutions(self.model)}, tied_parameters(self.model)
+        for name, module in convolutions(self.model) if ties else ():
+            if layers[name].barrier is None and (tie := unlike(self.graph, self.meetings(module) or [], ties)):
+                places = ", ".join(f"{self.names[owner]}.{parameter}".lstrip(".") for owner, parameter in tie)
+                layers[name] = replace(layers[name], barrier=f"shares a parameter that would not shrink alike: {places}")
+        return layers
+
+    def meetings(self, module: nn.Conv2d) -> list[tuple[tp.Dependency, list[int]]] | None:
+        """What shrinks with a convolution, and which of its indices; None where that cannot be followed."""
+        found = walk(self.graph, module, 4 * self.flow.largest)
+        return None if found is None else [(dependency, indices[0].tolist()) for dependency, indices in found]
+
+    def layer(self, name: str, module: nn.Conv2d) -> Layer:
+        channels, node = module.out_channels, self.flow.outputs.get(name)
+        whole = Tap(name, "output")
+        if module not in self.graph.module2node or node is None:
+            return Layer(name, channels, None, (), (), (), whole, False, "the forward pass does not lead through it")
+        barriers = []
+        if module.groups != 1:
+            barriers.append("depthwise convolution: follows the layer before it" if depthwise(module) else "grouped convolution")
+        elif node in self.gates:
+            barriers.append("gates another layer's channels and follows that layer")
+        group = self.shared.get(name) or self.group(name, module)
+        barriers += group.barriers
+        if channels == 1:
+            barriers.append("one channel only")
+        users = self.flow.users.get(node, [])
+        norm = self.norms.get(users[0]) if len(users) == 1 else None
+        coupled = tuple(group.members) if group.large else tuple(group.members[1:])
+        tap, parted = (whole, False) if barriers else self.tap(name, channels, group.consumers)
+        consumers, followers, barrier = tuple(group.consumers), tuple(group.followers), next(iter(barriers), None)
+        return Layer(name, channels, norm, consumers, followers, coupled, tap, parted, barrier)
+
+    def group(self, name: str, module: nn.Conv2d) -> _Group:
+        group = _Group([name], [], [], [])
+        found = walk(self.graph, module, 4 * self.flow.largest)
+        if found is None:
+            group.barriers.append("its channels go through reshapes that cannot be followed")
+        for dependency, indices in found or []:
+            target = dependency.target.module
+            called = self.names.get(target)
+            if called is not None:
+                reads = target is not module and not self.graph.is_out_channel_pruning_fn(dependency.handler)
+                self.meet(group, module, target, called, torch.from_numpy(indices[0].copy()), reads)
+            elif isinstance(target, nn.Parameter):
+                group.barriers.append(f"its channels meet {self.parameters[id(target)]}, a parameter that belongs to no layer")
+        self.surroundings(group, module.out_channels)
+        group.large = len(found or []) > LARGE and len(group.members) > 1
+        if group.large:
+            self.shared |= dict.fromkeys(group.members, group)
+        return group
+
+    def meet(self, group: _Group, module: nn.Conv2d, target: nn.Module, called: str, indices: Tensor, reads: bool) -> None:
+        """Enter one module that a group's channels meet."""
+        channels = module.out_channels
+        if self.flow.calls[called] > 1:
+            group.barriers.append(f"{called} is called more than once in a forward pass")
+        if computed := [n for n in ("weight", "bias") if hasattr(target, n) and n not in target._parameters | target._buffers]:
+            group.barriers.append(f"the {computed[0]} of {called} is computed, such as by weight_norm or a mask, and cannot be cut")
         if isinstance(target, nn.Conv2d) and target is not module and target.groups != 1 and not depthwise(target):
-            barriers.append(f"read by the grouped convolution {called}")
-        if isinstance(target, MIXING) and target is not module:
-            if graph.is_out_channel_pruning_fn(dependency.handler):
-                follows = depthwise(target) or (isinstance(target, nn.Conv2d) and flow.gate(flow.outputs[called]))
-                (followers if follows else coupled).append(called)
-                if target.weight.shape[0] != channels:
-                    barriers.append(f"shares a residual sum with {called}, whose channels do not match one to one")
+            group.barriers.append(f"read by the grouped convolution {called}")
+        if target is module:
+            return
+        if isinstance(target, MIXING) and not reads:
+            gate = isinstance(target, nn.Conv2d) and self.flow.outputs.get(called) in self.gates
+            (group.followers if depthwise(target) or gate else group.members).append(called)
+            if target.weight.shape[0] != channels:
+                group.barriers.append(f"shares a residual sum with {called}, whose channels do not match one to one")
+        elif isinstance(target, MIXING):
+            if len(indices) % channels:
+                group.barriers.append(f"{called} reads its channels in a way that cannot be followed")
             else:
-                if len(indices) % channels:
-                    barriers.append(f"{called} reads its channels in a way that cannot be followed")
-                    continue
-                consumers.append(Consumer(called, torch.as_tensor(list(indices)).reshape(channels, -1)))
-        elif isinstance(target, CHANNELWISE):
-            alone = flow.calls[called] == 1 and flow.users.get(node) == [flow.outputs[called]]
-            norm = called if alone and isinstance(target, nn.BatchNorm2d) else norm
-        elif not isinstance(target, MIXING):
-            barriers.append(f"read by {called}, a {type(target).__name__}, which mixes channels")
-    walls = {flow.outputs[n] for m, n in names.items() if n in flow.outputs and isinstance(m, MIXING) and not depthwise(m)}
-    reached = set().union(*(flow.reach(flow.outputs[n], walls) for n in (name, *coupled)))
-    if reached & set(flow.results):
-        barriers.append("its channels are the network's outputs")
-    if not consumers:
-        barriers.append("no layer was found that reads its channels alone")
-    joined = {node for node in flow.order if node.name().startswith("Cat")}  # side by side is no sum
-    if reached & flow.reach(flow.source, walls | joined):
-        barriers.append("shares a residual sum with the images, whose channels stay")
-    if channels == 1:
-        barriers.append("one channel only")
-    if not barriers and (reader := segments.crossing(name, {c.name: c.positions for c in consumers})):
-        barriers.append(f"channels mix on the way to {reader}")
-    tap, parted = _tap(name, channels, consumers, flow)
-    return Layer(
-        name, channels, norm, tuple(consumers), tuple(followers), tuple(coupled), tap, parted, barriers[0] if barriers else None
-    )
+                group.consumers.append(Consumer(called, indices.reshape(channels, -1)))
+        elif not isinstance(target, CHANNELWISE) and not cut_by(self.graph, target):
+            group.barriers.append(f"read by {called}, a {type(target).__name__}, which mixes channels")
 
+    def surroundings(self, group: _Group, channels: int) -> None:
+        """Enter why a group's channels cannot go that the modules alone do not tell."""
+        flow = self.flow
+        nodes = [flow.outputs[name] for name in group.members if name in flow.outputs]
+        if any(node in self.to_results for node in nodes):
+            group.barriers.append("its channels are the network's outputs")
+        if not group.consumers:
+            group.barriers.append("no layer was found that reads its channels alone")
+        if any(node in self.to_images for node in nodes):
+            group.barriers.append("shares a residual sum with the images, whose channels stay")
+        widths = {channels, *(flow.shapes[c.name, "input"][1] for c in group.consumers if (c.name, "input") in flow.shapes)}
+        for name, shape in flow.met_buffers(flow.reach(nodes, self.walls), self.walls) if flow.buffers else []:
+            owner = self.model.get_submodule(name.rpartition(".")[0])
+            if widths & {*shape} and not cut_by(self.graph, owner):
+                group.barriers.append(f"its channels meet {name}, a buffer of a {type(owner).__name__} that cannot be cut")
 
-def _group(graph: tp.DependencyGraph, module: nn.Conv2d) -> list[tuple[tp.Dependency, list[int]]]:
-    """What shrinks with a convolution; just itself where the library cannot follow its channels."""
-    try:
-        return list(graph.get_pruning_group(module, tp.prune_conv_out_channels, list(range(module.out_channels))))
-    except (IndexError, RuntimeError, ValueError, ZeroDivisionError):
-        return []  # no consumers: left whole
+    def tap(self, name: str, channels: int, consumers: list[Consumer]) -> tuple[Tap, bool]:
+        """The last tensor on every path to this layer's readers that a module's input or output shows."""
+        flow = self.flow
+        ends = {flow.inputs.get(consumer.name) for consumer in consumers}
+        narrows = flow.narrows(flow.outputs[name], ends)
+        parted = len(ends) > 1 or not narrows
+        for node in narrows:
+            for consumer in consumers:
+                if flow.inputs.get(consumer.name) is node:
+                    indices = consumer.positions.shape[1]
+                    if indices == 1 and flow.shapes[consumer.name, "input"][1] == channels:
+                        return Tap(consumer.name, "input"), parted
+                    size = self.map_size(narrows, channels, indices) if indices > 1 else None
+                    return Tap(consumer.name, "input", consumer.positions, size), parted
+            if shown := self.outputs_of(node, channels):
+                return Tap(shown[-1], "output"), parted
+        return Tap(name, "output"), parted
 
+    def outputs_of(self, node: Node, channels: int) -> list[str]:
+        """Modules that show a node's tensor, where it has this many channels."""
+        return [name for name in self.flow.shown.get(node, []) if self.flow.shapes[name, "output"][1:2] == (channels,)]
 
-def _tap(name: str, channels: int, consumers: list[Consumer], flow: Flow) -> tuple[Tap, bool]:
-    """The last tensor on every path to this layer's readers that a module's input or output shows."""
-    start = flow.outputs[name]
-    downstream = flow.reach(start, set())
-    own = [consumer for consumer in consumers if flow.inputs[consumer.name] in downstream]
-    ends = [flow.inputs[consumer.name] for consumer in own]
-    parted = len(set(ends)) > 1 or len(own) < len(consumers)
-    outputs = {flow.outputs[n]: n for n, times in flow.calls.items() if times == 1 and flow.shapes[n, "output"][1:2] == (channels,)}
-    narrows = flow.narrows(start, ends) if ends else []
-    for node in narrows:
-        for consumer in own:
-            if flow.inputs[consumer.name] is node:
-                indices = consumer.positions.shape[1]
-                if indices == 1 and flow.shapes[consumer.name, "input"][1] == channels:
-                    return Tap(consumer.name, "input"), parted
-                maps = (flow.shapes[outputs[before], "output"] for before in narrows if before in outputs)
-                sizes = [(shape[2], shape[3]) for shape in maps if len(shape) == 4 and shape[2] * shape[3] == indices]
-                return Tap(consumer.name, "input", consumer.positions, sizes[0] if sizes else None), parted
-        if node in outputs:
-            return Tap(outputs[node], "output"), parted
-    return Tap(name, "output"), parted
+    def map_size(self, nodes: list[Node], channels: int, indices: int) -> tuple[int, int] | None:
+        """Height and width of the last map among nodes that has as many positions as a channel has indices."""
+        shapes = (self.flow.shapes[shown[-1], "output"] for node in nodes if (shown := self.outputs_of(node, channels)))
+        return next(((s[2], s[3]) for s in shapes if len(s) == 4 and s[2] * s[3] == indices), None)

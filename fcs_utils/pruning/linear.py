@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.pruning.criteria import criterion
-from fcs_utils.pruning.layers import Consumer
+from fcs_utils.pruning.flow import Consumer
 from fcs_utils.pruning.statistics import ChannelStatistics
 
 RIDGE = 1e-6  # of the mean diagonal: keeps singular Gram matrices invertible, too small to blur a scaled copy

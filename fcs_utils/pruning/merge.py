@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
-from fcs_utils.pruning.layers import Consumer, Layer, trace_layers
+from fcs_utils.pruning.flow import Consumer
+from fcs_utils.pruning.layers import Layer, trace_layers
 from fcs_utils.pruning.linear import read_weights, reconstruction
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.statistics import ChannelStatistics

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.cutting import Cuts, duplicate
+from fcs_utils.running import shared
 
 ROUNDING = 1e-6  # the largest difference that is rounding, as a share of the largest output, in float64
 COARSE = 1e-4  # the same for a network that runs in its own precision only
@@ -137,7 +138,7 @@ class _Constants(TorchDispatchMode):
 def _outputs(model: nn.Module, images: Tensor, training: bool) -> list[Tensor]:
     model.train(training)
     weight = next(model.parameters())
-    with torch.random.fork_rng([weight.device] if weight.is_cuda else []), torch.no_grad(), _Constants():
+    with shared, torch.random.fork_rng([weight.device] if weight.is_cuda else []), torch.no_grad(), _Constants():
         torch.manual_seed(0)
         return list(_tensors(model(images.to(weight))))
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.models import evaluating
-from fcs_utils.pruning.layers import Consumer, Layer, Scope, check_images, trace_layers
+from fcs_utils.pruning.flow import Consumer
+from fcs_utils.pruning.layers import Layer, Scope, check_images, trace_layers
 from fcs_utils.pruning.sums import EXTRAS, READINGS, Extra, Reading, Sums
+from fcs_utils.running import memory_format, run_network, tensors_in, untouched
 
 TapName = Literal["consumer", "conv"]
 
@@ -122,15 +123,15 @@ def watched(
     with ExitStack() as hooks:
         for layer in layers:
             # What a hook returns would replace the tensor: these return nothing.
-            def before(_module: nn.Module, inputs: tuple[Tensor, ...], layer: Layer = layer) -> None:
-                receive(layer, inputs[0])
+            def before(_module: nn.Module, inputs: object, more: object, layer: Layer = layer) -> None:
+                receive(layer, tensors_in((inputs, more))[0])
 
-            def after(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor, layer: Layer = layer) -> None:
-                receive(layer, output)
+            def after(_module: nn.Module, _inputs: object, output: object, layer: Layer = layer) -> None:
+                receive(layer, tensors_in(output)[0])
 
             module = model.get_submodule(layer.name if tap == "conv" else layer.tap.module)
             if tap == "consumer" and layer.tap.side == "input":
-                hooks.enter_context(module.register_forward_pre_hook(before))
+                hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
             else:
                 hooks.enter_context(module.register_forward_hook(after))
         yield
@@ -189,9 +190,10 @@ def collect_statistics(
     check_images(model, images)
     wanted = pick_layers(model, images, layers, scope)
     sums = {layer.name: Sums(readings, extras) for layer in wanted}
-    with evaluating(model), tapped(model, wanted, lambda name, maps: sums[name].add(transform(maps)), tap):
+    layout = memory_format(model, images)
+    with untouched(model), tapped(model, wanted, lambda name, maps: sums[name].add(transform(maps)), tap):
         for batch in images.split(batch_size):
-            model(batch.contiguous(memory_format=torch.channels_last))
+            run_network(model, batch.contiguous(memory_format=layout))
     return {layer.name: _finish(layer, sums[layer.name], tap) for layer in wanted}
 
 
@@ -203,8 +205,8 @@ def feature_maps(model: nn.Module, images: Tensor, layer: str, *, tap: TapName =
     """
     caught: list[Tensor] = []
     chosen = pick_layers(model, images, [layer])
-    with evaluating(model), tapped(model, chosen, lambda _name, maps: caught.append(maps.cpu()), tap):
-        model(images)
+    with untouched(model), tapped(model, chosen, lambda _name, maps: caught.append(maps.cpu()), tap):
+        run_network(model, images)
     maps = caught[0]
     if maps.dim() == 4:
         return maps

@@ -25,6 +25,7 @@ class Sums:
 
     def add(self, maps: Tensor) -> None:
         """maps: (N, C, P) or (N, C, H, W)."""
+        maps = in_float32(maps)
         self.images += len(maps)
         self.positions = maps[0, 0].numel()
         rows = _rows(maps)
@@ -67,6 +68,11 @@ class Sums:
         """A Gram matrix (C, C) divided by a count, symmetric to the last bit."""
         gram = self.mean(name, count)
         return (gram + gram.T) / 2
+
+
+def in_float32(values: Tensor) -> Tensor:
+    """Numbers of half precision as float32, in which sums do not overflow; others as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def _rows(maps: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.models import evaluating
 from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.pruning.layers import check_images
 from fcs_utils.pruning.merge import merge
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.proof import Proof, exact_groups
 from fcs_utils.pruning.statistics import ChannelStatistics
+from fcs_utils.running import evaluating, memory_format
 
 Compensate = Literal["none", "merge"]
 
@@ -88,6 +88,7 @@ def recalibrate(model: nn.Module, images: Tensor, batch_size: int = 256) -> None
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]
+    layout = memory_format(model, images)
     with evaluating(model):
         for norm in norms:
             norm.reset_running_stats()
@@ -95,7 +96,7 @@ def recalibrate(model: nn.Module, images: Tensor, batch_size: int = 256) -> None
             norm.train()
         try:
             for batch in _even_batches(images, batch_size):
-                model(batch.contiguous(memory_format=torch.channels_last))
+                model(batch.contiguous(memory_format=layout))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

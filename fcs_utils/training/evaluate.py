@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcs_utils.data.dataset import Batch, Dataset, Split
-from fcs_utils.models import evaluating
+from fcs_utils.running import evaluating
 from fcs_utils.training.losses import distance
 from fcs_utils.training.passes import autocast
 

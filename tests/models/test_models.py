@@ -15,12 +15,12 @@ from fcs_utils.models import (
     build_model,
     build_seeded,
     count_macs,
-    evaluating,
     initialise,
     measure_cost,
     module_macs,
     scaled,
 )
+from fcs_utils.running import evaluating
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fcs_utils.pruning.layers import Consumer
+from fcs_utils.pruning.flow import Consumer
 from fcs_utils.pruning.linear import RIDGE, elimination_order, fcs_linear, read_weights, reconstruction
 from fcs_utils.pruning.statistics import ChannelStatistics
 

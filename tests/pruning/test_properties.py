@@ -11,7 +11,7 @@ from torch import nn
 from fcs_utils.pruning.counts import keep_count, select
 from fcs_utils.pruning.criteria import CRITERIA, importance
 from fcs_utils.pruning.fcs import assign_bins, fcs
-from fcs_utils.pruning.layers import Consumer
+from fcs_utils.pruning.flow import Consumer
 from fcs_utils.pruning.linear import elimination_order
 from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import ChannelStatistics, collect_statistics

@@ -1,0 +1,185 @@
+"""Torch-Pruning's dependency graph: which operations lose the same channels as a convolution.
+
+Only that lowest layer of the library is used. The library's own walk compares lists of indices in pairs and follows reshapes
+for ever. Here each operation passes an index on once, so a walk takes as long as what it finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch_pruning as tp
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch_pruning.dependency import Dependency, index_mapping
+
+from fcs_utils.errors import StudyError
+from fcs_utils.running import run_network, shared, tensors_in
+
+Indices = NDArray[np.int64]
+BUDGET = 1 << 22  # indices that one walk may make besides those it began with; reshapes of attention make them without end
+# Layers with weights of their own, one or more a channel, that the library knows how to cut.
+KNOWN = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU, nn.GroupNorm, nn.LayerNorm)
+
+
+@contextmanager
+def traceable(model: nn.Module) -> Iterator[None]:
+    """Let the graph be built, then put modes and gradient flags back. One thread at a time: the library's graphs share state.
+
+    The library follows gradients, so in a frozen network it silently finds nothing. It also leaves the network
+    in eval mode.
+    """
+    modes = {name: module.training for name, module in model.named_modules()}
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    with shared:
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            for name, module in model.named_modules():
+                module.training = modes[name]
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name not in frozen)
+
+
+def dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
+    """The dependency graph of a network; call inside ``traceable``. ``example``: images (N, C, H, W).
+
+    Raises StudyError for a network whose channels the library cannot follow, such as ShuffleNet's.
+    """
+    model.eval()
+    failed: list[StudyError] = []
+
+    def run(network: nn.Module, images: tuple[Tensor]) -> Any:
+        try:
+            return run_network(network, images[0])
+        except StudyError as error:  # kept until the library has removed its hooks
+            failed.append(error)
+            return []
+
+    try:
+        graph = tp.DependencyGraph().build_dependency(
+            model,
+            example_inputs=(example[:1],),
+            forward_fn=run,
+            output_transform=lambda output: [tensor for tensor in tensors_in(output) if tensor.grad_fn],
+            customized_pruners=dict.fromkeys(_per_channel_types(model), PerChannel()),
+            verbose=False,
+        )
+    except Exception as error:  # any error in the library means the same here
+        raise StudyError(f"the network's channels cannot be followed on images {tuple(example.shape)}: {error}") from error
+    if failed:
+        raise failed[0]
+    return graph
+
+
+class PerChannel(tp.BasePruningFunc):  # type: ignore[misc]
+    """Cuts modules that hold vectors of one number a channel, such as FrozenBatchNorm2d, LayerScale or a custom affine."""
+
+    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        width = channels_held(layer)
+        keep = sorted(set(range(width)) - set(idxs))
+        for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
+            if tensor.numel() > 1:
+                small = tensor.detach().index_select(tensor.shape.index(width), torch.tensor(keep, device=tensor.device))
+                setattr(layer, name, nn.Parameter(small) if isinstance(tensor, nn.Parameter) else small)
+        if "num_features" in vars(layer):
+            vars(layer)["num_features"] = len(keep)
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+    def get_out_channels(self, layer: nn.Module) -> int:
+        return channels_held(layer)
+
+    get_in_channels = get_out_channels
+
+
+def channels_held(module: nn.Module) -> int:
+    """How many channels a module without children has one number for in each of its vectors; 0 if it is no such module."""
+    own = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.numel() > 1]
+    lengths = {tensor.numel() for tensor in own}
+    vectors = all(max(tensor.shape) == tensor.numel() for tensor in own)
+    return lengths.pop() if len(lengths) == 1 and vectors and not [*module.children()] else 0
+
+
+def _per_channel_types(model: nn.Module) -> list[type]:
+    fits: dict[type, bool] = {}
+    for module in model.modules():
+        if not isinstance(module, (*KNOWN, nn.MultiheadAttention, nn.Embedding, nn.RNNBase)):
+            fits[type(module)] = fits.get(type(module), True) and channels_held(module) > 0
+    return [kind for kind, good in fits.items() if good]
+
+
+def cut_by(graph: tp.DependencyGraph, module: object) -> bool:
+    """Whether a module is cut vector by vector, see ``PerChannel``."""
+    return type(module) in graph.CUSTOMIZED_PRUNERS
+
+
+def walk(graph: tp.DependencyGraph, module: nn.Conv2d, largest: int = BUDGET) -> list[tuple[Dependency, Indices]] | None:
+    """What shrinks when a convolution loses all its output channels: operations and indices (2, n), in order of discovery.
+
+    The first row holds an operation's own indices, the second the channels that they belong to; the channels come in order. None
+    where reshapes make indices beyond ``largest``, the numbers that a tensor of this network holds, or too many of them.
+    """
+    single = module.groups == module.out_channels and module.out_channels > 1
+    cut = tp.prune_depthwise_conv_out_channels if single else tp.prune_conv_out_channels
+    root = graph.module2node[module]
+    first, whole = Dependency(cut, cut, source=root, target=root), np.tile(np.arange(module.out_channels), (2, 1))
+    found: dict[tuple[int, Any], tuple[Dependency, Indices]] = {(id(root), cut): (first, whole)}
+    waiting, passed, made = [(first, whole)], set(), 0
+    while waiting:
+        done, indices = waiting.pop()
+        passed.add(id(done.target))
+        for step in done.target.dependencies:
+            if not step.is_triggered_by(done.handler):
+                continue
+            reached = indices
+            for mapping in step.index_mapping:
+                if mapping is not None and reached.size:
+                    reached = _mapped(mapping, reached)
+                    made += reached.size
+            if not reached.size:
+                continue
+            if made > BUDGET + 64 * whole.size or reached[0].max() >= largest:
+                return None
+            key = (id(step.target), step.handler)
+            known = found.get(key)
+            if known is None:
+                found[key] = (step, reached)
+            elif known[1] is not reached and (new := reached[:, ~np.isin(reached[0], known[1][0])]).size:
+                found[key] = (known[0], np.concatenate([known[1], new], 1))
+            elif id(step.target) in passed:
+                continue
+            waiting.append((step, reached))
+    return [*found.values()]
+
+
+def _mapped(mapping: Any, pairs: Indices) -> Indices:
+    """A library's map of indices, for all of them at once."""
+    indices, channels = pairs
+    reverse = mapping.reverse
+    if isinstance(mapping, index_mapping._FlattenIndexMapping):
+        stride = mapping._stride
+        if reverse:
+            back = np.stack([indices // stride, channels])
+            return back[:, np.sort(np.unique(back[0], return_index=True)[1])]
+        return np.stack([(indices[:, None] * stride + np.arange(stride)).ravel(), channels.repeat(stride)])
+    if isinstance(mapping, index_mapping._ConcatIndexMapping | index_mapping._SplitIndexMapping):
+        start, end = mapping.offset
+        if reverse != isinstance(mapping, index_mapping._ConcatIndexMapping):
+            return np.stack([indices + start, channels])
+        inside = (indices >= start) & (indices < end)
+        return np.stack([indices[inside] - start, channels[inside]])
+    if isinstance(mapping, index_mapping._SliceIndexMapping):
+        if reverse:
+            return np.stack([indices * mapping.step + mapping.start, channels])
+        inside = (indices >= mapping.start) & (indices < mapping.end) & ((indices - mapping.start) % mapping.step == 0)
+        return np.stack([(indices[inside] - mapping.start) // mapping.step, channels[inside]])
+    return pairs[:, :0]  # of attention with grouped queries: no convolution's channels get through

@@ -1,0 +1,97 @@
+"""Whether a layer's channels stay apart on their way to the layers that read them, by gradients of one pass that is cut up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fcs_utils.running import run_network, tensors_in
+
+
+class Segments:
+    """The forward pass cut behind every layer that mixes channels: what reaches a reader from one layer alone.
+
+    A gradient that crosses between channels here comes from an operation that mixes them besides the layers, such
+    as a softmax or a mean over channels, or from a reader's indices that were attributed to the wrong channel.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor, mixing: Iterable[str]) -> None:
+        self.outputs: dict[str, Tensor] = {}
+        self.inputs: dict[str, Tensor] = {}
+        self.generator = torch.Generator().manual_seed(0)
+        for name in mixing:
+
+            def cut(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> Tensor:
+                self.outputs[name] = output.detach().requires_grad_()
+                return self.outputs[name].clone()  # a leaf itself could not be overwritten in place
+
+            def seen(_module: nn.Module, args: object, more: object, name: str = name) -> None:
+                self.inputs[name] = tensors_in((args, more))[0]
+
+            module = model.get_submodule(name)
+            module.register_forward_hook(cut)
+            module.register_forward_pre_hook(seen, with_kwargs=True)
+        # Random images: at a plain zero, gradients of rectifiers vanish and would hide a crossing.
+        run_network(model, torch.randn(example.shape, generator=self.generator).to(example))
+
+    def half(self, channels: int) -> Tensor:
+        """A random half of the channels, (C,) bool, the first in it and the last not."""
+        half = torch.rand(channels, generator=self.generator) < 0.5
+        half[0], half[-1] = True, False
+        return half
+
+    def suspects(self, readers: Mapping[str, Mapping[str, Tensor]], halves: Mapping[str, Tensor]) -> set[str]:
+        """Layers from which a channel may reach another one's indices, found in two passes for all of them.
+
+        readers: by layer, as for ``crossing``. halves: by layer, which of its channels count as one half; equal for
+        layers that share a residual sum.
+        """
+        inside = {reader: torch.zeros(seen.shape[1], dtype=torch.bool) for reader, seen in self.inputs.items() if seen.dim() > 1}
+        found = set()
+        for name, positions in ((name, at) for name, own in readers.items() for at in own.items()):
+            reader, at = positions
+            if reader not in inside or at.max() >= len(inside[reader]):
+                found.add(name)
+            else:
+                inside[reader][at[halves[name]].flatten()] = True
+        names = [name for name in readers if name not in found]
+        for second in (False, True):
+            total = torch.zeros(())
+            for reader, own in inside.items():
+                if (seen := self.inputs[reader]).requires_grad:
+                    total = total.to(seen) + self._weighted(seen, ~own if second else own)
+            if names and total.requires_grad:
+                gradients = torch.autograd.grad(total, [self.outputs[n] for n in names], retain_graph=True, allow_unused=True)
+                for name, gradient in zip(names, gradients, strict=True):
+                    others = halves[name] if second else ~halves[name]
+                    if gradient is not None and gradient[:, others.to(gradient.device)].count_nonzero():
+                        found.add(name)
+        return found
+
+    def _weighted(self, seen: Tensor, inside: Tensor) -> Tensor:
+        weights = torch.rand(seen.shape, generator=self.generator).to(seen) + 0.5
+        return (seen * weights)[:, inside.to(seen.device)].sum()
+
+    def crossing(self, name: str, readers: Mapping[str, Tensor]) -> str | None:
+        """A reader in which a channel reaches indices that are not its own, or None.
+
+        readers: by name, the input indices (C, k) of each of the layer's C channels.
+        """
+        output = self.outputs[name]
+        half = self.half(output.shape[1])
+        for reader, positions in readers.items():
+            seen = self.inputs[reader]
+            if positions.max() >= seen.shape[1]:
+                return reader
+            if not seen.requires_grad:
+                continue
+            own = torch.zeros(seen.shape[1], dtype=torch.bool)
+            own[positions[half].flatten()] = True
+            for inside, others in ((own, ~half), (~own, half)):
+                masked = self._weighted(seen, inside)
+                (gradient,) = torch.autograd.grad(masked, output, retain_graph=True, allow_unused=True)
+                if gradient is not None and gradient[:, others.to(gradient.device)].count_nonzero():
+                    return reader
+        return None

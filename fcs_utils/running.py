@@ -1,0 +1,112 @@
+"""Running a network that belongs to somebody else: whatever happens meanwhile, it is left as it was."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from fcs_utils.errors import StudyError, is_out_of_memory
+
+shared = threading.RLock()  # held while a thread uses what the whole process shares, such as torch's global generator
+_turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # a lock for each network in use
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; afterwards every module has the mode, hooks and attributes that it had before.
+
+    Threads that use one network take turns. Values of parameters and buffers are not put back; see ``untouched``.
+    """
+    with shared:
+        turn = _turns.setdefault(model, threading.RLock())
+    with turn:
+        modes = {module: module.training for module in model.modules()}
+        tables: list[Any] = [vars(module) for module in modes]
+        # A module keeps its hooks, parameters and buffers in tables of their own, one level down.
+        tables += [value for table in tables for value in table.values() if isinstance(value, dict | list)]
+        before = [(table, copy.copy(table)) for table in tables]
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for table, content in before:
+                if _identities(table) != _identities(content):
+                    table.clear()
+                    table.extend(content) if isinstance(table, list) else table.update(content)
+
+
+def _identities(table: Any) -> list[Any]:
+    return [*map(id, table)] if isinstance(table, list) else [(key, id(value)) for key, value in table.items()]
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """As ``evaluating``, and buffers get their values back where a forward pass changed them."""
+    with evaluating(model):
+        before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in before:
+                    if not buffer.is_meta and not buffer.equal(value):
+                        buffer.copy_(value)
+
+
+def run_network(model: nn.Module, images: Tensor) -> Any:
+    """What the network returns. Raises StudyError with the network's own words when it does not run on the images."""
+    try:
+        return model(images)
+    except StudyError:
+        raise
+    except Exception as error:  # a network of somebody else raises whatever it likes
+        if is_out_of_memory(error):
+            raise
+        words = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StudyError(
+            f"the network does not run on images {images.dtype} {tuple(images.shape)} on {images.device}: "
+            f"{type(error).__name__}: {words}"
+        ) from error
+
+
+@torch.no_grad()
+def memory_format(model: nn.Module, images: Tensor) -> torch.memory_format:
+    """channels_last, in which convolutions are fastest, or contiguous where the network runs only with that.
+
+    images: (N, C, H, W); two of them are tried. Networks with ``x.view(len(x), -1)`` do not run with channels_last.
+    """
+    with untouched(model):
+        try:
+            model(images[:2].contiguous(memory_format=torch.channels_last))
+        except Exception as error:  # in contiguous memory the same error, if it is another one, says what is wrong
+            if is_out_of_memory(error):
+                raise
+            return torch.contiguous_format
+    return torch.channels_last
+
+
+def tensors_in(value: object) -> list[Tensor]:
+    """The tensors in what a module takes or returns: nested lists, tuples, dicts, sets and dataclasses, in order."""
+    found, waiting, known = [], [value], set()
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Tensor):
+            found.append(one)
+        elif id(one) not in known:
+            known.add(id(one))
+            if isinstance(one, Mapping):
+                waiting += reversed([*one.values()])
+            elif isinstance(one, list | tuple | set | frozenset):
+                waiting += reversed([*one])
+            elif hasattr(one, "__dict__") and not isinstance(one, type | nn.Module):  # a dataclass or another plain object
+                waiting += reversed([*vars(one).values()])
+    return found
