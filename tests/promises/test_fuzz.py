@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fcs_utils.data.imagefolder import read_image_folder
 from fcs_utils.errors import StudyError
 from fcs_utils.files import read_checksummed, read_tensors, write_checksummed
 from fcs_utils.pruning.criteria import importance
@@ -19,6 +22,7 @@ from fcs_utils.pruning.export import load_compact, save_compact
 from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.surgery import prune
 from fcs_utils.study.runs import Run, parse_run
+from tests.data.test_imagefolder import ARCHIVES, FILES, put
 from tests.pruning.test_properties import networks
 from tests.pruning.test_surgery import zeroed
 from tests.study.test_runs import TUNED
@@ -141,6 +145,28 @@ def test_a_damaged_compact_network_is_refused(
         assert path.name in str(error)
     else:
         assert all(tensor.equal(again[name]) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("ending", sorted(ARCHIVES))
+@given(data=st.data())
+def test_a_damaged_archive_of_images_is_refused_or_read_in_one_piece(
+    tmp_path_factory: pytest.TempPathFactory, ending: str, data: st.DataObject
+) -> None:
+    place = folder(tmp_path_factory)
+    whole = place / "pets"
+    if not whole.exists():
+        put(whole, FILES)
+    ARCHIVES[ending](whole, place / ending)
+    (place / ending).write_bytes(data.draw(damaged((place / ending).read_bytes())))
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setenv("FCS_CACHE", "/dev/null")  # no damaged file is taken from the cache
+        warnings.simplefilter("ignore")
+        try:
+            (train, labels, test, _), classes = read_image_folder(place, ending.partition(".")[0], 8)
+        except StudyError as error:
+            assert str(error).isprintable() and str(place) in str(error)
+        else:
+            assert len(train) == len(labels) >= 2 * len(classes) >= 4 and train.dtype == test.dtype == np.uint8
 
 
 def folder(factory: pytest.TempPathFactory) -> Path:
