@@ -23,7 +23,7 @@ def did_you_mean(value: object, names: Iterable[str]) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out. On the CPU PyTorch raises a RuntimeError for it, known by its message."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
+    words = ("can't allocate memory", "not enough memory", "out of memory", "can't start new thread")
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
 
 

@@ -15,7 +15,7 @@ import secrets
 import stat
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,12 +156,17 @@ def _text_sum(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def read_or_set_aside(path: Path) -> dict[str, Any] | None:
-    """What ``write_checksummed`` wrote, or None where there is no file or a damaged one, which is set aside."""
+def read_or_set_aside(path: Path, check: Callable[[dict[str, Any]], object] = lambda value: None) -> dict[str, Any] | None:
+    """What ``write_checksummed`` wrote, or None where there is no file or a damaged or wrong one, which is set aside.
+
+    check: raises StudyError for a whole file with wrong content.
+    """
     if not path.exists():
         return None
     try:
-        return read_checksummed(path)
+        value = read_checksummed(path)
+        check(value)
+        return value
     except StudyError as error:
         set_aside(path, f"{error}; it is made again")
         return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fcs_utils.cli.parser import build_parser
-from fcs_utils.errors import OutOfTime, StudyError
+from fcs_utils.errors import OutOfTime, StudyError, is_out_of_memory, refuse
 
 if TYPE_CHECKING:
     from fcs_utils.study.study import Study
@@ -52,6 +52,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
         print(f"error: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:
         print(f"error: {error}: use the study's own environment, .venv/bin/python, which ./run_all.sh makes", file=sys.stderr)
+    except (ImportError, MemoryError, RuntimeError) as error:
+        if not (isinstance(error, ImportError) or is_out_of_memory(error)):
+            raise
+        print(f"error: memory ran out, perhaps by a limit (ulimit -v): {error or 'no more to be had'}", file=sys.stderr)
     except OSError as error:  # the disk or the system refused something that no module foresaw
         print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
     except KeyboardInterrupt as error:
@@ -84,7 +88,11 @@ def _dispatch(options: argparse.Namespace) -> None:
 
     import_plugins(options.plugin)
     names = studies(options.profile, options.datasets)
-    if len(names) > 1 or options.fresh:  # report missing data before results are set aside or hours are spent
+    if options.list and options.fresh:
+        raise refuse("fresh", True, "without --list, which changes nothing")
+    if (
+        len(names) > 1 or options.fresh
+    ) and not options.list:  # report missing data before results are set aside or hours are spent
         for study in (_open(name, options) for name in names):
             if options.fresh or study.missing():
                 _ = study.bench.dataset
@@ -113,8 +121,8 @@ def _run(name: str, options: argparse.Namespace, started: float) -> None:
 
     study = _open(name, options)
     if options.list:
-        pending = study.pending(options.stages, options.only)
-        print(*(map(describe, pending) if pending else [f"all of these runs have records in {study.store.root}"]), sep="\n")
+        for run in study.pending(options.stages, options.only):
+            print(describe(run))
         return
     if options.time_budget:
         # The reserve is for ending the workers and for a run in progress that has no epochs.

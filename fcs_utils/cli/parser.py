@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,13 +57,14 @@ def _notebooks(text: str) -> str:
 
 
 def _out(text: str) -> str:
-    if any(place.is_file() for place in (Path(text), *Path(text).parents)):
-        raise refuse("out", text, "a folder, this is a file")
+    for place in (Path(text), *Path(text).parents):
+        if os.path.lexists(place) and not os.path.isdir(place):
+            raise refuse("out", text, "a folder, this is a link to nothing" if place.is_symlink() else "a folder, this is a file")
     return text
 
 
 def _data(text: str) -> str:
-    if not Path(text).is_dir():
+    if not os.path.isdir(text):
         raise refuse("data", text, "an existing folder")
     return text
 
@@ -126,7 +128,7 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
         prog=prog, description="Reproducible study of FCS pruning and MLFT fine-tuning.", epilog=f"{profiles}\n\n{stages}",
         allow_abbrev=False, formatter_class=shape,
     )  # fmt: skip
-    parser.set_defaults(data=None, datasets=(), device="auto", passes="plain", plugin=[], fresh=False, parse_only=False)
+    parser.set_defaults(data=None, datasets=(), device="auto", passes="plain", plugin=[], fresh=False, list=False, parse_only=False)
     parser.add_argument("--version", action="version", version=f"fcs-mlft {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for name, (text, example, profile, options) in COMMANDS.items():

@@ -34,16 +34,16 @@ def do(bench: Bench, run: Run, parent: Mapping[str, Any] | None, on_macs: OnMacs
         assert parent is not None
         result, volatile = _tuned(bench, run, PruningPlan.from_data(parent["result"]["plan"]), on_macs)
     if run.kind != "reference":
-        result["reference_sha256"] = bench.weights_sha256(run)
+        result["reference_sha256"] = bench.load(run.reference).sha256
     return {**result, "dataset_fingerprint": bench.dataset.fingerprint}, volatile
 
 
 def _reference(bench: Bench, run: Run, on_macs: OnMacs) -> tuple[Result, Result]:
     network = bench.untrained(run.reference)
-    history = bench.train_reference(run, network, on_macs)
+    history, sha256 = bench.train_reference(run, network, on_macs)
     result = {
         "cost": measure_cost(network, bench.example).as_dict(),
-        "weights_sha256": bench.weights_sha256(run),
+        "weights_sha256": sha256,
         **_outcome(bench, network, history, run),
     }
     return result, _timing(history)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,22 +16,27 @@ from fcs_utils.files import read_or_set_aside, write_checksummed
 from fcs_utils.machine import describe_machine, describe_moment
 from fcs_utils.models import count_macs
 from fcs_utils.pruning.export import has_onnx
+from fcs_utils.study.contents import MEASUREMENTS, conform
 from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
 
 Measured = Literal["scoring", "speed", "latency"]
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """A file of measurements; nothing where there is none or a damaged or wrong one, which is set aside."""
+    return read_or_set_aside(path, lambda found: conform(MEASUREMENTS, found, path)) or {}
+
+
 def kept(store: Store, what: Measured) -> list[dict[str, Any]]:
     """Measurements of one sort that are there: those of this machine, then the published ones."""
-    files = (read_or_set_aside(path) or {} for path in (store.measurements(), store.published(store.measurements())))
-    return [file[what] for file in files if what in file]
+    files = (_read(path) for path in (store.measurements(), store.published(store.measurements())))
+    return [file[what] for file in files if file.get(what)]
 
 
 def keep(store: Store, what: Measured, found: dict[str, Any]) -> None:
     """Add what was measured here to this machine's file, or renew it there."""
-    others = read_or_set_aside(store.measurements()) or {}
-    write_checksummed(store.measurements(), {**others, what: found})
+    write_checksummed(store.measurements(), {**_read(store.measurements()), what: found})
 
 
 def scoring_costs(store: Store, scoring: Scoring, device: str) -> dict[str, Any]:
@@ -47,7 +53,7 @@ def scoring_costs(store: Store, scoring: Scoring, device: str) -> dict[str, Any]
 def measurements(store: Store, speed: Speed) -> list[dict[str, Any]]:
     """What was measured of these speeds, by machine, the latest last. A file of this machine holds the published ones too."""
     for file in kept(store, "speed"):
-        valid = [one for one in file.get("measured", []) if one["jobs"] == listed(speed_jobs(speed, one["machine"]["device_type"]))]
+        valid = [one for one in file["measured"] if one["jobs"] == listed(speed_jobs(speed, one["machine"]["device_type"]))]
         if valid:
             return valid
     return []

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,17 @@ Result = dict[str, Any]
 OnMacs = Callable[[int], None]
 
 
+class Trained(NamedTuple):
+    """A trained reference network, in eval mode, with the checksum of its weights.
+
+    again: whether these are not the weights behind its record, but were trained again on another machine.
+    """
+
+    network: nn.Module
+    sha256: str
+    again: bool
+
+
 class Bench:
     """One data set on one device and the networks trained on it; keeps the last network and the last few statistics.
 
@@ -48,7 +59,7 @@ class Bench:
         self.store, self.device, self.passes = store, device, passes
         self.deadline = Deadline()
         self._source = (dataset, data)
-        self._trained = lru_cache(maxsize=1)(self._load_or_train)
+        self.load = lru_cache(maxsize=1)(self._load_or_train)
         self._statistics = lru_cache(maxsize=4)(self._collect)
 
     @cached_property
@@ -97,45 +108,49 @@ class Bench:
     def trained(self, reference: Reference) -> nn.Module:
         """The trained reference, in eval mode; shared, so copy before changing it.
 
-        Weights that are not on this machine are trained again, with a warning where they differ from those
-        behind the record. Raises OutOfTime when the deadline comes first.
+        Weights that are not on this machine, and weights that are not this reference's, are trained again, with a warning
+        where they then differ from those behind the record. Raises OutOfTime when the deadline comes first.
         """
-        return self._trained(reference)
+        return self.load(reference).network
 
-    def _load_or_train(self, reference: Reference) -> nn.Module:
+    def _load_or_train(self, reference: Reference) -> Trained:
         run, network = Run(reference=reference), self.untrained(reference)
-        if (state := self._load_weights(run)) is None:
-            record = read_record(self.store, run.kind, run.identity)
+        record = read_record(self.store, run)
+        recorded = record["result"]["weights_sha256"] if record else None
+        if (found := self._load_weights(run, network, recorded)) is None:
             if record:
                 print(f"weights of {describe(run)} are not on this machine: training them again", file=sys.stderr)
             with self.in_hand(run):
-                if (state := self._load_weights(run)) is None:  # no other process has trained it meanwhile
+                if (found := self._load_weights(run, network, recorded)) is None:  # no other process has trained it meanwhile
                     with one_thread():  # as it was behind the record
-                        self.train_reference(run, network, self.deadline.watch(lambda macs: None))
-                    state = network.state_dict()
-            if record and record["result"]["weights_sha256"] != self.weights_sha256(run):
+                        _, found = self.train_reference(run, network, self.deadline.watch(lambda macs: None))
+            if record and found != recorded:
                 warnings.warn(
                     f"{describe(run)}, trained again here, is not bit-equal to the one behind the records (made on "
-                    f"{record['provenance']['device']}): its pictures may differ a little; --fresh repeats every run here",
+                    f"{record['provenance']['device']}); runs on it say so and are not compared with those on the other; "
+                    "--fresh repeats every run here",
                     stacklevel=4,
                 )
-        network.load_state_dict(state)
-        return network.eval()
+        return Trained(network.eval(), found, again=record is not None and found != recorded)
 
-    def _load_weights(self, run: Run) -> dict[str, Tensor] | None:
-        path = self.store.there(self.store.weights(run.identity))
-        if not path.exists():
-            return None
-        try:
-            return read_tensors(path)[0]
-        except StudyError as error:
-            set_aside(path, f"{error}; trained again")
-            return None
+    def _load_weights(self, run: Run, network: nn.Module, recorded: str | None) -> str | None:
+        """Put weights from this machine into the network; returns their checksum, or None where there are none of this run.
 
-    def weights_sha256(self, run: Run) -> str:
-        """Checksum of the weights of a run's reference network, as the file holds them."""
-        path = self.store.weights(Run(reference=run.reference).identity)
-        return tensors_sum(read_tensors(self.store.there(path))[0])
+        recorded: the checksum that the run's record has. Weights that were trained here say in their file which run they are of.
+        """
+        own = self.store.weights(run.identity)
+        for path in (path for path in (self.store.published(own), own) if path.exists()):
+            try:
+                state, metadata = read_tensors(path)
+                if (found := tensors_sum(state)) != recorded and metadata.get("run") != run.identity:
+                    raise StudyError(f"{path} has not the weights of {describe(run)}")
+                _check_state(state, network, path)
+            except StudyError as error:
+                set_aside(path, f"{error}; trained again")
+            else:
+                network.load_state_dict(state)
+                return found
+        return None
 
     def statistics(
         self,
@@ -207,7 +222,7 @@ class Bench:
 
     def checkpoint(self, run: Run) -> Checkpoint:
         """Where the training of a run goes on after it was cut off."""
-        start = "" if run.kind == "reference" else self.weights_sha256(run)  # a start from other weights is another training
+        start = "" if run.kind == "reference" else self.load(run.reference).sha256  # a start from other weights is another training
         return Checkpoint(self.store.unfinished(run.identity), f"{run.identity} {start}")
 
     def train(self, run: Run, networks: Sequence[nn.Module], training: Training, arm: Arm, on_macs: OnMacs) -> list[Epoch]:
@@ -223,8 +238,8 @@ class Bench:
         execution, batches = Execution(precision, self.passes), data.batches(training.batch_size)
         return fit(networks, training, batches, arm, seed=run.reference.seed, execution=execution, callbacks=callbacks)
 
-    def train_reference(self, run: Run, network: nn.Module, on_macs: OnMacs = lambda macs: None) -> list[Epoch]:
-        """Train a reference in place and keep its weights; returns its history.
+    def train_reference(self, run: Run, network: nn.Module, on_macs: OnMacs = lambda macs: None) -> tuple[list[Epoch], str]:
+        """Train a reference in place and keep its weights; returns its history and their checksum.
 
         Filters are rounded to half precision, once and before anything is measured on them: a repository can then
         carry them in half the bytes.
@@ -232,8 +247,8 @@ class Bench:
         history = self.train(run, [network], run.reference.training, ARMS["tft"], on_macs)
         state = {name: _halved(tensor).cpu().contiguous() for name, tensor in network.state_dict().items()}
         network.load_state_dict(state)  # what is measured is what the file holds
-        write_tensors(self.store.weights(run.identity), state)
-        return history
+        write_tensors(self.store.weights(run.identity), state, {"run": run.identity})
+        return history, tensors_sum(state)
 
 
 def _draw(reference: Reference, pruning: Pruning) -> int:
@@ -244,3 +259,16 @@ def _draw(reference: Reference, pruning: Pruning) -> int:
 def _halved(tensor: Tensor) -> Tensor:
     # BatchNorm's vectors stay as they are: they are few, and variances may leave the range of half precision.
     return tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor
+
+
+def _check_state(state: Mapping[str, Tensor], network: nn.Module, path: Path) -> None:
+    """Raises StudyError for weights with other names, shapes or kinds of numbers than the network's, and for NaN."""
+    wanted = network.state_dict()
+    if state.keys() != wanted.keys():
+        raise StudyError(f"{path} has other layers than the network: {min(state.keys() ^ wanted.keys())}")
+    for name, tensor in state.items():
+        like = wanted[name]
+        if tensor.shape != like.shape or tensor.is_floating_point() != like.is_floating_point() or not tensor.isfinite().all():
+            raise StudyError(
+                f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}; {like.dtype} {tuple(like.shape)} and finite is needed"
+            )

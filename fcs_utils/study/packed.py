@@ -38,6 +38,8 @@ def _parse_lines(path: Path) -> Iterator[tuple[str, Record]]:
         where = f"line {number} of {path}"
         try:
             record = check_checksum(_change_plan(parse_json(line, where), _unpack_plan), where)
+            if not isinstance(record["id"], str):
+                raise TypeError("its id is no text")
             yield record["id"], record
         except (StudyError, ValueError, LookupError, TypeError, AttributeError) as error:
             why = str(error) if isinstance(error, StudyError) else f"{where} is damaged ({error})"

@@ -10,7 +10,7 @@ from pydantic import ValidationError, field_validator
 
 from fcs_utils.benchmarks.scoring import Scoring
 from fcs_utils.benchmarks.speed import Speed
-from fcs_utils.config import Config
+from fcs_utils.config import Config, refuse_field
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.study.catalogue import read_profile
 from fcs_utils.training.arms import ARMS
@@ -136,9 +136,7 @@ def get_profile(name: str) -> Profile:
     try:
         profile = Profile.model_validate({"name": base, **fields})
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise StudyError(f"profile {base}: {field}={first['input']!r} is not allowed: {first['msg']}") from error
+        raise refuse_field(error, f"profile {base}: ") from error
     return profile.model_copy(update={"name": name, "dataset": dataset}) if dataset else profile
 
 

@@ -7,52 +7,59 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from fcs_utils.data.dataset import Dataset
-from fcs_utils.errors import StudyError, refuse
-from fcs_utils.files import (
-    read_checksummed,
-    read_or_set_aside,
-    set_aside,
-    write_checksummed,
-)
+from fcs_utils.errors import StudyError
+from fcs_utils.files import read_checksummed, read_or_set_aside, write_checksummed
 from fcs_utils.machine import pick_precision
+from fcs_utils.study.contents import SETTINGS, check_record, conform
 from fcs_utils.study.packed import Record, read_lines, to_lines
+from fcs_utils.study.runs import Run, parse_run
 
 ABANDONED = 3600.0  # seconds after which nobody writes to a temporary file any more
+
+
+def _in_work(pattern: str) -> Callable[..., Path]:
+    return lambda store, *names: store.work / pattern.format(*names)
 
 
 class Store:
     """The files of one profile's results, under ``out/profile``.
 
-    What is published is committed; what this machine makes goes to ``work``, which git ignores. This is the whole table of paths::
-
-        README.md  claims.json        what was found, to read on GitHub and by programs
-        records.jsonl                 published: all records, one a line, sorted by identity
-        study.json                    settings fixed by the first start: the resolved precision
-        measurements.json             what scoring cost, how fast machines train, how fast compact networks run
-        tables/NAME.csv|md  weights/ID.safetensors
-        figures/  notebooks/          published for the profile that leads the README
-        work/records/KIND-ID.json     a run of this machine, written atomically
-        work/weights|tables|figures|notebooks/, work/study.json|claims.json|measurements.json    as above, not published
-        work/unfinished/ID.safetensors   where a training that was cut off goes on
-        work/locks/ID.lock            held by the process that does a run
-        work/failed/NAME.ipynb        the copy of a notebook that failed
-        work/explored/NAME.safetensors   compact networks saved from the explorer
-        work/index.html  work/pages/NAME.html   the page to open, and the notebooks to read
-        work/state/NAME               what was up to date when
+    What is published is committed; what this machine makes goes to ``work``, which git ignores. A file of ``work`` is
+    published under the same name one folder up, but for records, which become lines of ``records.jsonl``, sorted by identity.
     """
+
+    record = _in_work("records/{}-{}.json")  # kind and identity: a run of this machine
+    weights = _in_work("weights/{}.safetensors")  # by identity
+    unfinished = _in_work("unfinished/{}.safetensors")  # where a training that was cut off goes on
+    lock = _in_work("locks/{}.lock")  # held by the process that does a run
+    settings = _in_work("study.json")  # fixed by the first start
+    measurements = _in_work("measurements.json")  # what scoring cost, how fast machines train and compact networks run
+    claims = _in_work("claims.json")  # what was found, for programs
+    executed = _in_work("notebooks/{}.ipynb")
+    failed = _in_work("failed/{}.ipynb")  # the copy of a notebook that failed
+    explored = _in_work("explored/{}.safetensors")  # compact networks saved from the explorer
+    index = _in_work("index.html")  # the page to open
+    page = _in_work("pages/{}.html")
+    state = _in_work("state/{}")  # what was up to date when
 
     def __init__(self, out: str | Path, profile: str) -> None:
         self.name = profile
         self.profile = re.sub(r"[^\w.-]+", "-", profile).strip(".-")  # 'paper:cifar100' is the folder paper-cifar100
         self.root = Path(out) / self.profile
         self.work = self.root / "work"
+
+    def figure(self, name: str, suffix: str = "png") -> Path:
+        return self.work / "figures" / f"{name}.{suffix}"
+
+    def table(self, name: str, suffix: str = "csv") -> Path:
+        return self.work / "tables" / f"{name}.{suffix}"
 
     def published(self, path: Path) -> Path:
         """Where a file of ``work`` stands once it is published."""
@@ -65,54 +72,9 @@ class Store:
     def packed(self) -> Path:
         return self.root / "records.jsonl"
 
-    def settings(self) -> Path:
-        return self.work / "study.json"
-
-    def record(self, kind: str, identity: str) -> Path:
-        return self.work / "records" / f"{kind}-{identity}.json"
-
     def all_records(self) -> list[Path]:
         """The files of this machine's own records."""
         return sorted((self.work / "records").glob("*.json"))
-
-    def weights(self, identity: str) -> Path:
-        return self.work / "weights" / f"{identity}.safetensors"
-
-    def unfinished(self, identity: str) -> Path:
-        return self.work / "unfinished" / f"{identity}.safetensors"
-
-    def lock(self, identity: str) -> Path:
-        return self.work / "locks" / f"{identity}.lock"
-
-    def executed(self, name: str) -> Path:
-        return self.work / "notebooks" / f"{name}.ipynb"
-
-    def failed(self, name: str) -> Path:
-        return self.work / "failed" / f"{name}.ipynb"
-
-    def page(self, name: str) -> Path:
-        return self.work / "pages" / f"{name}.html"
-
-    def figure(self, name: str, suffix: str = "png") -> Path:
-        return self.work / "figures" / f"{name}.{suffix}"
-
-    def table(self, name: str, suffix: str = "csv") -> Path:
-        return self.work / "tables" / f"{name}.{suffix}"
-
-    def claims(self) -> Path:
-        return self.work / "claims.json"
-
-    def explored(self, name: str) -> Path:
-        return self.work / "explored" / f"{name}.safetensors"
-
-    def measurements(self) -> Path:
-        return self.work / "measurements.json"
-
-    def index(self) -> Path:
-        return self.work / "index.html"
-
-    def state(self, name: str) -> Path:
-        return self.work / "state" / name
 
     def sweep(self) -> None:
         """Remove temporary files that a kill or a power cut left behind: those too old to be in use."""
@@ -125,38 +87,32 @@ class Store:
         """Move the whole folder out of the way, deleting nothing; returns where it went."""
         if not self.root.exists():
             return None
-        number = 1
-        while (kept := self.root.with_name(f"{self.profile}.previous-{number}")).exists():
-            number += 1
+        names = (self.root.with_name(f"{self.profile}.previous-{number}") for number in count(1))
+        kept = next(name for name in names if not name.exists())
         try:
-            self.root.rename(kept)
+            return self.root.rename(kept)
         except OSError as error:
             raise StudyError(f"cannot move {self.root} to {kept}: {error.strerror or error}") from error
-        return kept
 
 
-def read_record(store: Store, kind: str, identity: str) -> Record | None:
+def read_record(store: Store, run: Run) -> Record | None:
     """The record of a run, or None where there is none. It may be shared: do not change it.
 
-    A published record counts before one of this machine; where the two differ in their result, a warning says so. A damaged
-    one, and a file that belongs to another run, is named and left out, so that the run is done again.
+    A published record counts before one of this machine; where the two differ in their result, a warning says so. One that
+    is damaged, wrong or of another run is named and left out, so that the run is done again.
     """
-    packed = read_packed(store).get(identity)
-    path = store.record(kind, identity)
-    loose = read_or_set_aside(path)
-    if loose is not None and not _is_of(loose, kind, identity):
-        set_aside(path, f"{path} is not the record of {kind} {identity}; the run is done again")
-        loose = None
-    if packed is None or not _is_of(packed, kind, identity):
+    packed, path = read_packed(store).get(run.identity), store.record(run.kind, run.identity)
+    loose = read_or_set_aside(path, lambda record: check_record(record, path, run))
+    if packed is None:
+        return loose
+    try:
+        check_record(packed, f"record {run.identity} in {store.packed()}", run)
+    except StudyError as error:
+        warnings.warn(f"{error}; this run is done again", stacklevel=2)
         return loose
     if loose is not None and loose["result"] != packed["result"]:
         warnings.warn(f"{path} has another result than {store.packed()}, which is used", stacklevel=2)
     return packed
-
-
-def _is_of(record: Record, kind: str, identity: str) -> bool:
-    parts = {"id", "kind", "config", "result", "provenance", "volatile"}
-    return record.keys() >= parts and (record["id"], record["kind"]) == (identity, kind)
 
 
 def write_record(store: Store, record: Record) -> None:
@@ -172,11 +128,11 @@ def read_packed(store: Store) -> dict[str, Record]:
 def pack(store: Store) -> bytes:
     """All records, published and of this machine, as the content of ``records.jsonl``.
 
-    Raises StudyError for a record of this machine whose result is not the published one's.
+    Raises StudyError for a wrong record of this machine, and for one whose result is not the published one's.
     """
     found = dict(read_packed(store))
     for path in store.all_records():
-        own = read_checksummed(path)
+        check_record(own := read_checksummed(path), path)
         if own["result"] != found.setdefault(own["id"], own)["result"]:
             raise StudyError(f"{path} has another result than the published record of the same run; remove one of the two")
     return to_lines(found)
@@ -186,23 +142,28 @@ class Settings:
     """A folder's precision, and of its data what tables need without having the data.
 
     The precision is part of every run's identity, so it belongs to the folder and not to the machine that opens it: records that
-    come home from a GPU must be found on a laptop. Raises StudyError for an unknown precision.
+    come home from a GPU must be found on a laptop. Settings that are damaged, wrong or of another profile are set aside.
     """
+
+    precision: Literal["fp32", "bf16"]
 
     def __init__(
         self, store: Store, precision: Literal["auto", "fp32", "bf16"], device: torch.device, dataset: Callable[[], Dataset]
     ) -> None:
-        self._path, self._profile, self._dataset = store.there(store.settings()), store.name, dataset
-        self._kept: dict[str, Any] = read_or_set_aside(self._path) or {}
-        known = self._kept
-        if not known:  # no runs yet, or a damaged file: the records still tell
-            own = (read_or_set_aside(record) for record in store.all_records())
-            records = chain(read_packed(store).values(), own)
-            known = next((record["config"]["reference"] for record in records if record), {})
-        chosen: Any = known.get("precision") or (pick_precision(device) if precision == "auto" else precision)
-        if chosen not in ("fp32", "bf16"):
-            raise refuse(f"{self._path}: precision", chosen, "fp32, bf16")
-        self.precision: Literal["fp32", "bf16"] = chosen
+        self._store, self._dataset = store, dataset
+        self._kept: dict[str, Any] = read_or_set_aside(store.there(store.settings()), self._check) or {}
+        if "precision" in self._kept:
+            self.precision = self._kept["precision"]
+        elif (known := _precision_of_records(store)) is not None:
+            self.precision = known
+        else:
+            self.precision = pick_precision(device) if precision == "auto" else precision
+
+    def _check(self, value: dict[str, Any]) -> None:
+        path = self._store.there(self._store.settings())
+        conform(SETTINGS, value, path)
+        if value["profile"] != self._store.name:
+            raise StudyError(f"{path} is of profile {value['profile']}, not of {self._store.name}")
 
     @property
     def title(self) -> str:
@@ -218,11 +179,20 @@ class Settings:
 
     def keep(self) -> None:
         """Write them, where they are not yet."""
-        if not self._path.exists():
+        if not self._kept:
             self._kept = {
                 "precision": self.precision,
-                "profile": self._profile,
+                "profile": self._store.name,
                 "dataset": self.title,
                 "validation_images": self.validation_images,
             }
-            write_checksummed(self._path, self._kept)
+            write_checksummed(self._store.settings(), self._kept)
+
+
+def _precision_of_records(store: Store) -> Literal["fp32", "bf16"] | None:
+    own = (read_or_set_aside(path) for path in store.all_records())
+    for record in chain(read_packed(store).values(), own):
+        with suppress(StudyError):
+            if record:
+                return parse_run(record.get("config")).reference.precision
+    return None

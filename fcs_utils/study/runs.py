@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fcs_utils.config import Config, Count, Positive, Ratio
-from fcs_utils.errors import StudyError
+from fcs_utils.config import Config, Count, Positive, Ratio, refuse_field
 from fcs_utils.files import canonical_json
 from fcs_utils.training.arms import ARMS, Arm
 from fcs_utils.training.optimiser import Training
@@ -167,11 +166,9 @@ class Run(Config):
         return None
 
 
-def parse_run(value: dict[str, Any]) -> Run:
+def parse_run(value: Any) -> Run:
     """Build a run from plain data. Raises StudyError naming the first bad field, its value and the rule."""
     try:
         return Run.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "run"
-        raise StudyError(f"{where}={first.get('input')!r} is not allowed: {first['msg']}") from error
+        raise refuse_field(error) from error

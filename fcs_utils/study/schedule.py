@@ -9,7 +9,7 @@ from itertools import count
 from typing import NamedTuple
 
 from fcs_utils.data.dataset import Dataset
-from fcs_utils.errors import Elsewhere, OutOfTime, StudyError
+from fcs_utils.errors import Elsewhere, OutOfTime, StudyError, refuse
 from fcs_utils.models import count_macs
 from fcs_utils.study.networks import Bench
 from fcs_utils.study.runs import Run
@@ -122,6 +122,27 @@ def perform(
                     yield run, error
     if late is not None:
         raise late
+
+
+def check_needs(bench: Bench, runs: Sequence[Run], calibration: int) -> None:
+    """Raises StudyError where the data set has too few training images for some runs, or images that their networks cannot take.
+
+    calibration: images that notebooks take, whatever the runs.
+    """
+    data, counts = bench.dataset, {"calibration": calibration, "batch_size": 1}
+    for run in runs:
+        cut, training = run.pruning or run.similarity, run.tuning.training if run.tuning else run.reference.training
+        counts["calibration"] = max(counts["calibration"], cut.calibration if cut else 1)
+        counts["batch_size"] = max(counts["batch_size"], training.batch_size)
+    for name, needed in counts.items():
+        if needed > len(data.train):
+            raise refuse(name, needed, f"1 to {len(data.train)}, the training split of {data.name}")
+    for reference in {(run.reference.network, run.reference.width): run.reference for run in runs}.values():
+        try:
+            count_macs(bench.untrained(reference), bench.example)
+        except (RuntimeError, ValueError) as error:
+            why = f"a network that takes the {data.size}x{data.size} images of {data.name} ({str(error).splitlines()[0]})"
+            raise refuse("network", reference.network, why) from error
 
 
 def expected_macs(bench: Bench, runs: Sequence[Run]) -> dict[str, int]:

@@ -27,7 +27,7 @@ from fcs_utils.study.profiles import Profile, get_profile, import_plugins
 from fcs_utils.study.rates import choose_learning_rates, margin
 from fcs_utils.study.records import Settings, Store, read_record, write_record
 from fcs_utils.study.runs import SCHEMA, Run, describe
-from fcs_utils.study.schedule import Schedule, expected_macs, perform
+from fcs_utils.study.schedule import Schedule, check_needs, expected_macs, perform
 from fcs_utils.study.selection import parse_only
 from fcs_utils.training.arms import ARMS
 from fcs_utils.training.passes import Mode, check_mode
@@ -76,23 +76,23 @@ class Study:
 
         Raises StudyError for an unknown stage, for ``arms`` while its runs are not known, and as ``parse_only`` does.
         """
-        runs, arms = self._wanted(stages, only)
-        if any(arms):
+        runs, likely = self._wanted(stages, only)
+        if likely:
             raise StudyError("the arms' runs follow from stage 'rates', which is not complete: " + self._how_to_go_on())
         return runs
 
-    def _wanted(self, stages: Iterable[Stage] | None, only: Sequence[str]) -> tuple[list[Run], list[list[Run]]]:
-        """The runs that are known and, while the arms' are not, what they would be at each learning rate of the list."""
+    def _wanted(self, stages: Iterable[Stage] | None, only: Sequence[str]) -> tuple[list[Run], list[Run]]:
+        """The runs that are known and, while the arms' are not, those that stand for them: the cost is the same at each rate."""
         wanted, selection, arms = check_stages(stages), parse_only(only), self.profile.arms
-        if "arms" not in wanted or self.rates() is not None:
-            some = {stage: self.grid[stage] for stage in wanted}
-            selection.check(some)
-            return selection.pick(some), []
-        keys = [(network, method) for network in arms.networks for method in arms.methods]
-        grids = [grid(self.profile, self.precision, dict.fromkeys(keys, rate)) for rate in arms.learning_rates]
+        if unknown := "arms" in wanted and self.rates() is None:
+            keys = [(network, method) for network in arms.networks for method in arms.methods]
+            grids = [grid(self.profile, self.precision, dict.fromkeys(keys, rate)) for rate in arms.learning_rates]
+        else:
+            grids = [self.grid]
         selection.check(*({stage: one[stage] for stage in wanted} for one in grids))
-        known = selection.pick({stage: self.grid[stage] for stage in wanted if stage != "arms"})
-        return known, [selection.pick({"arms": one["arms"]}) for one in grids]
+        known = selection.pick({stage: grids[0][stage] for stage in wanted if not (unknown and stage == "arms")})
+        likely = [selection.pick({"arms": one["arms"]}) for one in grids] if unknown else []
+        return known, next(filter(None, likely), [])
 
     def rates(self) -> Rates | None:
         """The learning rate of every arm, chosen on validation from stage ``rates``; None while that is incomplete."""
@@ -114,7 +114,7 @@ class Study:
 
     def record(self, run: Run) -> Record | None:
         """The record of a run, or None where it has not been done."""
-        return read_record(self.store, run.kind, run.identity)
+        return read_record(self.store, run)
 
     def records(self, stages: Iterable[Stage] | None = None, only: Sequence[str] = ()) -> list[Record]:
         """The records of some stages, reading only. Raises StudyError naming the missing ones."""
@@ -137,7 +137,7 @@ class Study:
     def pending(self, stages: Iterable[Stage] | None = None, only: Sequence[str] = ()) -> list[Run]:
         """What ``run`` would do, each run after what it builds on.
 
-        While the arms' learning rates are open, the first of the list stands for the chosen one: the cost is the same.
+        While the arms' learning rates are open, the first of the list stands for the chosen one.
         Raises StudyError for an unknown stage, and for a selection that no run can meet.
         """
         certain, likely = self._pending(stages, only)
@@ -145,10 +145,10 @@ class Study:
 
     def _pending(self, stages: Iterable[Stage] | None, only: Sequence[str]) -> tuple[list[Run], list[Run]]:
         """Runs to do, and those that stand for what stage ``arms`` will hold while that is not known."""
-        runs, arms = self._wanted(stages, only)
-        certain = self._with_ancestors([*runs, *(self.grid["rates"] if any(arms) else [])])
+        runs, likely = self._wanted(stages, only)
+        certain = self._with_ancestors([*runs, *(self.grid["rates"] if likely else [])])
         known = {run.identity for run in certain}
-        return certain, [run for run in self._with_ancestors(arms[0] if arms else []) if run.identity not in known]
+        return certain, [run for run in self._with_ancestors(likely) if run.identity not in known]
 
     def _with_ancestors(self, runs: Iterable[Run]) -> list[Run]:
         """Those of some runs that have no record, each once and after what it builds on."""
@@ -169,21 +169,24 @@ class Study:
 
         workers: runs at once; more than one need a script to start under ``if __name__ == "__main__":``, for every
         worker imports it. only: words such as ``criterion=fcs``, see ``parse_only``; the records returned are then of
-        those runs. A run that fails leaves the others intact; what failed is raised as one StudyError at the end.
+        those runs. What a run needs that the data set has not is refused before any work. A run that fails leaves the others
+        intact; what failed is raised as one StudyError at the end.
         """
         wanted = check_stages(stages)
         if workers < 1:
             raise refuse("workers", workers, "1 or more")
-        self._wanted(wanted, only)  # refuses before any work
+        certain, likely = self._pending(wanted, only)
+        if certain:
+            check_needs(self.bench, [*certain, *likely], self.profile.calibration)
         self.store.sweep()
         self.settings.keep()
-        self._perform(wanted, only, workers)
+        if certain:
+            self._perform(wanted, only, workers, certain, likely)
         return self.records(wanted, only)
 
-    def _perform(self, stages: Sequence[Stage], only: Sequence[str], workers: int) -> None:
-        certain, likely = self._pending(stages, only)
-        if not certain:
-            return
+    def _perform(
+        self, stages: Sequence[Stage], only: Sequence[str], workers: int, certain: Sequence[Run], likely: Sequence[Run]
+    ) -> None:
         expected = expected_macs(self.bench, [*certain, *likely])
         pilots = {run.identity: max((expected[arm.identity] for arm in likely), default=0) for run in self.grid["rates"]}
         schedule, failures, done = Schedule(), [], 0
@@ -233,6 +236,8 @@ class Study:
                     raise
                 raise StudyError(f"{describe(run)}: memory ran out; take fewer --workers or free some ({error})") from error
             machine = describe_machine(self.bench.device) | ({"passes": self.bench.passes} if self.bench.passes != "plain" else {})
+            if run.kind != "reference" and self.bench.load(run.reference).again:
+                machine["reference"] = "trained again"
         config = {"schema": SCHEMA, "id": run.identity, "kind": run.kind, "config": run.model_dump(mode="json")}
         volatile |= {"seconds": time.perf_counter() - started, **describe_moment()}
         return {**config, "result": result, "provenance": machine, "volatile": volatile}

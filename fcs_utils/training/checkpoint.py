@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
-from fcs_utils.files import read_tensors, set_aside, write_tensors
+from fcs_utils.files import parse_json, read_tensors, set_aside, write_tensors
 from fcs_utils.training.optimiser import Optimiser
 
 EVERY = 60.0  # seconds between saves: a kill loses at most this and the current epoch
@@ -39,7 +39,7 @@ class Checkpoint:
 
     def save(self, networks: Sequence[nn.Module], optimisers: Sequence[Optimiser], history: Sequence[dict[str, Any]]) -> None:
         """Write the state after an epoch, atomically. history: one entry per epoch, plain data."""
-        tensors = {f"network.{n}.{name}": tensor for n, net in enumerate(networks) for name, tensor in net.state_dict().items()}
+        tensors = _network_tensors(networks)
         for n, optimiser in enumerate(optimisers):
             states = optimiser.sgd.state_dict()["state"]
             momenta = {i: state.get("momentum_buffer") for i, state in states.items()}
@@ -47,21 +47,22 @@ class Checkpoint:
         tensors["dropout"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["dropout.cuda"] = torch.cuda.get_rng_state()
-        schedules = [{"groups": o.sgd.state_dict()["param_groups"], "cycle": o.cycle.state_dict()} for o in optimisers]
-        content = {"key": self.key, "history": list(history), "schedules": schedules}
-        write_tensors(self.path, tensors, {"training": json.dumps(content, default=_plain)})
+        content = {"key": self.key, "history": list(history), "schedules": _schedules(optimisers)}
+        write_tensors(self.path, tensors, {"training": json.dumps(content)})
         self._saved = time.monotonic()
 
-    def restore(self, networks: Sequence[nn.Module], optimisers: Sequence[Optimiser]) -> list[dict[str, Any]]:
+    def restore(
+        self, networks: Sequence[nn.Module], optimisers: Sequence[Optimiser], fields: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
         """Put a saved state back in place; returns the history so far, which is empty where there is no file.
 
-        A file that is damaged or of another training is set aside (``.corrupt``) with a warning, and the training
-        starts over.
+        fields: of a history's entry. A file that is damaged, wrong or of another training is set aside (``.corrupt``) with a
+        warning, and the training starts over: nothing is put back in part.
         """
         if not self.path.exists():
             return []
         try:
-            content, tensors = self._read()
+            content, tensors = self._read(networks, optimisers, fields)
         except StudyError as error:
             set_aside(self.path, f"{error}; the training starts over")
             return []
@@ -86,16 +87,58 @@ class Checkpoint:
         history: list[dict[str, Any]] = content["history"]
         return history
 
-    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _read(
+        self, networks: Sequence[nn.Module], optimisers: Sequence[Optimiser], fields: Sequence[str]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What the file holds. Raises StudyError where these networks and optimisers could not have left it."""
         tensors, metadata = read_tensors(self.path)
-        content: dict[str, Any] = json.loads(metadata.get("training", "{}"))
+        content = parse_json(metadata.get("training", "{}").encode(), str(self.path))
         if content.get("key") != self.key:
             raise StudyError(f"{self.path} is of another training")
+        wanted = _network_tensors(networks) | {"dropout": torch.get_rng_state()}
+        for n, optimiser in enumerate(optimisers):
+            (own,) = optimiser.sgd.param_groups
+            wanted |= {f"momentum.{n}.{i}": p for i, p in enumerate(own["params"]) if f"momentum.{n}.{i}" in tensors}
+        found = {name: tensor for name, tensor in tensors.items() if name != "dropout.cuda"}
+        if found.keys() != wanted.keys() or not all(_fits(found[name], like) for name, like in wanted.items()):
+            raise StudyError(f"{self.path} has not the tensors of this training, finite and of their shapes")
+        history = content.get("history")
+        if not isinstance(history, list) or not all(_is_epoch(entry, n, fields) for n, entry in enumerate(history, 1)):
+            raise StudyError(f"{self.path} has no history of epochs from 1 on")
+        if not _alike(content.get("schedules"), _schedules(optimisers)):
+            raise StudyError(f"{self.path} has not the learning-rate schedules of this training")
         return content, tensors
 
     def remove(self) -> None:
         """Delete the file, once the training is done and its result is kept."""
         self.path.unlink(missing_ok=True)
+
+
+def _network_tensors(networks: Sequence[nn.Module]) -> dict[str, Tensor]:
+    return {f"network.{n}.{name}": tensor for n, network in enumerate(networks) for name, tensor in network.state_dict().items()}
+
+
+def _schedules(optimisers: Sequence[Optimiser]) -> Any:
+    found = [{"groups": o.sgd.state_dict()["param_groups"], "cycle": o.cycle.state_dict()} for o in optimisers]
+    return json.loads(json.dumps(found, default=_plain))
+
+
+def _fits(found: Tensor, like: Tensor) -> bool:
+    return found.shape == like.shape and found.dtype == like.dtype and bool(found.isfinite().all())
+
+
+def _is_epoch(entry: Any, number: int, fields: Sequence[str]) -> bool:
+    return isinstance(entry, dict) and entry.get("epoch") == number and (not fields or entry.keys() == set(fields))
+
+
+def _alike(found: Any, like: Any) -> bool:
+    """Whether two JSON values have the same keys, lengths and types; numbers may be whole or not."""
+    if isinstance(like, dict):
+        return isinstance(found, dict) and found.keys() == like.keys() and all(_alike(found[key], like[key]) for key in like)
+    if isinstance(like, list):
+        return isinstance(found, list) and len(found) == len(like) and all(map(_alike, found, like))
+    number = isinstance(like, int | float) and not isinstance(like, bool)
+    return type(found) in (int, float) if number else type(found) is type(like)
 
 
 def _plain(value: object) -> object:

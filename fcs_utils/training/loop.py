@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -172,7 +172,8 @@ class _Run:
     ) -> None:
         self.networks, self.optimisers, self.update = networks, optimisers, update
         self.steps, self.macs, self.callbacks = steps, macs, callbacks
-        restored = callbacks.checkpoint.restore(networks, optimisers) if callbacks.checkpoint else []
+        names = [one.name for one in fields(Epoch)]
+        restored = callbacks.checkpoint.restore(networks, optimisers, names) if callbacks.checkpoint else []
         self.history = [Epoch(**entry) for entry in restored]
         self.saved = len(self.history)
 

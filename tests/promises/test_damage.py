@@ -16,7 +16,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.files import read_checksummed, read_tensors, write_atomic, write_checksummed
 from fcs_utils.study import measurements
 from fcs_utils.study.study import Study
-from tests.promises.test_reliability import assert_same_records
+from tests.promises.same import assert_same_records
 
 
 def flip(content: bytes, chance: random.Random) -> bytes:

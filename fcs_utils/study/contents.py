@@ -1,0 +1,92 @@
+"""What files must hold. A checksum tells that a file is as it was written, not that what was written makes sense."""
+
+from __future__ import annotations
+
+from types import GenericAlias, NoneType
+from typing import Annotated, Any, Literal, get_args
+
+from annotated_types import Len
+from pydantic import BaseModel, Field, ValidationError, create_model
+
+from fcs_utils.config import Count, Positive, refuse_field
+from fcs_utils.errors import StudyError
+from fcs_utils.pruning.plan import PruningPlan
+from fcs_utils.study.packed import Record
+from fcs_utils.study.runs import SCHEMA, Run, parse_run
+
+Shape = type[BaseModel]
+
+
+def _shape(*parts: Shape, **fields: Any) -> Shape:
+    """A JSON object with these fields and those of its parts; one that may be None may be missing. Further fields are allowed."""
+    types = {name: (kind, None if NoneType in get_args(kind) else ...) for name, kind in fields.items()}
+    inherited = {name: (field.annotation, field) for part in parts for name, field in part.model_fields.items()}
+    found: Shape = create_model("Shape", **inherited, **types)  # type: ignore[call-overload]
+    return found
+
+
+def _list(kind: Any) -> Any:
+    return GenericAlias(list, (kind,))
+
+
+def _by_name(kind: Any) -> Any:
+    return GenericAlias(dict, (str, kind))
+
+
+PERCENT, SHARE = Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=1)]
+AMOUNT = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+COST = _shape(params=Count, macs=Count, bytes=Count)
+JUDGED = _shape(validation=PERCENT, test=PERCENT)
+START = _shape(validation=PERCENT, validation_loss=AMOUNT, peer_validation=PERCENT | None, peer_kl=float | None)
+EPOCH = _shape(START, epoch=Count, loss=AMOUNT, training_macs=Count)
+HISTORY: Any = Annotated[_list(EPOCH), Len(1)]
+TRAINED = _shape(JUDGED, cost=COST, best_validation_epoch=Count, history=HISTORY, dataset_fingerprint=str)
+ON_REFERENCE = _shape(reference_sha256=str, dataset_fingerprint=str)
+DUPLICATES = _shape(twins=SHARE, pairs=SHARE, threshold=float)
+RESULTS = {
+    "reference": _shape(TRAINED, weights_sha256=str),
+    "similarity": _shape(ON_REFERENCE, shares=_by_name(_by_name(DUPLICATES))),
+    "pruned": _shape(
+        ON_REFERENCE, plan=dict, cost=COST, dense_cost=COST, before_recalibration=_shape(test=PERCENT), before_tuning=JUDGED
+    ),
+    "tuned": _shape(TRAINED, ON_REFERENCE, dense_cost=COST, start=START, peer=JUDGED | None),
+}
+MACHINE = _shape(device_type=str, device=str, threads=Count, torch=str)
+VOLATILE = _shape(seconds=AMOUNT, date=str, commit=str, epoch_seconds=_list(AMOUNT) | None)
+RECORD = _shape(id=str, kind=Literal[*RESULTS], config=dict, result=dict, provenance=MACHINE, volatile=VOLATILE)
+SETTINGS = _shape(precision=Literal["fp32", "bf16"], profile=str, dataset=str, validation_images=Count)
+
+MEASURED = _shape(machine=MACHINE, date=str)
+JOB = _shape(network=str, width=Positive, images=Count)
+SCORED = _shape(JOB, method=str, memory=bool, seconds=Positive | None, forward_seconds=Positive | None, bytes=int | None)
+TIMED = _shape(JOB, batch_size=Count, what=str, way=str, images_per_second=Positive)
+TURNS = _shape(network=str, macs=_by_name(Count), milliseconds=_by_name(_list(Positive)))
+MEASUREMENTS = _shape(
+    scoring=_shape(MEASURED, jobs=list, rows=_list(SCORED)) | None,
+    speed=_shape(measured=_list(_shape(MEASURED, precision=str, jobs=list, rows=_list(TIMED)))) | None,
+    latency=_shape(MEASURED, onnxruntime=str | None, runs=list, rows=_list(TURNS)) | None,
+)
+
+
+def conform(shape: Shape, value: Any, where: object) -> None:
+    """Raises StudyError, naming the place and the first field that is missing or has a wrong type or value."""
+    try:
+        shape.model_validate(value, strict=True)
+    except ValidationError as error:
+        raise refuse_field(error, f"{where}: ") from error
+
+
+def check_record(record: Record, where: object, run: Run | None = None) -> None:
+    """Raises StudyError for a record of another schema or run, or with a field that is missing, of a wrong type or impossible."""
+    if record.get("schema") != SCHEMA:
+        raise StudyError(f"{where} has schema {record.get('schema')!r}; records of this version have schema {SCHEMA}")
+    conform(RECORD, record, where)
+    conform(RESULTS[record["kind"]], record["result"], f"{where}: result")
+    try:
+        found = parse_run(record["config"])
+        if record["kind"] == "pruned":
+            PruningPlan.from_data(record["result"]["plan"])
+    except StudyError as error:
+        raise StudyError(f"{where}: {error}") from error
+    if (found.kind, found.identity) != (record["kind"], record["id"]) or (run is not None and found.identity != run.identity):
+        raise StudyError(f"{where} is the record of another run")
