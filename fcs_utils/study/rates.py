@@ -39,4 +39,4 @@ def choose_learning_rates(records: Iterable[Mapping[str, Any]], slack: float) ->
             for r in records
         ]
     )
-    return best_rates(frame, slack).to_dict()
+    return best_rates(frame, slack).to_dict() if len(frame) else {}

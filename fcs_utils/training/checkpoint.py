@@ -128,7 +128,9 @@ def _fits(found: Tensor, like: Tensor) -> bool:
 
 
 def _is_epoch(entry: Any, number: int, fields: Sequence[str]) -> bool:
-    return isinstance(entry, dict) and entry.get("epoch") == number and (not fields or entry.keys() == set(fields))
+    if not isinstance(entry, dict) or entry.get("epoch") != number or (fields and entry.keys() != set(fields)):
+        return False
+    return all(value is None or type(value) is float or (type(value) is int and value >= 0) for value in entry.values())
 
 
 def _alike(found: Any, like: Any) -> bool:

@@ -25,8 +25,8 @@ from fcs_utils.pruning.statistics import collect_statistics, feature_maps
 from fcs_utils.pruning.surgery import prune
 from fcs_utils.report.chapters import pick_notebooks
 from fcs_utils.report.notebook import check_injected, pick
-from fcs_utils.study import catalogue
-from fcs_utils.study.profiles import get_profile
+from fcs_utils.study import catalogue, networks
+from fcs_utils.study.profiles import Profile, get_profile
 from fcs_utils.study.study import Study
 from tests.conftest import ROOT, warm
 
@@ -64,6 +64,11 @@ COMMANDS: list[tuple[str, str]] = [
     ("run --profile smoke --only resnet99", "only='resnet99' is not allowed; allowed: FIELD=VALUE"),
     ("run --profile smoke --only netwrk=vgg16", "(did you mean network?)"),
     ("run --profile smoke --only network=vgg19", "allowed: vgg16, resnet20 (did you mean vgg16?)"),
+    ("run --profile smoke --list --fresh", "fresh=True is not allowed; allowed: without --list"),
+    (f"run --out {'x' * 500}", "File name too long"),
+    (f"run --data {'x' * 500}", "data='xx"),
+    (f"run --profile smoke --list --out {'abcdefghi/' * 450}", "File name too long"),
+    (f"tables --profile smoke:imagefolder:{'x' * 500}", "imagefolder:xx"),
     ("run --profile smoke --plugin no_such_module", "plugin 'no_such_module' cannot be imported"),
     ("run --device tpu", "device='tpu' is not allowed; allowed: auto, cpu, cuda"),
     ("run --time-budget 0m", "time-budget='0m' is not allowed; allowed: a number with s, m or h"),
@@ -89,6 +94,86 @@ def test_commands(
     said = capsys.readouterr().err
     assert status in (1, 2) and said.startswith("error: ") and message in said and said.count("\n") == 1, said
     assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+@pytest.mark.parametrize("command", ["run --profile smoke", "study --parse-only", "tables --profile smoke"])
+@pytest.mark.parametrize("below", ["", "/further/down"])
+def test_paths_that_are_links_to_nothing(
+    command: str, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("nowhere")
+    with pytest.raises(SystemExit) as end:
+        main([*command.split(), "--out", f"link{below}"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1
+    assert f"out='link{below}' is not allowed; allowed: a folder, this is a link to nothing" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+@pytest.mark.parametrize("kilobytes", [300_000, 1_500_000])
+def test_too_little_memory_is_one_line(kilobytes: int, tmp_path: Path) -> None:
+    """Too little to load PyTorch at all."""
+    command = f"ulimit -v {kilobytes} && exec {sys.executable} -m fcs_utils run --profile smoke --out {tmp_path}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)  # noqa: S607
+    assert done.returncode == 1 and done.stderr.startswith("error: memory ran out, perhaps by a limit (ulimit -v): ")
+    assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_memory_that_runs_out_later_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("fcs_utils.study.profiles.studies", lambda *_: torch.empty(2**50))  # the allocator's own error
+    assert main(["run", "--profile", "smoke"]) == 1
+    assert capsys.readouterr().err.startswith("error: memory ran out")
+    monkeypatch.setattr("fcs_utils.study.profiles.studies", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size|size mismatch"):  # a fault of the code is not hidden
+        main(["run", "--profile", "smoke"])
+
+
+@pytest.mark.parametrize("command", ["--profile paper", "--profile smoke:imagefolder:nowhere", "--profile smoke --datasets a,b"])
+def test_a_list_needs_no_data_and_says_nothing_else(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(networks, "load_dataset", lambda *_, **__: pytest.fail("loaded data"))
+    assert main(["run", *command.split(), "--list", "--stages", "reference", "arms"]) == 0
+    out, err = capsys.readouterr()
+    assert "vgg16" in out and ", mlft " in out and not err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("dataset", "change", "message"),
+    [
+        ("digits[:100]", {}, "calibration=128 is not allowed; allowed: 1 to 100, the training split of digits[:100]"),
+        ("digits[:130]", {"ablations": {"calibrations": (131,)}}, "calibration=131 is not allowed; allowed: 1 to 130"),
+        ("digits[:60]", {"calibration": 50}, "batch_size=64 is not allowed; allowed: 1 to 60"),
+        ("digits", {"networks": ({"network": "torchvision/inception_v3"},)}, "takes the 32x32 images of digits"),
+    ],
+)
+def test_what_the_data_set_cannot_give_is_known_before_any_work(
+    dataset: str, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    smoke = get_profile("smoke").model_dump()
+    change = {name: {**smoke[name], **new} if isinstance(new, dict) else new for name, new in change.items()}
+    if "networks" in change:
+        change["networks"] = tuple({**smoke["networks"][0], **one} for one in change["networks"])
+        change["arms"] = {**smoke["arms"], "networks": ()}
+    study = Study(Profile.model_validate({**smoke, "dataset": dataset, **change}), tmp_path)
+    with pytest.raises(StudyError) as caught:
+        study.run()
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_are_as_private_as_the_umask_says(mask: int, mode: int, tmp_path: Path) -> None:
+    code = (
+        "import os, sys, torch; from pathlib import Path; from fcs_utils.files import write_checksummed, write_tensors;"
+        "os.umask(int(sys.argv[2])); folder = Path(sys.argv[1]) / 'a' / 'b';"
+        "write_checksummed(folder / 'x.json', {}); write_tensors(folder / 'x.safetensors', {'x': torch.zeros(1)})"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(mask)], cwd=ROOT, check=True)
+    made = list((tmp_path / "a" / "b").iterdir())
+    assert len(made) == 2 and all(path.stat().st_mode & 0o777 == mode for path in made)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
