@@ -146,7 +146,7 @@ def test_a_list_needs_no_data_and_says_nothing_else(
         ("digits[:100]", {}, "calibration=128 is not allowed; allowed: 1 to 100, the training split of digits[:100]"),
         ("digits[:130]", {"ablations": {"calibrations": (131,)}}, "calibration=131 is not allowed; allowed: 1 to 130"),
         ("digits[:60]", {"calibration": 50}, "batch_size=64 is not allowed; allowed: 1 to 60"),
-        ("digits", {"networks": ({"network": "torchvision/inception_v3"},)}, "takes the 32x32 images of digits"),
+        ("digits", {"networks": ({"network": "torchvision/alexnet", "width": 1.0},)}, "takes the 32x32 images of digits"),
     ],
 )
 def test_what_the_data_set_cannot_give_is_known_before_any_work(
