@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class StudyError(Exception):
@@ -13,6 +18,13 @@ class StudyError(Exception):
 def refuse(parameter: str, value: object, allowed: str) -> StudyError:
     """The error for a bad value: names the parameter, the value, what is allowed, and the name that is nearest to a typo."""
     return StudyError(f"{parameter}={value!r} is not allowed; allowed: {allowed}{did_you_mean(value, allowed.split(', '))}")
+
+
+def refuse_field(error: ValidationError, where: str = "") -> StudyError:
+    """The error for the first field that pydantic refuses: names it, its value and the rule."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"])) or "the whole"
+    return StudyError(f"{where}{field}={reprlib.repr(first['input'])} is not allowed: {first['msg']}")
 
 
 def did_you_mean(value: object, names: Iterable[str]) -> str:

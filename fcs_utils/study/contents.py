@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 from annotated_types import Len
 from pydantic import BaseModel, Field, ValidationError, create_model
 
-from fcs_utils.config import Count, Positive, refuse_field
-from fcs_utils.errors import StudyError
+from fcs_utils.config import Count, Positive
+from fcs_utils.errors import StudyError, refuse_field
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.study.packed import Record
 from fcs_utils.study.runs import SCHEMA, Run, parse_run

@@ -10,8 +10,8 @@ from pydantic import ValidationError, field_validator
 
 from fcs_utils.benchmarks.scoring import Scoring
 from fcs_utils.benchmarks.speed import Speed
-from fcs_utils.config import Config, refuse_field
-from fcs_utils.errors import StudyError, refuse
+from fcs_utils.config import Config
+from fcs_utils.errors import StudyError, refuse, refuse_field
 from fcs_utils.study.catalogue import read_profile
 from fcs_utils.training.arms import ARMS
 from fcs_utils.training.optimiser import Training

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fcs_utils.config import Config, Count, Positive, Ratio, refuse_field
+from fcs_utils.config import Config, Count, Positive, Ratio
+from fcs_utils.errors import refuse_field
 from fcs_utils.files import canonical_json
 from fcs_utils.training.arms import ARMS, Arm
 from fcs_utils.training.optimiser import Training
