@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fcs_utils.files import write_json
+from fcs_utils.files import canonical_json, write_json
 from fcs_utils.pruning.criteria import reading_of
 from fcs_utils.report import ablation_figures, ablations, arm_figures, claims, comparisons, figures, tables
 from fcs_utils.study.catalogue import STAGES
@@ -29,9 +30,20 @@ def network_label(reference: Mapping[str, Any]) -> str:
     return NAMES.get(name, name) + ("" if width == 1 else f" x{width:g}")
 
 
+def pairable(records: Iterable[Record]) -> list[Record]:
+    """Records without those on reference weights that were trained again, where the reference has runs on the recorded ones."""
+    found = [(record, canonical_json(record["config"]["reference"]), "reference" in record["provenance"]) for record in records]
+    recorded = {reference for _, reference, again in found if not again}
+    left = [record for record, reference, again in found if not again or reference not in recorded]
+    if len(left) < len(found):
+        which = "were done on reference weights that were trained again and differ from the recorded ones"
+        warnings.warn(f"{len(found) - len(left)} of {len(found)} runs {which}; they are left out", stacklevel=3)
+    return left
+
+
 def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row per reference, pruned or tuned record with what tables need; accuracies in percent."""
-    return pd.DataFrame([_row(record) for record in records])
+    return pd.DataFrame([_row(record) for record in pairable(records)])
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -75,7 +87,7 @@ def _row(record: Record) -> dict[str, Any]:
 def similarity_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row per network, seed, state and layer; shares in percent."""
     rows = []
-    for record in records:
+    for record in pairable(records):
         reference, result = record["config"]["reference"], record["result"]
         run = {"network": network_label(reference), "seed": reference["seed"], "device_type": record["provenance"]["device_type"]}
         run["reference_sha256"] = result["reference_sha256"]

@@ -23,20 +23,20 @@ from fcs_utils.study.study import Study
 Measured = Literal["scoring", "speed", "latency"]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _measured(path: Path) -> dict[str, Any]:
     """A file of measurements; nothing where there is none or a damaged or wrong one, which is set aside."""
     return read_or_set_aside(path, lambda found: conform(MEASUREMENTS, found, path)) or {}
 
 
 def kept(store: Store, what: Measured) -> list[dict[str, Any]]:
     """Measurements of one sort that are there: those of this machine, then the published ones."""
-    files = (_read(path) for path in (store.measurements(), store.published(store.measurements())))
+    files = (_measured(path) for path in (store.measurements(), store.published(store.measurements())))
     return [file[what] for file in files if file.get(what)]
 
 
 def keep(store: Store, what: Measured, found: dict[str, Any]) -> None:
     """Add what was measured here to this machine's file, or renew it there."""
-    write_checksummed(store.measurements(), {**_read(store.measurements()), what: found})
+    write_checksummed(store.measurements(), {**_measured(store.measurements()), what: found})
 
 
 def scoring_costs(store: Store, scoring: Scoring, device: str) -> dict[str, Any]:

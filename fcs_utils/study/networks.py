@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.data.dataset import Dataset, load_dataset
-from fcs_utils.errors import StudyError, refuse
-from fcs_utils.files import read_tensors, set_aside, tensors_sum, write_tensors
+from fcs_utils.errors import refuse
 from fcs_utils.machine import one_thread
 from fcs_utils.models import build_seeded
 from fcs_utils.pruning.criteria import code_of, importance, needs
@@ -27,6 +26,7 @@ from fcs_utils.pruning.surgery import prune, recalibrate
 from fcs_utils.study.guards import Deadline, file_lock
 from fcs_utils.study.records import Store, read_record
 from fcs_utils.study.runs import Pruning, Reference, Run, describe
+from fcs_utils.study.weights import keep_weights, load_weights
 from fcs_utils.training.arms import ARMS, Arm
 from fcs_utils.training.checkpoint import Checkpoint
 from fcs_utils.training.evaluate import evaluate
@@ -117,11 +117,11 @@ class Bench:
         run, network = Run(reference=reference), self.untrained(reference)
         record = read_record(self.store, run)
         recorded = record["result"]["weights_sha256"] if record else None
-        if (found := self._load_weights(run, network, recorded)) is None:
+        if (found := load_weights(self.store, run, network, recorded)) is None:
             if record:
                 print(f"weights of {describe(run)} are not on this machine: training them again", file=sys.stderr)
             with self.in_hand(run):
-                if (found := self._load_weights(run, network, recorded)) is None:  # no other process has trained it meanwhile
+                if (found := load_weights(self.store, run, network, recorded)) is None:  # no other process has trained it meanwhile
                     with one_thread():  # as it was behind the record
                         _, found = self.train_reference(run, network, self.deadline.watch(lambda macs: None))
             if record and found != recorded:
@@ -132,25 +132,6 @@ class Bench:
                     stacklevel=4,
                 )
         return Trained(network.eval(), found, again=record is not None and found != recorded)
-
-    def _load_weights(self, run: Run, network: nn.Module, recorded: str | None) -> str | None:
-        """Put weights from this machine into the network; returns their checksum, or None where there are none of this run.
-
-        recorded: the checksum that the run's record has. Weights that were trained here say in their file which run they are of.
-        """
-        own = self.store.weights(run.identity)
-        for path in (path for path in (self.store.published(own), own) if path.exists()):
-            try:
-                state, metadata = read_tensors(path)
-                if (found := tensors_sum(state)) != recorded and metadata.get("run") != run.identity:
-                    raise StudyError(f"{path} has not the weights of {describe(run)}")
-                _check_state(state, network, path)
-            except StudyError as error:
-                set_aside(path, f"{error}; trained again")
-            else:
-                network.load_state_dict(state)
-                return found
-        return None
 
     def statistics(
         self,
@@ -239,36 +220,11 @@ class Bench:
         return fit(networks, training, batches, arm, seed=run.reference.seed, execution=execution, callbacks=callbacks)
 
     def train_reference(self, run: Run, network: nn.Module, on_macs: OnMacs = lambda macs: None) -> tuple[list[Epoch], str]:
-        """Train a reference in place and keep its weights; returns its history and their checksum.
-
-        Filters are rounded to half precision, once and before anything is measured on them: a repository can then
-        carry them in half the bytes.
-        """
+        """Train a reference in place and keep its weights; returns its history and their checksum."""
         history = self.train(run, [network], run.reference.training, ARMS["tft"], on_macs)
-        state = {name: _halved(tensor).cpu().contiguous() for name, tensor in network.state_dict().items()}
-        network.load_state_dict(state)  # what is measured is what the file holds
-        write_tensors(self.store.weights(run.identity), state, {"run": run.identity})
-        return history, tensors_sum(state)
+        return history, keep_weights(self.store, run, network)
 
 
 def _draw(reference: Reference, pruning: Pruning) -> int:
     """The seed of the calibration images."""
     return reference.seed if pruning.calibration_seed is None else pruning.calibration_seed
-
-
-def _halved(tensor: Tensor) -> Tensor:
-    # BatchNorm's vectors stay as they are: they are few, and variances may leave the range of half precision.
-    return tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor
-
-
-def _check_state(state: Mapping[str, Tensor], network: nn.Module, path: Path) -> None:
-    """Raises StudyError for weights with other names, shapes or kinds of numbers than the network's, and for NaN."""
-    wanted = network.state_dict()
-    if state.keys() != wanted.keys():
-        raise StudyError(f"{path} has other layers than the network: {min(state.keys() ^ wanted.keys())}")
-    for name, tensor in state.items():
-        like = wanted[name]
-        if tensor.shape != like.shape or tensor.is_floating_point() != like.is_floating_point() or not tensor.isfinite().all():
-            raise StudyError(
-                f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}; {like.dtype} {tuple(like.shape)} and finite is needed"
-            )

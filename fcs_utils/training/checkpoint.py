@@ -47,7 +47,7 @@ class Checkpoint:
         tensors["dropout"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["dropout.cuda"] = torch.cuda.get_rng_state()
-        content = {"key": self.key, "history": list(history), "schedules": _schedules(optimisers)}
+        content = {"key": self.key, "history": list(history), "schedules": _cycles(optimisers)}
         write_tensors(self.path, tensors, {"training": json.dumps(content)})
         self._saved = time.monotonic()
 
@@ -105,7 +105,7 @@ class Checkpoint:
         history = content.get("history")
         if not isinstance(history, list) or not all(_is_epoch(entry, n, fields) for n, entry in enumerate(history, 1)):
             raise StudyError(f"{self.path} has no history of epochs from 1 on")
-        if not _alike(content.get("schedules"), _schedules(optimisers)):
+        if not _alike(content.get("schedules"), _cycles(optimisers)):
             raise StudyError(f"{self.path} has not the learning-rate schedules of this training")
         return content, tensors
 
@@ -118,7 +118,7 @@ def _network_tensors(networks: Sequence[nn.Module]) -> dict[str, Tensor]:
     return {f"network.{n}.{name}": tensor for n, network in enumerate(networks) for name, tensor in network.state_dict().items()}
 
 
-def _schedules(optimisers: Sequence[Optimiser]) -> Any:
+def _cycles(optimisers: Sequence[Optimiser]) -> Any:
     found = [{"groups": o.sgd.state_dict()["param_groups"], "cycle": o.cycle.state_dict()} for o in optimisers]
     return json.loads(json.dumps(found, default=_plain))
 
