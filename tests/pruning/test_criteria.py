@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from fcs_utils.errors import StudyError
+from fcs_utils.pruning.counts import keep_count, select
 from fcs_utils.pruning.criteria import CRITERIA, code_of, criterion, importance, reading_of
-from fcs_utils.pruning.plan import keep_count, select
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.sums import EXTRAS, READINGS
 from fcs_utils.study.profiles import get_profile

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fcs_utils.pruning.counts import select
 from fcs_utils.pruning.fcs import ALONE, DEAD, assign_bins, break_ties, fcs, redundancy_in_bin
 from fcs_utils.pruning.flow import Consumer
 from fcs_utils.pruning.linear import RIDGE, elimination_order
-from fcs_utils.pruning.plan import select
 from fcs_utils.pruning.statistics import ChannelStatistics
 
 

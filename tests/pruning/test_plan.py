@@ -36,12 +36,15 @@ def test_a_layer_too_narrow_for_the_ratio_is_named() -> None:
 def test_the_ratio_for_a_share_of_macs_by_hand() -> None:
     # One layer of 4 channels: 2 * 4 + 4 * 2 = 16 MACs a position, a quarter less with every channel.
     net, scores = chain(4), {"0": torch.arange(4.0)}
-    for macs, kept in ((0.99, 3), (0.75, 3), (0.63, 3), (0.62, 2), (0.5, 2), (0.26, 1), (0.01, 1)):
+    for macs, kept in ((0.79, 3), (0.75, 3), (0.63, 3), (0.62, 2), (0.5, 2), (0.26, 1), (0.21, 1)):
         plan = make_plan(net, EXAMPLE, scores, macs=macs)
         assert len(plan.kept["0"]) == kept and plan.macs_left == kept / 4 and plan.macs == macs
     # Half of the way between two: the one that leaves more.
     plan = make_plan(net, EXAMPLE, scores, macs=0.625)
     assert plan.kept["0"] == [1, 2, 3] and plan.macs_gap == pytest.approx(0.125)
+    for far in (0.99, 0.81, 0.19, 0.01):  # more than 0.05 away from what one to three channels leave
+        with pytest.raises(StudyError, match=f"macs={far} is not allowed; allowed: 0.250 to 0.750, which pruning 1 of 2 conv"):
+            make_plan(net, EXAMPLE, scores, macs=far)
     for bad in (0, 1):
         with pytest.raises(StudyError, match=f"macs={bad} is not allowed"):
             make_plan(net, EXAMPLE, scores, macs=bad)

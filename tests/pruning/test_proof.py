@@ -242,16 +242,14 @@ def test_outputs_that_are_not_finite_prove_nothing() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 299)])
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
-def test_auxiliary_heads_of_torchvision_still_train(name: str, size: int) -> None:
+def test_auxiliary_heads_of_torchvision_still_train() -> None:
     import torchvision
 
-    net = torchvision.models.get_model(name, weights=None, num_classes=4, aux_logits=True).eval()
-    plan = make_plan(net, torch.zeros(1, 3, size, size), importance("kernel_l1", model=net), ratio=0.5)
-    assert sum("train mode" in why for why in plan.skipped.values()) in (4, 8)  # those that the heads read
-    compact = prune(net, plan).train()
-    assert len(compact(torch.randn(2, 3, size, size))) > 1
+    net = torchvision.models.googlenet(num_classes=4, aux_logits=True).eval()
+    plan = make_plan(net, torch.zeros(1, 3, 64, 64), importance("kernel_l1", model=net), ratio=0.5)
+    assert sum("train mode" in why for why in plan.skipped.values()) == 8  # the two heads read four branches each
+    assert len(prune(net, plan).train()(torch.randn(2, 3, 64, 64))) == 3
 
 
 def test_the_networks_of_the_study_lose_no_layer_to_the_proof() -> None:

@@ -9,9 +9,9 @@ import torchvision
 from torch import nn
 
 from fcs_utils.errors import StudyError
+from fcs_utils.pruning.counts import keep_count, select
 from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.layers import prunable_layers
-from fcs_utils.pruning.plan import keep_count, select
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.torch_pruning import FCSImportance
 from tests.conftest import warm
