@@ -14,7 +14,7 @@ from nbconvert import HTMLExporter
 
 from fcs_utils.benchmarks import scoring
 from fcs_utils.benchmarks.latency import deployment_table
-from fcs_utils.files import write_atomic
+from fcs_utils.files import read_bytes, write_atomic
 from fcs_utils.report import figures
 from fcs_utils.report.chapters import NOTEBOOKS, Notebook
 from fcs_utils.report.claims import STATEMENTS, claim_verdicts
@@ -73,7 +73,7 @@ def title_and_question(notebook: Notebook) -> tuple[str, str]:
 
 def render_page(study: Study, notebook: Notebook, shared: dict[str, Any]) -> None:
     """The executed copy of a notebook as one HTML file that needs no other. shared: from ``shared_parts``."""
-    content, math = nbformat.read(study.store.executed(notebook.name), as_version=4), Math()
+    content, math = nbformat.reads(read_bytes(study.store.executed(notebook.name)).decode(), as_version=4), Math()
     for cell in content.cells:
         if cell.cell_type == "markdown":
             cell.source = math.hide(cell.source)
