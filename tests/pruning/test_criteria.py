@@ -159,6 +159,14 @@ def test_every_reading_of_fcs(small_vgg: nn.Module, everything: dict, reading: s
     assert all(len(score.unique()) == len(score) for score in got.values())  # no ties left
 
 
+def test_defaults_are_those_of_the_method_page() -> None:
+    known = {"reading": "pooled", "redundancy": "mean", "quota": "bin", "bins": 4, "binning": "exact", "seed": 0}
+    assert CRITERIA["fcs"].options() == known
+    del known["redundancy"]  # which its name fixes
+    assert CRITERIA["fcs_greedy"].options() == known and CRITERIA["kernel_l1"].options() == {}
+    assert reading_of("fcs_greedy", {"bins": 8}) == "pooled cosine, greedy, quota by bin, B = 8"
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

@@ -92,7 +92,7 @@ def test_a_channel_alone_in_its_bin_is_kept_and_a_dead_one_goes_first() -> None:
     # Norms 0, 1, 1.1, 50: with three bins {0, 1, 1.1} would be split; two bins give {0, 1, 1.1} and {50}.
     odd = toy([0.0, 1.0, 1.1, 50.0], [[0, 0, 0, 0], [0, 1, 0.5, 0.2], [0, 0.5, 1, 0.2], [0, 0.2, 0.2, 1]])
     got = fcs(odd, bins=2)
-    assert got[3] == ALONE and got[0] == DEAD
+    assert got[3] == ALONE == 2 and got[0] == DEAD == -1  # (M6)
     # The dead one takes rank 0; 1 and 2 tie at mean .25 and the larger norm ranks higher.
     torch.testing.assert_close(got[1:3], torch.tensor([1.5, 2.5]).double() / 3)
     for quota in ("bin", "layer"):
