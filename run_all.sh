@@ -15,6 +15,15 @@ if [ "${1:-}" = lab ]; then
     if [ "$(id -u)" = 0 ]; then # Jupyter asks root to say so
         set -- --allow-root "$@"
     fi
+    # Kernels start in notebooks/, with the allocator's settings that a study takes.
+    if [ -n "${FCS_DATA:-}" ]; then
+        FCS_DATA=$(cd "$FCS_DATA" && pwd)
+        export FCS_DATA
+    fi
+    if [ "$(uname)" = Linux ] && [ -z "${GLIBC_TUNABLES+set}" ]; then
+        GLIBC_TUNABLES=$("$python" -c 'from fcs_utils.cli import ALLOCATOR; print(ALLOCATOR)')
+        export GLIBC_TUNABLES
+    fi
     exec .venv/bin/jupyter lab notebooks/explore.ipynb "$@"
 fi
 # Typos are refused, and help is given, before minutes of installation.

@@ -29,7 +29,10 @@ def console() -> int:
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:  # what the user has set is left alone
         os.environ["GLIBC_TUNABLES"] = ALLOCATOR
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is meant
-    return main(prog="fcs-mlft" if Path(sys.argv[0]).stem == "fcs-mlft" else "python -m fcs_utils")
+    try:
+        return main(prog="fcs-mlft" if Path(sys.argv[0]).stem == "fcs-mlft" else "python -m fcs_utils")
+    finally:
+        _let_go()
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_utils") -> int:
@@ -56,6 +59,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
         if not (isinstance(error, ImportError) or is_out_of_memory(error)):
             raise
         print(f"error: memory ran out, perhaps by a limit (ulimit -v): {error or 'no more to be had'}", file=sys.stderr)
+    except BrokenPipeError:
+        _let_go()
+        return 141  # as after SIGPIPE
     except OSError as error:  # the disk or the system refused something that no module foresaw
         print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
     except KeyboardInterrupt as error:
@@ -65,6 +71,16 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
         print(f"interrupted: {kept}", file=sys.stderr)
         return 128 + (error.args[0] if error.args else signal.SIGINT)
     return 1
+
+
+def _let_go() -> None:
+    """Write out what was printed, where its reader has not gone, as ``| head -1`` has; Python would complain of it at its end."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _interrupt(number: int, _frame: object) -> NoReturn:

@@ -71,7 +71,7 @@ def _data(text: str) -> str:
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--out": {"type": _out, "default": "results", "metavar": "DIR", "help": "results folder (default: results)"},
-    "--data": {"type": _data, "metavar": "DIR", "help": "data folder (default: FCS_DATA, else ./data)"},
+    "--data": {"type": _data, "metavar": "DIR", "help": "data folder (default: FCS_DATA, else ./data, else data beside README.md)"},
     "--datasets": {
         "type": check_datasets, "default": (), "metavar": "A,B", "help": "study these data sets in turn, not the profile's own",
     },

@@ -157,8 +157,12 @@ class EpochBatches:
 
 
 def data_folder(folder: str | Path | None = None) -> Path:
-    """The data folder: the argument, else FCS_DATA, else ``data`` in the current folder."""
-    return Path(folder or os.environ.get("FCS_DATA") or "data")
+    """The data folder: the argument, else FCS_DATA, else ``data`` in the current folder, else ``data`` beside this package.
+
+    A notebook's kernel starts in ``notebooks/``, where there is no ``data``.
+    """
+    here, beside = Path("data"), Path(__file__).parents[2] / "data"
+    return Path(folder or os.environ.get("FCS_DATA") or (beside if beside.is_dir() and not here.is_dir() else here))
 
 
 def load_dataset(name: str, folder: str | Path | None = None, device: torch.device | str = "cpu") -> Dataset:
