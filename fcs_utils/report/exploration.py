@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import refuse
 from fcs_utils.models import Cost, measure_cost
+from fcs_utils.pruning.counts import keep_count
 from fcs_utils.pruning.criteria import CRITERIA, check_options, importance
 from fcs_utils.pruning.export import save_compact
 from fcs_utils.pruning.fcs import assign_bins
@@ -21,7 +22,7 @@ from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import feature_maps
 from fcs_utils.pruning.sums import EXTRAS, READINGS, Reading
 from fcs_utils.pruning.surgery import prune, recalibrate
-from fcs_utils.report.notebook import pick
+from fcs_utils.report.notebook import check_bins, open_reference, pick
 from fcs_utils.study.study import Study
 from fcs_utils.training.evaluate import accuracy
 
@@ -40,6 +41,13 @@ class Choice:
     bins: int = 4
     ratio: float = 0.5
 
+    def __post_init__(self) -> None:
+        """Raises StudyError for what is not allowed in any network."""
+        check_options(self.criterion, {})
+        pick("reading", self.reading, READINGS)
+        keep_count(1, self.ratio)
+        check_bins(self.bins)
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -54,17 +62,13 @@ class Whole:
 class Exploration:
     """One trained reference of a study with its statistics, gathered once: every answer takes a fraction of a second.
 
-    Raises StudyError for a network or seed that the study's profile does not have. The reference is
-    trained if its weights are not on this machine.
+    ``first`` is the layer asked for, or one in the middle. Raises StudyError for a network, seed or layer that the study does
+    not have. The reference is trained if its weights are not on this machine.
     """
 
-    def __init__(self, study: Study, network: str, seed: int) -> None:
+    def __init__(self, study: Study, network: str, seed: int, layer: str = "") -> None:
         self.study, self.bench = study, study.bench
-        references = {(run.reference.network, run.reference.seed): run.reference for run in study.grid["reference"]}
-        names = list(dict.fromkeys(name for name, _ in references))
-        network, seed = pick("network", network, names, default=names[0]), pick("seed", seed, study.profile.seeds)
-        study.run(["reference"], only=[f"network={network}", f"seed={seed}"])
-        self.reference = references[network, seed]
+        self.reference, self.first = open_reference(study, network, seed, layer)
         self.dense = self.bench.trained(self.reference)
         self.calibration = self.bench.dataset.calibration(study.profile.calibration, seed)
         self.images = self.bench.dataset.normalise(self.calibration.images)

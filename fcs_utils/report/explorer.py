@@ -6,6 +6,7 @@ import base64
 import html
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets as w
@@ -42,6 +43,7 @@ class Explorer:
     """Widgets over a study's reference networks. ``first`` is what they show when they open; a bad one is a StudyError."""
 
     def __init__(self, exploration: Exploration, first: Choice) -> None:
+        first = replace(first, layer=first.layer or exploration.first)
         exploration.layer(first)
         self.here = exploration
         names, last = [network.network for network in exploration.study.profile.networks], len(exploration.images) - 1

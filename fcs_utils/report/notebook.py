@@ -18,9 +18,12 @@ from matplotlib.figure import Figure
 
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import write_atomic
+from fcs_utils.pruning.counts import keep_count
+from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.report.chapters import KEEPS_FIGURES, ROOT
 from fcs_utils.report.figures import use_house_style
 from fcs_utils.study.records import Store
+from fcs_utils.study.runs import Reference
 from fcs_utils.study.study import Study
 
 T = TypeVar("T", str, int)
@@ -38,6 +41,31 @@ def open_study(profile: str, out: str | Path, data: str) -> Study:
     use_house_style()
     # JupyterLab starts kernels in notebooks/: relative folders are meant from the repository's root.
     return Study(profile, ROOT / out, ROOT / data if data else None)
+
+
+def open_reference(
+    study: Study, network: str, seed: int, layer: str = "", *, ratio: float = 0.5, bins: int = 1
+) -> tuple[Reference, str]:
+    """A reference network of a study and the layer to look at; empty names stand for the first network and a layer in the middle.
+
+    Trains the network where it has no record. Raises StudyError for parameters that are not allowed before anything is trained.
+    """
+    names = [choice.network for choice in study.profile.networks]
+    network, seed = pick("network", network, names, default=names[0]), pick("seed", seed, study.profile.seeds)
+    keep_count(1, ratio)
+    check_bins(bins)
+    references = (run.reference for run in study.grid["reference"])
+    reference = next(one for one in references if (one.network, one.seed) == (network, seed))
+    layers = list(prunable_layers(study.bench.untrained(reference).eval(), study.bench.example))
+    layer = pick("layer", layer, layers, default=layers[len(layers) // 2])
+    study.run(["reference"], only=[f"network={network}", f"seed={seed}"])
+    return reference, layer
+
+
+def check_bins(bins: object) -> None:
+    """Raises StudyError for a number of bins that is none."""
+    if type(bins) is not int or bins < 1:
+        raise refuse("bins", bins, "1 or more")
 
 
 def check_injected(cells: Sequence[str]) -> None:
