@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
+import inspect
 import re
+import tomllib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import tostring
 
 import jinja2
 import nbformat
 import pandas as pd
-from latex2mathml.converter import convert as to_mathml
+from latex2mathml import exceptions
+from latex2mathml.converter import Converter
 from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from fcs_utils.benchmarks import scoring
 from fcs_utils.benchmarks.latency import deployment_table
-from fcs_utils.files import read_bytes, write_atomic
+from fcs_utils.files import write_atomic
 from fcs_utils.report import figures
 from fcs_utils.report.chapters import NOTEBOOKS, Notebook
 from fcs_utils.report.claims import STATEMENTS, claim_verdicts
@@ -26,40 +35,47 @@ from fcs_utils.study.measurements import kept
 from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
 
-HERE = Path(__file__).parent
-TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True)
-
-# Equations as $...$, $`...`$, $$...$$ and ```math; other code first, so that a dollar inside it stays a dollar.
-MATH = re.compile(
-    r"(?:(?P<fence>```math\s)|\$\$)(?P<block>.+?)(?(fence)```|\$\$)"
-    r"|(?P<code>```.*?```|`[^`\n]+`)"
-    r"|(?<![\\$])\$(?P<tick>`?)(?P<inline>[^\s$`](?:[^$\n]*[^\s$`])?)(?P=tick)\$",
-    re.S,
-)
+HERE = Path(__file__).parent / "templates"
+TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True)
 HEADING = re.compile(r'<h2 id="([^"]+)">(.+?)(?:<a class="anchor-link"|</h2>)', re.S)
 
+# What latex2mathml writes beside its entities, less whatever names an address or a style.
+LAWFUL = re.compile(
+    "xmlns|display(style)?|scriptlevel|stretchy|fence|form|mathvariant|m(in|ax)size|width|height|depth|[lr]space|voffset|accent|"
+    "movablelimits|largeop|linethickness|notation|(row|column)(align|lines|spacing)"
+)
+NO_FORMULA: tuple[type[Exception], ...] = (
+    *(error for error in vars(exceptions).values() if isinstance(error, type) and issubclass(error, Exception)),
+    *(LookupError, ValueError, RuntimeError, TypeError, AttributeError),
+)
 
-class Math:
-    """Equations as MathML, which browsers draw by themselves: a page needs no network.
 
-    Markdown would mangle MathML, so it sees placeholders that are replaced in the finished HTML.
+class Renderer(IPythonRenderer):
+    """Markdown as HTML: here, and nowhere else, text becomes HTML, so a tag in it stays text and no address runs a script.
+
+    Equations become MathML, which browsers draw by themselves: a page needs no network.
     """
 
-    def __init__(self) -> None:
-        self.found: list[str] = []
+    def inline_math(self, body: str) -> str:
+        return self._math(body, "inline")
 
-    def hide(self, markdown: str) -> str:
-        def keep(match: re.Match[str]) -> str:
-            if match["code"]:
-                return match["code"]
-            display = "block" if match["block"] else "inline"
-            self.found.append(to_mathml((match["block"] or match["inline"]).strip(), display=display))
-            return f"MATHML{len(self.found) - 1}END"
+    def block_math(self, body: str) -> str:
+        return self._math(body, "block")
 
-        return MATH.sub(keep, markdown)
+    def _math(self, latex: str, display: str) -> str:
+        try:
+            formula = Converter(display=display).convert_to_element(latex.strip())
+        except NO_FORMULA:
+            return f"<code>{html.escape(latex)}</code>"
+        for node in formula.iter():
+            node.text = html.unescape(node.text or "")  # it comes with entities, and would go out unescaped
+            node.attrib = {name: value for name, value in node.attrib.items() if LAWFUL.fullmatch(name)}
+        return tostring(formula, encoding="unicode")
 
-    def put_back(self, html: str) -> str:
-        return re.sub(r"MATHML(\d+)END", lambda match: self.found[int(match[1])], html)
+
+def to_html(markdown: str) -> str:
+    """Markdown with equations as HTML, see ``Renderer``."""
+    return MarkdownWithMath(renderer=Renderer(escape=True, allow_harmful_protocols=False)).render(markdown)
 
 
 def title_and_question(notebook: Notebook) -> tuple[str, str]:
@@ -71,50 +87,67 @@ def title_and_question(notebook: Notebook) -> tuple[str, str]:
     return title[1], " ".join(question[1].split())
 
 
-def render_page(study: Study, notebook: Notebook, shared: dict[str, Any]) -> None:
+def render_page(store: Store, notebook: Notebook, shared: Mapping[str, Any]) -> None:
     """The executed copy of a notebook as one HTML file that needs no other. shared: from ``shared_parts``."""
-    content, math = nbformat.reads(read_bytes(study.store.executed(notebook.name)).decode(), as_version=4), Math()
-    for cell in content.cells:
-        if cell.cell_type == "markdown":
-            cell.source = math.hide(cell.source)
-        for output in cell.get("outputs", []):
-            if "text/markdown" in output.get("data", {}):
-                output.data["text/markdown"] = math.hide(output.data["text/markdown"])
     exporter = HTMLExporter(
         template_name="notebook",
-        extra_template_basedirs=[str(HERE / "templates")],
-        filters={"figure_links": lambda name: figure_links(study.store, name, "../")},
+        extra_template_basedirs=[str(HERE)],
+        filters={"markdown2html": to_html, "figure_links": lambda name: figure_links(store, name, "../")},
     )
-    body = math.put_back(exporter.from_notebook_node(content)[0])
-    _write_page(study.store.page(notebook.name), title_and_question(notebook)[0], body, {**shared, "up": "../"}, notebook.name)
+    body = exporter.from_notebook_node(nbformat.read(store.executed(notebook.name), as_version=4))[0]
+    _write_page(store.page(notebook.name), title_and_question(notebook)[0], body, {**shared, "up": "../"}, notebook.name)
 
 
-def render_index(study: Study, shared: dict[str, Any], report: Report | None) -> None:
-    """The page to open: verdicts, tables and figures. report: None while runs are missing."""
+def render_index(study: Study, shared: Mapping[str, Any], report: Report | None, older: Collection[str] = ()) -> None:
+    """The page to open: verdicts, and every table and figure of the registries, in the order of ``index.toml``.
+
+    report: None while runs are missing. older: numbers of the chapters whose pages are of an earlier start.
+    """
     store = study.store
-    context: dict[str, Any] = {"missing": list(study.missing()), "summary": study.profile.summary}
+    context: dict[str, Any] = {"missing": list(study.missing()), "summary": study.profile.summary, "sections": []}
     if report:
         said, verdicts = headlines(report.ledger), claim_verdicts(report.ledger)
-        context |= {
-            "claims": [(claim, STATEMENTS[claim], verdict, said[claim]) for claim, verdict in verdicts.items()],
-            "tables": {name: html_table(table) for name, table in report.tables().items()},
-        }
-        for found in kept(store, "latency")[:1]:
-            context["deployment"] = _kept_table(store, "deployment", deployment_table(found))
-        for costs in kept(store, "scoring")[:1]:
-            machine = costs["machine"]
-            context |= {
-                "cost_table": _kept_table(store, "cost", scoring.cost_table(scoring.cost_frame(costs))),
-                "cost_machine": f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}",
-            }
-    chapters = [(n.name, *title_and_question(n), store.page(n.name).exists()) for n in NOTEBOOKS.values()]
+        context["claims"] = [(claim, STATEMENTS[claim], verdict, said[claim]) for claim, verdict in verdicts.items()]
+        context["sections"] = _sections(store, report)
+    chapters = [(n.name, *title_and_question(n), store.page(n.name).exists(), number in older) for number, n in NOTEBOOKS.items()]
     body = TEMPLATES.get_template("index.html.j2").render(
-        chapters=chapters, figure_links=lambda name: figure_links(store, name, ""), **context, **shared
+        chapters=chapters, figure_links=lambda name: figure_links(store, name, ""), html_table=html_table, **context, **shared
     )
     _write_page(store.index(), "Overview", body, {**shared, "up": ""})
 
 
-def _write_page(path: Path, title: str, body: str, shared: dict[str, Any], here: str = "") -> None:
+def _sections(store: Store, report: Report) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Title and what to show of each section: the places that ``index.toml`` gives, then whatever has none yet."""
+    tables, machines = _all_tables(store, report)
+    drawn = {name: (inspect.getdoc(getattr(draw, "func", draw)) or name).split("\n")[0] for name, draw in report.figures().items()}
+    drawn |= {"cost_growth": ""} if "cost" in tables else {}
+    layout = tomllib.loads((HERE / "index.toml").read_text())["section"]
+    for kind, names in (("figure", drawn), ("table", tables)):
+        placed = {item.get(kind) for section in layout for item in section["show"]}
+        layout[-1]["show"] += [{kind: name, "alt": drawn.get(name, "")} for name in names if name not in placed]
+    sections = []
+    for section in layout:
+        show = [item for item in section["show"] if item.get("figure") in drawn or item.get("table") in tables]
+        for item in show:
+            item |= {"content": tables.get(item.get("table")), "machine": machines.get(item.get("table"))}
+        sections += [(section["title"], show)] * bool(show)
+    return sections
+
+
+def _all_tables(store: Store, report: Report) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """Tables of records and of what was measured, by name, and the machine that measured, where there was one."""
+    measured, machines = {}, {}
+    for found in kept(store, "latency")[:1]:
+        measured["deployment"] = deployment_table(found)
+    for costs in kept(store, "scoring")[:1]:
+        measured["cost"], machine = scoring.cost_table(scoring.cost_frame(costs)), costs["machine"]
+        machines["cost"] = f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}"
+    for name, table in measured.items():
+        write_table(store, name, table)
+    return {**report.tables(), **measured}, machines
+
+
+def _write_page(path: Path, title: str, body: str, shared: Mapping[str, Any], here: str = "") -> None:
     contents = HEADING.findall(body)
     page = TEMPLATES.get_template("page.html.j2").render(title=title, body=body, contents=contents, here=here, **shared)
     write_atomic(path, page.encode())
@@ -123,11 +156,6 @@ def _write_page(path: Path, title: str, body: str, shared: dict[str, Any], here:
 def html_table(table: pd.DataFrame) -> str:
     """A table as HTML, escaped; a click on a column's head sorts it."""
     return table.to_html(index=False, border=0, classes="sortable", justify="unset")
-
-
-def _kept_table(store: Store, name: str, table: pd.DataFrame) -> str:
-    write_table(store, name, table)
-    return html_table(table)
 
 
 def figure_links(store: Store, name: str, up: str) -> list[tuple[str, str]]:
@@ -142,11 +170,8 @@ def draw_figures(store: Store, report: Report) -> None:
     for name, draw in report.figures().items():
         save_figure(store, draw(), name)
     for costs in kept(store, "scoring")[:1]:
-        save_figure(
-            store,
-            figures.cost_growth(scoring.cost_frame(costs), {name: one.title for name, one in scoring.PROCEDURES.items()}),
-            "cost_growth",
-        )
+        titles = {name: one.title for name, one in scoring.PROCEDURES.items()}
+        save_figure(store, figures.cost_growth(scoring.cost_frame(costs), titles), "cost_growth")
 
 
 def read_report(study: Study) -> Report | None:
@@ -162,9 +187,12 @@ def shared_parts(study: Study) -> dict[str, Any]:
     places = sorted({(r["provenance"]["device"], r["provenance"]["torch"], r["provenance"]["threads"]) for r in records})
     dates = sorted(r["volatile"]["date"][:10] for r in records)
     commits = list(dict.fromkeys(r["volatile"]["commit"] for r in records))
+    scripts = [HERE / "page.js", *sorted((HERE / "vendor").glob("*.js"))]
+    script = "\n" + "".join(file.read_text("utf-8-sig") for file in scripts)
     return {
-        "style": (HERE / "templates" / "style.css").read_text(),
-        "script": "".join(file.read_text("utf-8-sig") for file in sorted((HERE / "templates" / "vendor").glob("*.js"))),
+        "style": (HERE / "style.css").read_text(),
+        "script": script,
+        "script_sum": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "profile": study.profile.name,
         "dataset": study.settings.title,
         "devices": "; ".join(

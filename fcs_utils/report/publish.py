@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import signal
@@ -13,9 +12,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fcs_utils.data.dataset import data_folder
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.files import read_bytes, write_atomic
-from fcs_utils.report.chapters import KEEPS_FIGURES, NOTEBOOKS, PACKAGE, Notebook, pick_notebooks
+from fcs_utils.files import write_atomic
+from fcs_utils.report.chapters import KEEPS_FIGURES, NOTEBOOKS, ROOT, Notebook, pick_notebooks
+from fcs_utils.report.states import PAGES, holds, inputs_of, keep_state, made_by
 from fcs_utils.study.records import Store
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def build(profile: str, out: str | Path, data: str | None, numbers: str | None =
     raises.
     """
     store, wanted = Store(out, profile), pick_notebooks(numbers)
-    if not _stale(store, wanted) and store.index().exists():
+    if not _stale(store, wanted) and holds(store, PAGES, inputs_of(store)):
         print(f"profile {profile}: everything is up to date", file=sys.stderr)
         return store.index()
     from fcs_utils.machine import pick_workers
@@ -39,48 +40,56 @@ def build(profile: str, out: str | Path, data: str | None, numbers: str | None =
     from fcs_utils.study.study import Study
 
     study = Study(profile, out, data)
-    report = _render_overview(study)
+    inputs, report = _render_overview(study)
     print(f"{store.index().resolve()} shows what the records say so far; chapters appear there as they are done", flush=True)
     stages = dict.fromkeys(stage for notebook in wanted.values() for stage in notebook.stages)
-    at_once, was_whole = pick_workers(workers, study.bench.device), report is not None
+    at_once = pick_workers(workers, study.bench.device)
     study.run(stages, workers=at_once)
     _ = study.bench.dataset  # missing data is one clear error here, not a traceback in a cell
-    if not was_whole:
-        report = _render_overview(study)
+    if inputs != inputs_of(store):
+        inputs, report = _render_overview(study)
+    stale = _stale(store, wanted)
+    read = {number: inputs_of(store, notebook) for number, notebook in stale.items()}  # what changes meanwhile is not in the copies
 
-    def render(number: str, notebook: Notebook) -> None:
+    def done(number: str, notebook: Notebook) -> None:
+        keep_state(store, number, read[number], made_by(store, notebook))
         shared = pages.shared_parts(study)
-        pages.render_page(study, notebook, shared)
-        pages.render_index(study, shared, report)
-        write_atomic(store.state(number), _inputs(store, notebook).encode())  # last: once this file exists, the page does too
+        pages.render_page(store, notebook, shared)
+        pages.render_index(study, shared, report, _stale(store, NOTEBOOKS))
 
-    parameters = {"profile": profile, "out": _from_root(out), "data": _from_root(data) if data else ""}
+    parameters = {"profile": profile, "out": _from_root(out)}
+    os.environ["FCS_DATA"] = str(data_folder(data).resolve())  # kernels inherit it: a copy does not name a folder of this machine
     try:
-        execute_all(store, _stale(store, wanted), parameters, at_once, render)
+        execute_all(store, stale, parameters, at_once, done)
     finally:
         shared = pages.shared_parts(study)  # by now every page can name all the others
-        for notebook in NOTEBOOKS.values():
-            if store.executed(notebook.name).exists():
-                pages.render_page(study, notebook, shared)
-        pages.render_index(study, shared, report)
+        there = [notebook for notebook in NOTEBOOKS.values() if store.executed(notebook.name).exists()]
+        for notebook in there:
+            pages.render_page(store, notebook, shared)
+        pages.render_index(study, shared, report, _stale(store, NOTEBOOKS))
+        made = [path for notebook in there for path in (store.executed(notebook.name), store.page(notebook.name))]
+        folders = [path.parent for path in (store.figure("any"), store.table("any")) if path.parent.exists()]
+        made += [path for folder in folders for path in folder.iterdir() if path.suffix != ".tmp"]
+        keep_state(store, PAGES, inputs, [store.index(), *([store.claims()] if report else []), *made])
     return store.index()
 
 
-def _render_overview(study: Study) -> Report | None:
+def _render_overview(study: Study) -> tuple[str, Report | None]:
+    """The index, its tables and figures, from the records that are there; returns what they were rendered from, too."""
     from fcs_utils.report import pages
 
-    report = pages.read_report(study)
+    inputs, report = inputs_of(study.store), pages.read_report(study)
     if report:
         report.write(study.store)
         pages.draw_figures(study.store, report)
-    pages.render_index(study, pages.shared_parts(study), report)
-    return report
+    pages.render_index(study, pages.shared_parts(study), report, _stale(study.store, NOTEBOOKS))
+    return inputs, report
 
 
 def _from_root(folder: str | Path) -> str:
     """A folder as notebooks take it: relative to the repository's root where it lies inside, else absolute."""
-    absolute, root = Path(folder).resolve(), PACKAGE.parent
-    return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
+    absolute = Path(folder).resolve()
+    return str(absolute.relative_to(ROOT)) if absolute.is_relative_to(ROOT) else str(absolute)
 
 
 def execute_all(
@@ -192,21 +201,6 @@ def _tidy(executed: Path) -> str:
     return nbformat.writes(content) + "\n"
 
 
-def _stale(store: Store, wanted: dict[str, Notebook]) -> dict[str, Notebook]:
-    def fresh(number: str, notebook: Notebook) -> bool:
-        state = store.state(number)
-        made = store.executed(notebook.name).exists() and store.page(notebook.name).exists()
-        return made and state.exists() and read_bytes(state).decode() == _inputs(store, notebook)
-
-    return {number: notebook for number, notebook in wanted.items() if not fresh(number, notebook)}
-
-
-def _inputs(store: Store, notebook: Notebook) -> str:
-    """Hash of all that a notebook's outcome depends on: its source, the package, the lock, the records, for 08 measured speeds."""
-    lock = PACKAGE.parent / "requirements.lock"
-    files = [notebook.source, lock, *sorted(PACKAGE.rglob("*.py")), *sorted(PACKAGE.glob("report/templates/**/*.*"))]
-    digest = hashlib.sha256()
-    files += [store.measurements(), store.published(store.measurements())] if notebook.measures_time else []
-    for path in [file for file in [*files, store.packed(), *store.all_records()] if file.exists()]:
-        digest.update(path.name.encode() + hashlib.sha256(read_bytes(path)).digest())
-    return digest.hexdigest()
+def _stale(store: Store, wanted: Mapping[str, Notebook]) -> dict[str, Notebook]:
+    """The notebooks whose executed copy or figures are missing, changed, or made from something else."""
+    return {number: notebook for number, notebook in wanted.items() if not holds(store, number, inputs_of(store, notebook))}

@@ -1,0 +1,73 @@
+"""What was rendered from what: in ``work/state`` a file for each notebook, and ``pages`` for what is rendered from all of them.
+
+Each is written last, after everything that it lists with its checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from fcs_utils.errors import StudyError
+from fcs_utils.files import LARGEST_TENSORS, read_bytes, read_json, write_json
+from fcs_utils.report.chapters import NOTEBOOKS, PACKAGE, ROOT, Notebook
+from fcs_utils.study.records import Store
+
+PAGES = "pages"  # the state of everything but the notebooks
+
+
+def holds(store: Store, name: str, inputs: str) -> bool:
+    """Whether a state was made from these inputs, and every file that it lists is as it was."""
+    try:
+        state = read_json(store.state(name))
+        return state["inputs"] == inputs and all(_file_sum(store.root / path) == known for path, known in state["files"].items())
+    except (StudyError, KeyError, AttributeError):  # none, or another program's
+        return False
+
+
+def keep_state(store: Store, name: str, inputs: str, made: Iterable[Path]) -> None:
+    write_json(
+        store.state(name),
+        {"inputs": inputs, "files": {path.relative_to(store.root).as_posix(): _file_sum(path) for path in sorted(made)}},
+    )
+
+
+def made_by(store: Store, notebook: Notebook) -> list[Path]:
+    """A notebook's executed copy, what it measured, and its figures but those of the index, which is rendered by itself."""
+    import nbformat
+
+    from fcs_utils.report.figures import FIGURES
+
+    cells = nbformat.read(store.executed(notebook.name), as_version=4).cells
+    shown = {
+        name
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if (name := output.get("metadata", {}).get("image/png", {}).get("figure")) and name not in {*FIGURES, "cost_growth"}
+    }
+    figures = [store.figure(name, suffix) for name in shown for suffix in ("png", "svg", "csv")]
+    measured = [store.measurements()] if notebook.measures_time else []
+    return [store.executed(notebook.name), *(path for path in (*figures, *measured) if path.exists())]
+
+
+def _file_sum(path: Path) -> str:
+    try:
+        return hashlib.sha256(read_bytes(path, LARGEST_TENSORS)).hexdigest()
+    except StudyError:  # no such file
+        return ""
+
+
+def inputs_of(store: Store, notebook: Notebook | None = None) -> str:
+    """Hash of all that a notebook's outcome, or the other pages, depend on: sources, package, lock, records and settings.
+
+    What a machine measured is left to the state's files: notebook 08 makes it.
+    """
+    package = [path for path in PACKAGE.rglob("*.*") if path.is_file() and path.suffix != ".pyc"]
+    sources = [notebook.source] if notebook else [one.source for one in NOTEBOOKS.values()]
+    measured = [] if notebook and not notebook.measures_time else [store.published(store.measurements())]
+    files = [ROOT / "requirements.lock", *sorted(package), *sources, *measured]
+    digest = hashlib.sha256()
+    for path in (*files, store.there(store.settings()), store.packed(), *store.all_records()):
+        digest.update(f"{path.name} {_file_sum(path)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,159 @@
+"""What is said to be up to date is: an interruption or an error at any write leaves something that the next start heals."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fcs_utils import files
+from fcs_utils.errors import StudyError
+from fcs_utils.report import frames, pages, publish, states
+from fcs_utils.report.chapters import NOTEBOOKS
+from fcs_utils.study.records import Store
+from tests.report.test_publish import content
+
+CHAPTERS = ("01",)
+WANTED = {number: NOTEBOOKS[number] for number in CHAPTERS}
+
+
+class Killed(BaseException):
+    """Nothing is written from here on, as after ``kill -9``."""
+
+
+class Disk:
+    """Passes writes on, and from the ``count``-th write of a file of the given kind on refuses them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.real, self.error, self.kind, self.left, self.broken = files.write_atomic, None, "", 0, False
+        for module in (files, pages, publish, frames.tables, pages.figures):
+            if hasattr(module, "write_atomic"):
+                monkeypatch.setattr(module, "write_atomic", self.write)
+        monkeypatch.setattr("fcs_utils.report.notebook.write_atomic", self.write)
+
+    def refuse(self, error: BaseException | None, kind: str = "", count: int = 1) -> None:
+        self.error, self.kind, self.left, self.broken = error, kind, count, False
+
+    def write(self, path: Path, text: bytes) -> None:
+        if self.error is not None and path.match(self.kind):
+            self.left -= 1
+            self.broken |= self.left <= 0
+        if self.broken and self.error is not None:
+            if isinstance(self.error, StudyError):
+                self.broken = False  # one error, then the disk is well again
+            raise self.error
+        self.real(path, text)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+@pytest.fixture
+def out(smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The records of a smoke study and no pages yet; executing a notebook takes over the copy that the study made."""
+    for part in ("records", "weights"):
+        shutil.copytree(smoke / "smoke" / "work" / part, tmp_path / "smoke" / "work" / part)
+    for name in ("study.json", "measurements.json"):
+        shutil.copy(smoke / "smoke" / "work" / name, tmp_path / "smoke" / "work" / name)
+    there = Store(smoke, "smoke")
+
+    def execute_all(store: Store, notebooks: Mapping[str, Any], _: Any, at_once: int, done: Any) -> None:
+        for number, notebook in notebooks.items():
+            publish.write_atomic(store.executed(notebook.name), there.executed(notebook.name).read_bytes())
+            publish.write_atomic(store.figure("training_curves"), there.figure("training_curves").read_bytes())
+            done(number, notebook)
+
+    monkeypatch.setattr(publish, "execute_all", execute_all)
+    # Drawing takes seconds, and which figures are drawn is another test's subject.
+    draw = frames.figures.forest
+    monkeypatch.setattr(frames.Report, "figures", lambda report: {"claims": lambda: draw(report.ledger)})
+    return tmp_path
+
+
+def build(out: Path) -> dict[str, bytes]:
+    publish.build("smoke", out, None, ",".join(CHAPTERS), 1)
+    return {name: text for name, text in content(out / "smoke" / "work").items() if not name.startswith("locks/")}
+
+
+def interrupted(out: Path, disk: Disk, error: BaseException, kind: str, count: int) -> None:
+    disk.refuse(error, kind, count)
+    with pytest.raises(type(error)):
+        build(out)
+    disk.refuse(None)
+    store = Store(out, "smoke")
+    assert publish._stale(store, WANTED) or not states.holds(store, "pages", states.inputs_of(store)), (kind, count)
+
+
+# Of each kind of file a write: the table of ``Store`` has no others that a page shows.
+STEPS = [
+    ("tables/*", 3), ("claims.json", 1), ("figures/*", 1), ("notebooks/*", 1), ("state/01", 1), ("pages/*", 1),
+    ("pages/*", 2), ("index.html", 1), ("index.html", 2), ("index.html", 3), ("state/pages", 1),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [Killed(), StudyError("the disk is full")], ids=["kill", "error"])
+def test_after_an_interruption_at_any_write_the_next_start_makes_it_whole(out: Path, disk: Disk, error: BaseException) -> None:
+    whole, work = build(out), Store(out, "smoke").work
+    for kind, count in STEPS:
+        for made in (*work.glob("pages/*"), *work.glob("notebooks/*"), *work.glob("figures/*"), work / "index.html"):
+            made.write_bytes(b"of another state")
+        interrupted(out, disk, error, kind, count)
+        assert build(out) == whole, (kind, count)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "count"), [(Killed(), "pages/*", 1), (StudyError("full"), "index.html", 3)], ids=["kill", "error"]
+)
+def test_a_start_that_ended_between_a_notebook_its_page_and_the_index_is_healed(
+    out: Path, disk: Disk, capsys: pytest.CaptureFixture[str], error: BaseException, kind: str, count: int
+) -> None:
+    interrupted(out, disk, error, kind, count)
+    capsys.readouterr()
+    whole = build(out)
+    assert "up to date" not in capsys.readouterr().err
+    assert build(out) == whole and "everything is up to date" in capsys.readouterr().err
+
+
+def test_what_is_missing_or_of_another_state_is_made_again(out: Path) -> None:
+    whole, store = build(out), Store(out, "smoke")
+
+    def holds() -> bool:
+        return not publish._stale(store, WANTED) and states.holds(store, "pages", states.inputs_of(store))
+
+    assert holds()
+    for name in sorted(whole.keys() - {"measurements.json", "study.json"}):
+        if name.startswith(("records/", "weights/")):
+            continue
+        file, text = store.work / name, whole[name]
+        file.unlink()
+        assert not holds(), name
+        file.write_bytes(text[: len(text) // 2])
+        assert not holds(), name
+        file.write_bytes(text)
+    assert holds()
+    for name in ("pages/01_reference_networks.html", "figures/claims.png", "figures/training_curves.png", "claims.json"):
+        (store.work / name).unlink()
+    assert build(out) == whole
+
+
+def test_a_record_that_comes_while_notebooks_run_is_not_taken_for_read(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(out)
+    store, execute_all = Store(out, "smoke"), publish.execute_all
+    record = store.all_records()[0]
+
+    def meanwhile(*arguments: Any) -> None:
+        record.write_bytes(record.read_bytes() + b" ")  # another checksum
+        execute_all(*arguments)
+
+    for page in store.work.glob("notebooks/*"):
+        page.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(publish, "execute_all", meanwhile)
+        build(out)
+    assert publish._stale(store, WANTED).keys() == WANTED.keys()
