@@ -157,11 +157,12 @@ def _gap(wanted: list[Tensor], got: list[Tensor]) -> float:
         return float("inf")
     worst = 0.0
     for one, other in zip(wanted, got, strict=True):
+        one, other = one.to(torch.complex128), other.to(torch.complex128)  # outputs may be masks, indices or spectra
         finite = one.isfinite()
         if not other.isfinite().equal(finite):
             return float("inf")
         if finite.any():
-            far, scale = (one - other)[finite].double().abs().max().item(), one[finite].double().abs().max().item()
+            far, scale = (one - other)[finite].abs().max().item(), one[finite].abs().max().item()
             worst = max(worst, far / scale if scale else far)
     return worst
 

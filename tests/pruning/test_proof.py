@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -222,6 +223,31 @@ class KeepsMaps(OwnPrecision):
     def forward(self, x: Tensor) -> Tensor:
         self.last = [self.a(x).relu()]
         return mean(self.b(self.last[0]))
+
+
+@dataclass
+class Answer:
+    logits: Tensor
+    found: Tensor
+
+
+OUTPUTS: dict[str, Callable[[Tensor], object]] = {
+    "a mask": lambda y: {"logits": y, "found": y > 0, "number": 3},
+    "indices": lambda y: [y, (y.argmax(1), None)],
+    "a spectrum": lambda y: (torch.fft.fft(y),),
+    "a dataclass": lambda y: Answer(y, y.sum(1) > 0),
+}
+
+
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_outputs_of_any_kind_are_compared(case: str) -> None:
+    def build(op: Op) -> Net:
+        return Net(lambda n, x: OUTPUTS[case](mean(n.b(op(n, n.a(x).relu())))), a=conv(3, 8), b=conv(8, 4)).eval()
+
+    plan = make_plan(build(lambda _n, h: h), IMAGES, {"a": torch.arange(8.0)}, ratio=0.5)
+    assert prune(build(lambda _n, h: h), plan).a.out_channels == 4
+    with pytest.raises(StudyError, match="^a cannot be cut as planned"):
+        prune(build(lambda _n, h: h / h.shape[1]), plan)
 
 
 @pytest.mark.parametrize("build", [OwnPrecision, KeepsMaps])
