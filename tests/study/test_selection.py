@@ -36,7 +36,7 @@ def test_long_names_tell_a_references_epochs_from_fine_tunings() -> None:
 
 
 def test_options_of_criteria_are_fields_with_their_defaults() -> None:
-    greedy = parse_only(["redundancy=greedy", "stage=pruned"]).pick(GRID)
+    greedy = parse_only(["redundancy=greedy", "stage=pruned"]).pick(grid(get_profile("quick"), "fp32"))
     assert {run.pruning.criterion for run in greedy if run.pruning} == {"fcs_greedy"}
     (two, *_) = parse_only(["bins=2"]).pick(GRID)
     assert two.pruning and two.pruning.options == {"bins": 2}
