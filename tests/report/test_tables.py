@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from fcs_utils.errors import StudyError
-from fcs_utils.report.comparisons import Row, c1, c2, c3, c3_by_compute, counted
+from fcs_utils.report.comparisons import Row, c1, c2, c2_details, c3, c3_by_compute, counted
 from fcs_utils.report.inference import holm, mean_interval, seed_differences, verdict
 from fcs_utils.report.tables import (
     arms_table,
@@ -365,3 +365,10 @@ def test_differences_are_averaged_within_a_seed_over_what_both_sides_have() -> N
 
 def test_a_network_without_a_deciding_criterion_has_no_rows() -> None:
     assert c2(pd.DataFrame({"criterion": ["random"], "network": ["n"], "seed": [0], "ratio": [0.5], "test": [1.0]})) == []
+
+
+def test_details_show_no_p_value_before_its_correction() -> None:
+    rows = [{"criterion": c, "seed": s, "test": s * (c == "fcs")} for c in ("fcs", "kernel_l1") for s in (0, 1, 3)]
+    found = c2_details(frame(*rows, network="n", ratio=0.5))
+    assert not {"p", "error"} & set(found) and {"p_holm", "effect", "low", "high", "detectable", "verdict"} <= set(found)
+    assert found.effect.tolist() == pytest.approx([4 / 3]) and found.baseline.tolist() == ["kernel_l1"]
