@@ -1,17 +1,123 @@
-"""The base of all configurations, and what their fields may be."""
+"""What values may be: types that pydantic checks, in configurations and in calls of the functions that people use."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from functools import cache, wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from torch import Tensor, nn
+
+from fcs_utils.errors import StudyError, refuse
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator here takes
+
+
+def _ordinary(tensor: Tensor) -> bool:
+    return not (tensor.is_meta or tensor.is_inference() or tensor.is_quantized or nn.parameter.is_lazy(tensor))
+
+
+def _is_network(model: nn.Module) -> nn.Module:
+    tensors = [*model.parameters(), *model.buffers()]
+    if not all(map(_ordinary, tensors)):
+        raise ValueError("a network with real weights: none on device meta, lazy, quantised or made in inference mode")
+    return model
+
+
+def _is_plain(tensor: Tensor) -> Tensor:
+    if not _ordinary(tensor) or tensor.requires_grad or tensor.is_sparse:
+        raise ValueError("a plain tensor: not on device meta, not made in inference mode, and without a gradient (use .detach())")
+    return tensor
+
+
+def _are_images(images: Tensor) -> Tensor:
+    if images.dim() != 4 or not images.numel() or not images.is_floating_point():
+        raise ValueError("a float tensor (N, C, H, W) with N of 1 or more")
+    if not images.isfinite().all():
+        raise ValueError("images without NaN and infinity")
+    return images
+
+
+def _are_labels(labels: Tensor) -> Tensor:
+    if labels.dim() != 1 or labels.dtype != torch.int64 or (len(labels) and labels.min() < 0):
+        raise ValueError("an int64 tensor (N,) of 0 and above")
+    return labels
+
+
+def _is_path(path: str | Path) -> str | Path:
+    if not str(path) or "\0" in str(path):
+        raise ValueError("the name of a file")
+    return path
+
+
+Model = Annotated[nn.Module, AfterValidator(_is_network)]
+Images = Annotated[Tensor, AfterValidator(_is_plain), AfterValidator(_are_images)]
+Labels = Annotated[Tensor, AfterValidator(_is_plain), AfterValidator(_are_labels)]
+FilePath = Annotated[str | Path, AfterValidator(_is_path)]
 
 
 class Config(BaseModel):
     """Immutable, hashable by content, unknown fields refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# Where pydantic's words say what is wrong, or are a programmer's.
+WORDS = {
+    "callable_type": "a function",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "sequence_str": "a list of strings",
+    "string_type": "a string",
+}
+
+
+def _refusal(given: Mapping[str, Any], error: Mapping[str, Any]) -> StudyError:
+    name, *steps = error["loc"]
+    inside, words = given[name], [str(name)]
+    for step in steps:  # some name a branch of a union, not a part of the value
+        if (isinstance(inside, Mapping) and step in inside) or (isinstance(inside, list | tuple) and isinstance(step, int)):
+            inside = inside[step]
+            words.append(str(step))
+    said = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return refuse(".".join(words), error["input"], WORDS.get(error["type"], said))
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Check the arguments of every call against the function's annotations, without changing any, before the call.
+
+    Raises StudyError for the first that does not fit: it names the parameter, its value and what is allowed. Missing and
+    unknown arguments are a TypeError, as without this. What the function makes has gradients also inside ``inference_mode``.
+    """
+    signature = inspect.signature(function)
+    plain = {name for name, one in signature.parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+
+    @cache
+    def rules() -> type[BaseModel]:
+        hints = typing.get_type_hints(function, include_extras=True)
+        options = ConfigDict(arbitrary_types_allowed=True, strict=True, protected_namespaces=())
+        fields = {name: (hint, None) for name, hint in hints.items() if name in plain}
+        return create_model("Arguments", __config__=options, **fields)  # type: ignore[call-overload]
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs).arguments
+        try:
+            rules().model_validate({name: value for name, value in given.items() if name in rules().model_fields})
+        except ValidationError as error:
+            raise _refusal(given, error.errors(include_url=False)[0]) from error
+        with torch.inference_mode(False):
+            return function(*args, **kwargs)
+
+    return call

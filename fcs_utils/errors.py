@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+LONGEST = 200  # characters of a value in an error
+
 
 class StudyError(Exception):
     """An error that the user can correct; the command line prints it as one line, without a traceback."""
@@ -21,7 +23,15 @@ class StudyError(Exception):
 
 def refuse(parameter: str, value: object, allowed: str) -> StudyError:
     """The error for a bad value: names the parameter, the value, what is allowed, and the name that is nearest to a typo."""
-    return StudyError(f"{parameter}={value!r} is not allowed; allowed: {allowed}{did_you_mean(value, allowed.split(', '))}")
+    return StudyError(f"{parameter}={_short(value)} is not allowed; allowed: {allowed}{did_you_mean(value, allowed.split(', '))}")
+
+
+def _short(value: object) -> str:
+    """A value in one line: tensors and arrays by kind and shape, long texts and networks by their beginning."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__} {value.dtype} {tuple(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= LONGEST else text[:LONGEST] + "..."
 
 
 def refuse_field(error: ValidationError, where: str = "") -> StudyError:

@@ -212,10 +212,24 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write tensors as safetensors, atomically, with their checksum beside ``metadata``."""
     from safetensors.torch import save
 
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = dict(metadata or {})
+    plain, ties = untied(tensors)
+    metadata = {**(metadata or {}), **({"ties": canonical_json(ties)} if ties else {})}
     seal = _text_sum({"tensors": tensors_sum(plain), "metadata": metadata})
     write_atomic(path, save(plain, {**metadata, "sha256": seal}))
+
+
+def untied(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors on the CPU, each in memory of its own, and the names of those left out, which are another's memory, with its name."""
+    plain: dict[str, Tensor] = {}
+    ties: dict[str, str] = {}
+    first: dict[tuple[object, ...], str] = {}
+    for name, tensor in tensors.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and (known := first.setdefault(place, name)) != name:
+            ties[name] = known
+        else:
+            plain[name] = tensor.detach().cpu().contiguous().clone()
+    return plain, ties
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -234,4 +248,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise StudyError(f"{path} has no checksum: it was not written by this study")
     if seal != _text_sum({"tensors": tensors_sum(tensors), "metadata": metadata}):
         raise StudyError(f"{path} does not match its checksum: it was changed or damaged")
+    for name, known in parse_json(metadata.pop("ties", "{}").encode(), f"{path}, list of ties,").items():
+        if not isinstance(known, str) or known not in tensors or name in tensors:
+            raise StudyError(f"{path} is damaged: {name} and {known} cannot be one tensor")
+        tensors[name] = tensors[known]
     return tensors, metadata

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fcs_utils.config import Count, Positive, checked
 from fcs_utils.errors import refuse
+from fcs_utils.files import untied
 from fcs_utils.running import shared, untouched
 
 # Simonyan and Zisserman 2015, columns D and E; "M" halves the map.
@@ -102,8 +105,9 @@ class CifarResNet(nn.Module):
         return self.head(self.stage3(self.stage2(self.stage1(x))).mean((2, 3)))
 
 
+@checked
 def build_model(
-    name: str, *, num_classes: int, width: float = 1.0, in_channels: int = 3, shortcut: Literal["A", "B"] = "A"
+    name: str, *, num_classes: Count, width: Positive = 1.0, in_channels: Count = 3, shortcut: Literal["A", "B"] = "A"
 ) -> nn.Module:
     """A network with new random weights, drawn from torch's global generator.
 
@@ -112,14 +116,6 @@ def build_model(
 
     Raises StudyError for an unknown name or a value the network cannot take.
     """
-    if not (isinstance(width, int | float) and 0 < width < float("inf")):
-        raise refuse("width", width, "a number above 0")
-    if num_classes < 1:
-        raise refuse("num_classes", num_classes, "1 or more")
-    if in_channels < 1:
-        raise refuse("in_channels", in_channels, "1 or more")
-    if shortcut not in ("A", "B"):
-        raise refuse("shortcut", shortcut, "'A' or 'B'")
     if shortcut != "A" and name not in RESNET_BLOCKS:
         raise refuse("shortcut", shortcut, f"'A' for {name}: only {', '.join(RESNET_BLOCKS)} have a choice")
     if name.startswith("torchvision/"):
@@ -159,7 +155,9 @@ def _torchvision(name: str, num_classes: int, width: float, in_channels: int) ->
         raise refuse("network", name, "torchvision/ and one of " + ", ".join(known))
     if width != 1.0:
         raise refuse("width", width, f"1.0 for {name}: torchvision fixes its channels")
-    network = torchvision.models.get_model(short, weights=None, num_classes=num_classes)
+    # Auxiliary heads serve their own recipe of training; with them a network returns three tensors in place of logits.
+    plain = {"aux_logits": False, "init_weights": True} if short in ("googlenet", "inception_v3") else {}
+    network = torchvision.models.get_model(short, weights=None, num_classes=num_classes, **plain)
     if in_channels != 3:
         path, first = next((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d))
         fresh = copy.deepcopy(first)
@@ -228,5 +226,14 @@ def module_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
 
 def measure_cost(model: nn.Module, example: Tensor) -> Cost:
     """Parameters, MACs and bytes of a network for one image of example's shape (N, C, H, W)."""
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    return Cost(sum(p.numel() for p in model.parameters()), count_macs(model, example), len(save(state)))
+    size = len(save(untied(model.state_dict())[0]))
+    return Cost(sum(p.numel() for p in model.parameters()), count_macs(model, example), size)
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """``load_state_dict`` of tensors from a file, which keeps no versions; some networks, such as MNASNet, ask for theirs."""
+    own = network.state_dict()
+    versions = own._metadata  # type: ignore[attr-defined]
+    named = OrderedDict(state)
+    named._metadata = versions  # type: ignore[attr-defined]
+    network.load_state_dict(named)

@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import importlib.util
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import InstanceOf
 from torch import Tensor, nn
 
-from fcs_utils.errors import StudyError
-from fcs_utils.files import read_tensors, write_atomic, write_tensors
+from fcs_utils.config import FilePath, Images, Model, checked
+from fcs_utils.errors import StudyError, refuse
+from fcs_utils.files import read_tensors, tensors_sum, write_atomic, write_tensors
+from fcs_utils.models import load_state
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.surgery import prune
-from fcs_utils.running import evaluating
 
 TOLERANCE = 1e-4  # of the logits, absolute and relative
 
 
-def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
+@checked
+def export_onnx(model: Model, path: FilePath, example: Images) -> Path:
     """Write a network as one ONNX file with input ``images`` (N, C, H, W), any N, and output ``logits`` (N, classes).
 
     example: two images or more, (N, C, H, W); on them onnxruntime's logits must equal PyTorch's up to ``TOLERANCE``.
-    The network is exported in eval mode, on the CPU; its mode and device are put back. Returns the path.
+    A copy is exported in eval mode, on the CPU; the network stays as it is. Returns the path.
 
     Raises StudyError when packages of the extra ``deploy`` are missing, the example does not fit, the network cannot
     be exported, or the logits differ; nothing is written then.
     """
     path = Path(path)
     _need_packages()
-    if example.dim() != 4 or len(example) < 2:
-        raise StudyError(f"example must be two images or more (N, C, H, W), got shape {tuple(example.shape)}")
-    example = example.detach().cpu().contiguous()
-    with tempfile.TemporaryDirectory() as folder, evaluating(model), torch.no_grad():
+    if len(example) < 2:
+        raise refuse("example", example, "two images or more (N, C, H, W)")
+    example, model = example.cpu().contiguous(), copy.deepcopy(model).cpu().eval()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         made = Path(folder) / "network.onnx"
-        home = next(model.parameters()).device
-        model.cpu()
         try:
             torch.onnx.export(
                 model,
@@ -53,8 +56,6 @@ def export_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
             expected = model(example)
         except Exception as error:  # noqa: BLE001 - the exporter raises many kinds
             raise StudyError(f"{type(model).__name__} cannot be exported to ONNX: {str(error).splitlines()[0]}") from error
-        finally:
-            model.to(home)
         content = made.read_bytes()
     found = torch.from_numpy(session(content).run(None, {"images": example.numpy()})[0])
     if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
@@ -89,15 +90,33 @@ def has_onnx() -> bool:
     return all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
 
 
-def save_compact(path: str | Path, compact: nn.Module, plan: PruningPlan) -> None:
+@checked
+def save_compact(path: FilePath, compact: Model, plan: InstanceOf[PruningPlan] | Sequence[InstanceOf[PruningPlan]]) -> None:
     """Write a compact network as one safetensors file: its weights, and the plan as JSON in the metadata.
 
-    plan: the one that ``compact`` was pruned with. An older file at ``path`` is replaced at once or not at all.
+    plan: the one that ``compact`` was pruned with; for a network that was pruned several times, all of them in that order.
+    An older file at ``path`` is replaced at once or not at all. Raises StudyError for plans that do not lead to this network.
     """
-    write_tensors(Path(path), compact.state_dict(), {"plan": plan.model_dump_json()})
+    plans = [plan] if isinstance(plan, PruningPlan) else list(plan)
+    if not plans:
+        raise refuse("plan", plan, "one plan or more")
+    widths: dict[str, int] = {}
+    for one in plans:
+        if odd := [name for name, width in one.channels.items() if widths.get(name, width) != width]:
+            raise StudyError(f"the plans do not follow one another: before the next, {odd[0]} has {widths[odd[0]]} channels")
+        widths |= {name: len(kept) for name, kept in one.kept.items()}
+    found = {name: module.out_channels for name, module in compact.named_modules() if isinstance(module, nn.Conv2d)}
+    if odd := [name for name, width in widths.items() if found.get(name) != width]:
+        raise StudyError(f"the plan did not make this network: by it, {odd[0]} has {widths[odd[0]]} channels")
+    state = compact.state_dict()
+    if odd := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise StudyError(f"the network cannot be saved: its {odd[0]} is no tensor")
+    metadata = {f"plan{number or ''}": one.model_dump_json() for number, one in enumerate(plans)}
+    write_tensors(Path(path), state, metadata)
 
 
-def load_compact(path: str | Path, dense: nn.Module) -> nn.Module:
+@checked
+def load_compact(path: FilePath, dense: Model) -> nn.Module:
     """Read a compact network, bit-equal to the one that was saved.
 
     dense: the unpruned architecture, with any weights; it stays as it was. Raises StudyError for a file that is
@@ -106,18 +125,20 @@ def load_compact(path: str | Path, dense: nn.Module) -> nn.Module:
         save_compact("compact.safetensors", compact, plan)
         again = load_compact("compact.safetensors", build_model("vgg16", num_classes=10))
     """
-    plan, state = _read_compact(Path(path))
-    compact = prune(dense, plan)
+    state, metadata = read_tensors(Path(path))
+    if "plan" not in metadata:
+        raise StudyError(f"{path} holds weights but no pruning plan: it was not written by save_compact")
+    compact = dense
+    for number in range(len(metadata)):
+        if text := metadata.get(f"plan{number or ''}"):
+            compact = prune(compact, PruningPlan.from_json(text))
     own = compact.state_dict()
     for name in own.keys() | state.keys():
         if name not in own or name not in state or own[name].shape != state[name].shape:
             raise StudyError(f"{path} belongs to another architecture: its {name} does not fit")
-    compact.load_state_dict(state)
+        if own[name].dtype != state[name].dtype:
+            raise StudyError(f"{path} does not fit: its {name} is {state[name].dtype}, the architecture's {own[name].dtype}")
+    load_state(compact, state)
+    if tensors_sum(compact.state_dict()) != tensors_sum(state):  # two layers of the architecture share what differs in the file
+        raise StudyError(f"{path} belongs to another architecture, whose layers do not share the same weights")
     return compact
-
-
-def _read_compact(path: Path) -> tuple[PruningPlan, dict[str, Any]]:
-    state, metadata = read_tensors(path)
-    if "plan" not in metadata:
-        raise StudyError(f"{path} holds weights but no pruning plan: it was not written by save_compact")
-    return PruningPlan.from_json(metadata["plan"]), state

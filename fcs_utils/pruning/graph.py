@@ -133,7 +133,7 @@ def walk(graph: tp.DependencyGraph, module: nn.Conv2d, largest: int = BUDGET) ->
     root = graph.module2node[module]
     first, whole = Dependency(cut, cut, source=root, target=root), np.tile(np.arange(module.out_channels), (2, 1))
     found: dict[tuple[int, Any], tuple[Dependency, Indices]] = {(id(root), cut): (first, whole)}
-    waiting, passed, made = [(first, whole)], set(), 0
+    waiting, passed, made, most = [(first, whole)], set(), 0, BUDGET + 64 * whole.size
     while waiting:
         done, indices = waiting.pop()
         passed.add(id(done.target))
@@ -143,11 +143,14 @@ def walk(graph: tp.DependencyGraph, module: nn.Conv2d, largest: int = BUDGET) ->
             reached = indices
             for mapping in step.index_mapping:
                 if mapping is not None and reached.size:
+                    # The library guesses how many indices a reshape makes of one, at times absurdly many or fewer than none.
+                    if not 0 < (longer := getattr(mapping, "_stride", 1) * reached.size) <= most:
+                        return None
                     reached = _mapped(mapping, reached)
-                    made += reached.size
+                    made += longer
             if not reached.size:
                 continue
-            if made > BUDGET + 64 * whole.size or reached[0].max() >= largest:
+            if made > most or reached[0].max() >= largest:
                 return None
             key = (id(step.target), step.handler)
             known = found.get(key)

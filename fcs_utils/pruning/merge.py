@@ -60,7 +60,7 @@ def merge(model: nn.Module, plan: PruningPlan, statistics: Mapping[str, ChannelS
         warnings.warn(
             f"merge left out {len(skipped)} of {len(plan.kept)} layers: "
             + "; ".join(f"{name} ({why})" for name, why in skipped.items()),
-            stacklevel=4,  # the caller of prune
+            stacklevel=5,  # the caller of prune
         )
     return skipped
 

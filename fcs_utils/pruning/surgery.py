@@ -7,27 +7,31 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+from pydantic import InstanceOf
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from fcs_utils.errors import StudyError, refuse
+from fcs_utils.config import Count, Images, Model, checked
+from fcs_utils.errors import StudyError
 from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.pruning.layers import check_images
 from fcs_utils.pruning.merge import merge
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.proof import Proof, exact_groups
 from fcs_utils.pruning.statistics import ChannelStatistics
-from fcs_utils.running import evaluating, memory_format
+from fcs_utils.running import evaluating, memory_format, run_network
 
 Compensate = Literal["none", "merge"]
 
 
+@checked
 def prune(
-    model: nn.Module,
-    plan: PruningPlan,
+    model: Model,
+    plan: InstanceOf[PruningPlan],
     *,
     compensate: Compensate = "none",
     statistics: Mapping[str, ChannelStatistics] | None = None,
-    example: Tensor | None = None,
+    example: Images | None = None,
 ) -> nn.Module:
     """Return a compact copy of the network without the channels that the plan drops; the original stays as it was.
 
@@ -44,8 +48,6 @@ def prune(
     Raises StudyError for an unknown compensate, missing statistics, a plan that is damaged or of another network, and for
     a network that the plan cannot cut exactly, with the name of a layer.
     """
-    if compensate not in ("none", "merge"):
-        raise refuse("compensate", compensate, "'none' or 'merge'")
     for name, width in plan.channels.items():
         try:
             module = model.get_submodule(name)
@@ -74,32 +76,47 @@ def prune(
         raise StudyError(f"{name} cannot be cut as planned: {fault}")
     if proof.untrained:
         warnings.warn(
-            f"surgery was checked in eval mode only, since in train mode the network fails: {proof.untrained}", stacklevel=2
+            f"surgery was checked in eval mode only, since in train mode the network fails: {proof.untrained}", stacklevel=3
         )
     return compact
 
 
+@checked
 @torch.no_grad()
-def recalibrate(model: nn.Module, images: Tensor, batch_size: int = 256) -> None:
+def recalibrate(model: Model, images: Images, batch_size: Count = 256) -> None:
     """Estimate the BatchNorm statistics again on calibration images, in place (M9); nothing to do without BatchNorm.
 
-    images: (N, C, H, W), normalised. Momentum and mode come back as they were: a momentum left at None would
-    make every later training evaluate with lagging statistics.
+    images: (N, C, H, W), normalised. batch_size: the most images of a batch; batches are of nearly one size and count alike.
+    This concerns BatchNorm1d, 2d and 3d and SyncBatchNorm that keep running statistics and that the images reach in eval mode.
+    Others keep theirs. Momentum and mode come back as they were: a momentum left at None would make every later
+    training evaluate with lagging statistics.
+
+    Raises StudyError for images on which the network does not run or yields NaN or infinity. All is then as before.
+
+        recalibrate(compact, images)
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    layout = memory_format(model, images)
-    with evaluating(model):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain average over the batches
-            norm.train()
-        try:
+    norms = [one for one in model.modules() if isinstance(one, _BatchNorm) and one.running_mean is not None]
+    norms = [norm for norm in norms if norm.num_batches_tracked is not None]  # without its count there is no plain average
+    before = [(norm, norm.momentum, [(buffer, buffer.clone()) for buffer in norm.buffers(recurse=False)]) for norm in norms]
+    measured: list[_BatchNorm] = []
+    try:
+        with evaluating(model):
+            layout = memory_format(model, images)
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain average over the batches
+                norm.train()
             for batch in _even_batches(images, batch_size):
-                model(batch.contiguous(memory_format=layout))
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
+                run_network(model, batch.contiguous(memory_format=layout))
+        reached = [norm for norm in norms if norm.num_batches_tracked]
+        if not all(buffer.isfinite().all() for norm in reached for buffer in norm.buffers(recurse=False)):
+            raise StudyError("the network's activations are NaN or infinite on these images; it keeps its old statistics")
+        measured = reached
+    finally:
+        for norm, momentum, buffers in before:
+            norm.momentum = momentum
+            for buffer, value in buffers if norm not in measured else ():
+                buffer.copy_(value)
 
 
 def _even_batches(images: Tensor, batch_size: int) -> tuple[Tensor, ...]:

@@ -23,7 +23,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from fcs_utils.benchmarks import scoring
 from fcs_utils.benchmarks.latency import deployment_table
-from fcs_utils.files import write_atomic
+from fcs_utils.files import read_bytes, write_atomic
 from fcs_utils.report import figures
 from fcs_utils.report.chapters import NOTEBOOKS, Notebook
 from fcs_utils.report.claims import STATEMENTS, claim_verdicts
@@ -94,7 +94,7 @@ def render_page(store: Store, notebook: Notebook, shared: Mapping[str, Any]) -> 
         extra_template_basedirs=[str(HERE)],
         filters={"markdown2html": to_html, "figure_links": lambda name: figure_links(store, name, "../")},
     )
-    body = exporter.from_notebook_node(nbformat.read(store.executed(notebook.name), as_version=4))[0]
+    body = exporter.from_notebook_node(nbformat.reads(read_bytes(store.executed(notebook.name)).decode(), as_version=4))[0]
     _write_page(store.page(notebook.name), title_and_question(notebook)[0], body, {**shared, "up": "../"}, notebook.name)
 
 

@@ -39,7 +39,7 @@ def made_by(store: Store, notebook: Notebook) -> list[Path]:
 
     from fcs_utils.report.figures import FIGURES
 
-    cells = nbformat.read(store.executed(notebook.name), as_version=4).cells
+    cells = nbformat.reads(read_bytes(store.executed(notebook.name)).decode(), as_version=4).cells
     shown = {
         name
         for cell in cells

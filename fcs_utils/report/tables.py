@@ -106,7 +106,7 @@ def rates_table(rates: pd.DataFrame, slack: float) -> pd.DataFrame:
     """Validation top-1 (and loss) of the pilot runs by arm and learning rate; the chosen one is the arm's from then on."""
     means = rates.groupby(["network", "method", "learning_rate"], sort=False)[["validation", "validation_loss"]].mean()
     cells = means.apply(lambda row: f"{row.validation:.2f} ({row.validation_loss:.3f})", axis=1)
-    shown = cells.unstack("learning_rate").sort_index(axis=1).rename(columns="{:g}".format).reset_index()
+    shown = cells.unstack("learning_rate").sort_index(axis=1).rename(columns="{:g}".format).rename_axis(columns=None).reset_index()
     chosen = best_rates(rates, slack)
     picked = [f"{chosen[row.network, row.method]:g}" for row in shown.itertuples()]
     return shown.assign(method=shown.method.map(arm_label), chosen=picked, n=rates.seed.nunique())
@@ -163,16 +163,9 @@ def grid_cost_table(found: Mapping[Any, Sequence[Mapping[str, Any]]]) -> pd.Data
         seen |= {record["id"] for record in own}
         macs = sum(history[-1]["training_macs"] for r in own if (history := r["result"].get("history")))
         seconds = sum(record["volatile"]["seconds"] for record in own)
-        rows.append(
-            {
-                "stage": stage,
-                "runs": len(own),
-                "training (10^12 MACs)": f"{macs / 1e12:,.1f}",
-                "hours of one thread or GPU": f"{seconds / 3600:.2f}",
-                "seconds a run": f"{seconds / max(1, len(own)):.1f}",
-            }
-        )
-    return pd.DataFrame(rows)
+        spent = f"{macs / 1e12:,.1f}", f"{seconds / 3600:.2f}", f"{seconds / max(1, len(own)):.1f}"
+        rows.append((stage, len(own), *spent))
+    return pd.DataFrame(rows, columns=["stage", "runs", "training (10^12 MACs)", "hours of one thread or GPU", "seconds a run"])
 
 
 @as_table("missing", "missing")

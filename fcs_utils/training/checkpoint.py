@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import parse_json, read_tensors, set_aside, write_tensors
+from fcs_utils.models import load_state
 from fcs_utils.training.optimiser import Optimiser
 
 EVERY = 60.0  # seconds between saves: a kill loses at most this and the current epoch
@@ -68,7 +69,7 @@ class Checkpoint:
             return []
         for n, network in enumerate(networks):
             prefix = f"network.{n}."
-            network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+            load_state(network, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         for n, (optimiser, schedule) in enumerate(zip(optimisers, content["schedules"], strict=True)):
             (own,) = optimiser.sgd.param_groups
             # A file keeps values without their layout in memory; a fused step takes the parameter's layout for granted.

@@ -65,6 +65,12 @@ def test_random_depends_on_its_seed_only() -> None:
     assert importance("random", model=model)["0"].equal(importance("random", model=model, seed=0)["0"])
 
 
+def test_random_gives_layers_of_one_width_numbers_of_their_own() -> None:
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 1) for _ in range(3)))
+    found = importance("random", model=model, seed=1)
+    assert len({value for scores in found.values() for value in scores.tolist()}) == 12
+
+
 def test_kernel_l2_is_the_euclidean_filter_norm() -> None:
     got = importance("kernel_l2", model=layer([[3, -4], [1, 0], [0, 0]]))
     torch.testing.assert_close(got["0"], torch.tensor([5.0, 1.0, 0.0]).double())

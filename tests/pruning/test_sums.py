@@ -69,3 +69,11 @@ def test_a_channel_takes_its_share_of_the_nuclear_norm(monkeypatch: pytest.Monke
         assert nuclear_drops(tall)[0].tolist() == pytest.approx(drops["tall"])
     both = torch.cat([wide, 2 * wide])
     assert nuclear_drops(both).tolist() == [pytest.approx([5, 2]), pytest.approx([10, 4])]
+
+
+def test_a_rank_counts_singular_values_above_the_rounding_of_float32() -> None:
+    # At size 32 the tolerance is 32 * 1.19e-7 = 3.8e-6 of the largest singular value.
+    maps = torch.zeros(1, 4, 32, 32)
+    for channel, second in enumerate((1e-5, 4e-6, 3.6e-6, 1e-6)):
+        maps[0, channel, 0, 0], maps[0, channel, 1, 1] = 1, second
+    assert map_ranks(maps).tolist() == map_ranks(1000 * maps.mT).tolist() == [[2, 2, 1, 1]]
