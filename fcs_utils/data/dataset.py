@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fcs_utils.config import checked
 from fcs_utils.data.readers import Arrays, read_arrays
 from fcs_utils.errors import refuse
 
@@ -165,6 +166,7 @@ def data_folder(folder: str | Path | None = None) -> Path:
     return Path(folder or os.environ.get("FCS_DATA") or (beside if beside.is_dir() and not here.is_dir() else here))
 
 
+@checked
 def load_dataset(name: str, folder: str | Path | None = None, device: torch.device | str = "cpu") -> Dataset:
     """A data set by name with its fixed splits on a device.
 

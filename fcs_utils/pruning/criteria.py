@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fcs_utils.config import Images, Labels, Model, Seed, checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import module_sum
 from fcs_utils.pruning.statistics import ChannelStatistics
@@ -120,14 +121,15 @@ def needs(name: str, options: Mapping[str, Any] = {}) -> tuple[tuple[Reading, ..
     return (options.get("reading", "pooled"),), (extra,) if extra else ()
 
 
+@checked
 def importance(
     name: str,
     *,
-    model: nn.Module,
+    model: Model,
     statistics: Mapping[str, ChannelStatistics] | None = None,
-    images: Tensor | None = None,
-    labels: Tensor | None = None,
-    seed: int = 0,
+    images: Images | None = None,
+    labels: Labels | None = None,
+    seed: Seed = 0,
     **options: Any,
 ) -> dict[str, Tensor]:
     """Importance of every channel by convolution name: finite float64 tensors (C,), higher = keep.

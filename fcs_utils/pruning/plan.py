@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
+from fcs_utils.config import Images, Model, checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.counts import keep_count
 from fcs_utils.pruning.draft import Draft
@@ -83,9 +84,10 @@ def _checked(validate: Callable[[Any], PruningPlan], value: Any) -> PruningPlan:
         raise StudyError(f"not a pruning plan: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
 
+@checked
 def make_plan(
-    model: nn.Module,
-    example: Tensor,
+    model: Model,
+    example: Images,
     importances: Mapping[str, Tensor],
     *,
     ratio: float | None = None,

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fcs_utils.config import Count, Images, Model, checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.flow import Consumer
 from fcs_utils.pruning.layers import Layer, Scope, check_images, trace_layers
@@ -147,17 +148,18 @@ def pick_layers(model: nn.Module, images: Tensor, names: Sequence[str] | None, s
     return [found[name] for name in wanted]
 
 
+@checked
 @torch.no_grad()
 def collect_statistics(
-    model: nn.Module,
-    images: Tensor,
+    model: Model,
+    images: Images,
     *,
     layers: Sequence[str] | None = None,
     scope: Scope = "all",
     tap: TapName = "consumer",
     readings: Sequence[Reading] = ("pooled",),
     extras: Sequence[Extra] = (),
-    batch_size: int = 256,
+    batch_size: Count = 256,
     transform: Callable[[Tensor], Tensor] = lambda maps: maps,
 ) -> dict[str, ChannelStatistics]:
     """Collect the statistics of every prunable convolution in one forward pass, in eval mode (M1, M3).

@@ -11,6 +11,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from fcs_utils.config import Images, Model, checked
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.criteria import check_options, importance, needs
 from fcs_utils.pruning.layers import prunable_layers
@@ -29,7 +30,8 @@ class FCSImportance(tp.importance.Importance):  # type: ignore[misc]
     StudyError as ``collect_statistics`` and ``importance`` do.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, criterion: str = "fcs", **options: Any) -> None:
+    @checked
+    def __init__(self, model: Model, images: Images, criterion: str = "fcs", **options: Any) -> None:
         if check_options(criterion, options).reads == "gradients":
             raise StudyError(f"criterion {criterion!r} needs labels; Torch-Pruning has a Taylor importance of its own")
         self.model, self.images, self.criterion, self.options = model, images, criterion, options

@@ -11,8 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import InstanceOf
 from tqdm import tqdm
 
+from fcs_utils.config import checked
 from fcs_utils.errors import StudyError, is_out_of_memory, refuse
 from fcs_utils.machine import describe_machine, describe_moment, one_thread, pick_device
 from fcs_utils.pruning.criteria import CRITERIA
@@ -42,9 +44,10 @@ class Study:
     Nothing is created before ``run``.
     """
 
+    @checked
     def __init__(
         self,
-        profile: str | Profile,
+        profile: str | InstanceOf[Profile],
         out: str | Path = "results",
         data: str | Path | None = None,
         device: str = "auto",

@@ -11,13 +11,17 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
+from pydantic import InstanceOf
 from torch import Tensor, nn
 
+from fcs_utils.config import Model, Seed, checked
 from fcs_utils.data.dataset import Batch
 from fcs_utils.errors import OutOfTime, StudyError, refuse
 from fcs_utils.models import count_macs
 from fcs_utils.training.arms import Arm, get_arm
 from fcs_utils.training.checkpoint import Checkpoint
+from fcs_utils.training.fitting import check_fit, check_networks, checked_batch
+from fcs_utils.training.losses import check_logits
 from fcs_utils.training.optimiser import Optimiser, Training
 from fcs_utils.training.passes import Execution, Pass, autocast, check_mode, training_passes
 
@@ -62,15 +66,16 @@ class Callbacks:
 PLAIN, NOTHING_BESIDE = Execution(), Callbacks()
 
 
+@checked
 def fit(
-    networks: Sequence[nn.Module],
-    training: Training,
+    networks: Sequence[Model],
+    training: InstanceOf[Training],
     batches: Batches,
-    arm: Arm | str = "tft",
+    arm: InstanceOf[Arm] | str = "tft",
     *,
-    seed: int = 0,
-    execution: Execution = PLAIN,
-    callbacks: Callbacks = NOTHING_BESIDE,
+    seed: Seed = 0,
+    execution: InstanceOf[Execution] = PLAIN,
+    callbacks: InstanceOf[Callbacks] = NOTHING_BESIDE,
 ) -> list[Epoch]:
     """Train networks in place by an arm of fine-tuning; returns one ``Epoch`` for each epoch.
 
@@ -86,8 +91,9 @@ def fit(
     first network moves before the peer's loss is made, from its renewed predictions, as in Zhang et al. (2018); by
     default both losses come from the same forward passes.
 
-    Raises StudyError for an unknown arm, a number of networks that the arm does not take, an execution mode that the
-    device lacks, no batches, epochs of unequal length, and a loss that is NaN or infinite.
+    Raises StudyError, before anything is trained, for an unknown arm, networks that do not fit the arm or one another, an
+    execution mode that the device lacks, and a first batch that the networks do not take; later for batches that are not as
+    the first, epochs of unequal length, and a loss that is NaN or infinite.
 
     >>> import torch
     >>> from torch.utils.data import DataLoader, TensorDataset
@@ -101,14 +107,14 @@ def fit(
     (2, True)
     """
     arm = get_arm(arm) if isinstance(arm, str) else arm
-    if len(networks) != arm.networks:
-        raise refuse("networks", len(networks), f"{arm.networks} for arm {arm.name}")
+    check_networks(networks, arm)
     device = next(networks[0].parameters()).device
     check_mode(execution.passes, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        sample, steps = _look(batches, seed)
+        sample, labels, steps = _look(batches, seed)
         sample = sample.to(device)
+        check_fit(networks, arm.trained, sample, labels)
         rates = [training.learning_rate, arm.settings.get("peer_learning_rate") or training.learning_rate]
         learning = zip(networks[: arm.trained], rates, strict=False)
         optimisers = [Optimiser(network, training, rate, training.epochs * steps) for network, rate in learning]
@@ -119,14 +125,17 @@ def fit(
             return run.train(training, lambda epoch: batches(seed, epoch))
 
 
-def _look(batches: Batches, seed: int) -> tuple[Tensor, int]:
-    """The images of the first batch, and how many batches an epoch has."""
+def _look(batches: Batches, seed: int) -> tuple[Tensor, Tensor, int]:
+    """The images and labels of the first batch, and how many batches an epoch has."""
     epoch = batches(seed, 1)
+    if not isinstance(epoch, Iterable):
+        raise refuse("batches(seed, 1)", epoch, "an iterable of (images, labels)")
     left = iter(epoch)
     first = next(left, None)
     if first is None:
         raise StudyError("batches(seed, 1) gave no batch: fit needs at least one of (images, labels)")
-    return first[0], len(epoch) if isinstance(epoch, Sized) else 1 + sum(1 for _ in left)
+    images, labels = checked_batch(first, "the first batch of batches(seed, 1)")
+    return images, labels, len(epoch) if isinstance(epoch, Sized) else 1 + sum(1 for _ in left)
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,7 @@ class _Update:
             logits = [forward(images).float() for forward in self.passes[:trained]]
             with torch.no_grad():
                 logits += [forward(images).float() for forward in self.passes[trained:]]
+        check_logits(logits, labels)
         found = losses(logits, labels)[:trained]
         if self.arm.sequential:
             self.optimisers[0].update(found[0])
@@ -207,7 +217,8 @@ class _Run:
             network.train(number < trained)
         device = next(self.networks[0].parameters()).device
         total, done, seen = torch.zeros(trained, device=device), 0, 0  # summed on the device: no wait for it in an epoch
-        for images, labels in batches:
+        for batch in batches:
+            images, labels = checked_batch(batch, f"batch {done + 1} of epoch {epoch}")
             try:
                 self.callbacks.on_batch()
             except OutOfTime as error:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fcs_utils.config import NotNegative, Positive, checked
+from fcs_utils.errors import refuse
 
 # Logits (B, K) of every network and labels (B,) -> one loss for every network.
 Losses = Callable[[Sequence[Tensor], Tensor], list[Tensor]]
@@ -25,14 +29,32 @@ def distance(own: Tensor, peer: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(F.log_softmax(own / temperature, 1), target, reduction="batchmean", log_target=True)
 
 
-def mutual(temperature: float = 1.0, strength: float = 1.0) -> Losses:
+def check_logits(logits: Sequence[Tensor], labels: Tensor) -> None:
+    """Raises StudyError for logits that are not (B, K) with one K, and labels that are not (B,) int64 of 0 to K - 1."""
+    for one in logits:
+        if not isinstance(one, Tensor) or one.dim() != 2:
+            found = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
+            raise refuse("logits", str(found), "a tensor (B, K); of networks with auxiliary heads build one without them")
+    sizes = {one.shape[1] for one in logits}
+    if len(sizes) > 1:
+        raise refuse("logits", f"of {' and '.join(map(str, sorted(sizes)))} classes", "networks with equal classes")
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or any(labels.shape != one.shape[:1] for one in logits):
+        raise refuse("labels", labels, f"an int64 tensor {tuple(logits[0].shape[:1])}, one label an image")
+    # A GPU would have to wait for the result.
+    if labels.device.type == "cpu" and len(labels) and (labels.min() < 0 or labels.max() >= min(sizes)):
+        raise refuse("labels", f"{int(labels.min())} to {int(labels.max())}", f"0 to {min(sizes) - 1}, the classes of the logits")
+
+
+@checked
+def mutual(temperature: Positive = 1.0, strength: NotNegative = 1.0) -> Losses:
     """(M11) The loss of mutual learning: two networks learn from the labels and from each other.
 
     Returns a function of the logits of two networks, (B, K) each, and labels (B,). It gives one scalar loss for each
     network, in nats: its cross-entropy plus ``strength`` times T^2 KL(other || own), with T the ``temperature``. Each
     takes the other's predictions as a fixed target, so each loss has gradients in its own network only.
 
-    Raises ValueError where it is given the logits of fewer or more than two networks.
+    Raises StudyError for a temperature or strength that is no such number, and where the function is given the logits of
+    fewer or more than two networks, of different classes, or labels that do not fit them.
 
     Source: Zhang, Xiang, Hospedales, Lu, Deep Mutual Learning, CVPR 2018; the temperature is from Hinton, Vinyals,
     Dean, Distilling the Knowledge in a Neural Network, 2015.
@@ -46,6 +68,9 @@ def mutual(temperature: float = 1.0, strength: float = 1.0) -> Losses:
     """
 
     def losses(logits: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
+        if len(logits) != 2:
+            raise refuse("logits", f"of {len(logits)} networks", "those of two networks")
+        check_logits(logits, labels)
         compact, peer = logits
         return [
             F.cross_entropy(compact, labels) + strength * distance(compact, peer, temperature),

@@ -30,6 +30,10 @@ class Execution:
     precision: Literal["fp32", "bf16"] = "fp32"
     passes: Mode = "plain"
 
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise refuse("precision", self.precision, "fp32, bf16")
+
 
 def check_mode(mode: str, device: torch.device) -> None:
     """Raises StudyError for an execution mode that is unknown or that this device lacks."""

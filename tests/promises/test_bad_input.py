@@ -267,7 +267,7 @@ CALLS: list[tuple[str, Call, str]] = [
     ("plan with text", bad_plan(kept="all"), "not a pruning plan"),
     ("a stranger's field", bad_plan(run="rm -rf"), "not a pruning plan"),
     ("plan is no JSON", lambda net: PruningPlan.from_json("{"), "not a pruning plan"),
-    ("file not there", lambda net: load_compact("nowhere.safetensors", net), "nowhere.safetensors cannot be read"),
+    ("file not there", lambda net: load_compact("nowhere.safetensors", net), "cannot read nowhere.safetensors"),
     ("profile", lambda net: get_profile("quik"), "profile='quik' is not allowed; allowed: cifar"),
     ("data set", lambda net: load_dataset("minst"), "dataset='minst' is not allowed; allowed: digits"),
     ("stages", lambda net: Study("smoke", "nowhere").runs(["prunned"]), "stages=['prunned'] is not allowed"),  # type: ignore[list-item]

@@ -1,0 +1,50 @@
+"""What a training needs of its networks and batches, checked before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fcs_utils.data.dataset import Batch
+from fcs_utils.errors import StudyError, refuse
+from fcs_utils.running import run_network, untouched
+from fcs_utils.training.arms import Arm
+from fcs_utils.training.losses import check_logits
+
+
+def check_networks(networks: Sequence[nn.Module], arm: Arm) -> None:
+    """Raises StudyError for as many networks as the arm does not take, and for networks that cannot be trained side by side."""
+    if len(networks) != arm.networks:
+        raise refuse("networks", len(networks), f"{arm.networks} for arm {arm.name}")
+    weights = [{id(parameter) for parameter in network.parameters()} for network in networks]
+    if not all(weights) or not any(parameter.requires_grad for net in networks[: arm.trained] for parameter in net.parameters()):
+        raise StudyError("networks: each needs parameters, and those that learn parameters that require a gradient")
+    if len(weights) > 1 and weights[0] & weights[1]:
+        raise StudyError("networks: the two share parameters; copy one of them, as with copy.deepcopy")
+    if len(devices := {str(parameter.device) for network in networks for parameter in network.parameters()}) > 1:
+        raise refuse("networks", f"on {', '.join(sorted(devices))}", "networks on one device")
+
+
+def checked_batch(batch: object, where: str) -> Batch:
+    """Images and labels. Raises StudyError for anything else, naming where it comes from."""
+    if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
+        found = [type(part).__name__ for part in batch] if isinstance(batch, tuple | list) else type(batch).__name__
+        raise StudyError(f"{where} is not allowed: {found}; allowed: two tensors, (images, labels)")
+    images, labels = batch
+    if not images.is_floating_point() or labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
+        found = f"images {images.dtype} {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}"
+        raise StudyError(f"{where} is not allowed: {found}; allowed: float images (B, C, H, W) and int64 labels (B,)")
+    return images, labels
+
+
+@torch.no_grad()
+def check_fit(networks: Sequence[nn.Module], trained: int, images: Tensor, labels: Tensor) -> None:
+    """Try a batch in the modes of training, without a trace. Raises StudyError where it does not run or gives no logits."""
+    logits = []
+    for number, network in enumerate(networks):
+        with untouched(network):
+            network.train(number < trained)
+            logits.append(run_network(network, images))
+    check_logits(logits, labels)
