@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fcs_utils.config import Count, Images, Model, checked
-from fcs_utils.errors import StudyError
+from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.pruning.layers import check_images
 from fcs_utils.pruning.merge import merge
@@ -58,6 +58,8 @@ def prune(
             raise StudyError(f"the plan does not fit this network: it expects {name} with {width} channels, found {there}")
     if example is not None:
         check_images(model, example)
+        if example.shape[1] != plan.input_shape[0]:
+            raise refuse("example", tuple(example.shape), f"images (N, {plan.input_shape[0]}, H, W), as those of the plan")
     dense = duplicate(model)
     if compensate == "merge":
         if statistics is None:

@@ -143,7 +143,7 @@ def test_images_of_the_user_are_tried_too(scale: float) -> None:
         prune(net, plan, example=large)
     scores = {name: torch.arange(net.get_submodule(name).out_channels).double() for name in "abc"}
     assert set(make_plan(net, large, scores, ratio=0.5).skipped) == {"a"}
-    with pytest.raises(StudyError, match="images="):
+    with pytest.raises(StudyError, match="example="):
         prune(net, plan, example=torch.zeros(1, 2, 8, 8))
 
 
