@@ -29,12 +29,16 @@ settings.register_profile("nightly", deadline=None, max_examples=500)
 settings.load_profile("study")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the slow tests first; at the end, the other core would be idle.
+    """Tests that read the smoke study are slow, for it takes minutes. They run first, then other slow ones.
 
-    Next come those that read the smoke study, so that one worker makes it while the other one does what needs none.
+    One worker makes the study while the other one goes on, and at the end no core is idle.
     """
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, "smoke" not in getattr(item, "fixturenames", ())))
+    smoky = [item for item in items if "smoke" in getattr(item, "fixturenames", ())]
+    for item in smoky:
+        item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: ("smoke" not in getattr(item, "fixturenames", ()), item.get_closest_marker("slow") is None))
 
 
 @pytest.fixture(scope="session")

@@ -192,4 +192,4 @@ def test_the_grid_counts_shared_runs_once(smoke: Path) -> None:
     table = grid_cost_table(study.found()).set_index("stage")
     # The pilots' references and pruned networks are no runs of a stage.
     assert table.runs.sum() == len({run.identity for run in study.runs()})
-    assert (table["training (10^12 MACs)"].str.replace(",", "").astype(float) > 0).sum() >= 3
+    assert (table["training (10^12 MACs)"].str.replace(",", "").astype(float) > 0).sum() >= 2

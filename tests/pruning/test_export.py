@@ -56,7 +56,7 @@ def test_a_network_that_does_not_agree_is_not_written(tmp_path: Path, monkeypatc
         export_onnx(network, tmp_path / "net.onnx", 0.01 * torch.randn(2, 3, 8, 8))
     with pytest.raises(StudyError, match="Sequential cannot be exported to ONNX"):
         export_onnx(network, tmp_path / "net.onnx", torch.randn(2, 3, 9, 9))  # does not fit the linear layer
-    with pytest.raises(StudyError, match=r"two images or more .* got shape \(1, 3, 8, 8\)"):
+    with pytest.raises(StudyError, match=r"\(1, 3, 8, 8\) is not allowed; allowed: two images or more"):
         export_onnx(network, tmp_path / "net.onnx", torch.randn(1, 3, 8, 8))
     assert not list(tmp_path.iterdir())
     real = builtins.__import__

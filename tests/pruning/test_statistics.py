@@ -213,8 +213,8 @@ def test_activations_that_are_not_finite_name_the_layer(bad: float) -> None:
     [
         ({"layers": ["conv9"]}, "conv9"),
         ({"tap": "middle"}, "tap='middle'"),
-        ({"readings": ("pooled", "median")}, "readings=\\['median'\\]"),
-        ({"extras": ("rank",)}, "extras=\\['rank'\\]"),
+        ({"readings": ("pooled", "median")}, "readings.1='median'"),
+        ({"extras": ("rank",)}, "extras.0='rank'"),
         ({"batch_size": 0}, "batch_size=0"),
     ],
 )

@@ -47,6 +47,7 @@ def test_hours_are_multiply_adds_over_throughput_network_by_network(tmp_path: Pa
     assert not any(tmp_path.iterdir())  # the estimate writes nothing
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_prints_a_line_a_stage(tmp_path: Path) -> None:
     done = study_command("estimate", "--profile", "smoke", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -73,6 +73,7 @@ def test_workers_are_at_least_one(tmp_path: Path) -> None:
         Study("smoke", tmp_path).run(["reference"], workers=0)
 
 
+@pytest.mark.slow
 def test_a_part_of_the_runs_by_fields(tmp_path: Path) -> None:
     out = ["--out", str(tmp_path), "--profile", "smoke"]
     listed = study_command("run", *out, "--only", "network=resnet20", "ratio=0.5", "criterion=fcs", "method=tft", "--list")
@@ -93,6 +94,7 @@ def test_a_part_of_the_runs_by_fields(tmp_path: Path) -> None:
     assert done.returncode == 1 and "only='reference.network=resnet56' is not allowed; allowed: vgg16, resnet20" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_profile_of_several_data_sets_is_a_study_of_each(tmp_path: Path) -> None:
     assert studies("paper") == ["paper", "paper:cifar100"] and studies("paper", ["cifar10"]) == ["paper"]
     assert studies("paper", ["imagefolder:x", "cifar10"]) == ["paper:imagefolder:x", "paper"] and studies("quick") == ["quick"]
