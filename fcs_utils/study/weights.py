@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import read_tensors, set_aside, tensors_sum, write_tensors
+from fcs_utils.models import load_state
 from fcs_utils.study.records import Store
 from fcs_utils.study.runs import Run, describe
 
@@ -29,7 +30,7 @@ def load_weights(store: Store, run: Run, network: nn.Module, recorded: str | Non
         except StudyError as error:
             set_aside(path, f"{error}; trained again")
         else:
-            network.load_state_dict(state)
+            load_state(network, state)
             return found
     return None
 
@@ -42,7 +43,7 @@ def keep_weights(store: Store, run: Run, network: nn.Module) -> str:
     """
     trained = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
     state = {name: t.half() if t.is_floating_point() and t.dim() > 1 else t for name, t in trained.items()}
-    network.load_state_dict(state)
+    load_state(network, state)
     write_tensors(store.weights(run.identity), state, {"run": run.identity})
     return tensors_sum(state)
 

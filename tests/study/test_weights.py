@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fcs_utils.files import read_tensors, tensors_sum, write_tensors
+from fcs_utils.models import build_seeded
 from fcs_utils.report.frames import runs_frame
 from fcs_utils.study.networks import Bench
 from fcs_utils.study.profiles import Profile, get_profile
-from fcs_utils.study.records import write_record
+from fcs_utils.study.records import Store, write_record
+from fcs_utils.study.runs import parse_run
 from fcs_utils.study.study import Study
+from fcs_utils.study.weights import keep_weights, load_weights
 from fcs_utils.training.optimiser import Training
 
 
@@ -116,6 +119,34 @@ def test_weights_that_no_such_network_can_have_are_set_aside(study: Study, wrong
     with pytest.warns(UserWarning, match=rf"set aside as {path.stem}.corrupt-2"):
         Study(tiny(), study.store.root.parent).bench.load(run.reference)
     assert len(list(path.parent.glob("*.corrupt*"))) == 2
+
+
+class Versioned(nn.Linear):
+    """Reads no state that does not say its version, as torchvision's MNASNet."""
+
+    _version = 3
+
+    def _load_from_state_dict(self, state: object, prefix: str, metadata: dict[str, object], *rest: object) -> None:
+        assert metadata.get("version") == 3
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+VERSIONED: dict[str, Callable[[int], nn.Module]] = {
+    "mnasnet0_5": lambda seed: build_seeded(seed, "torchvision/mnasnet0_5", num_classes=10),
+    "mnasnet1_3, grey": lambda seed: build_seeded(seed, "torchvision/mnasnet1_3", num_classes=3, in_channels=1),
+    "of a user": lambda seed: nn.Sequential(nn.Flatten(), Versioned(4, 2)),
+}
+
+
+@pytest.mark.parametrize("make", VERSIONED.values(), ids=VERSIONED)
+def test_networks_whose_state_has_a_version_are_kept_and_read(make: Callable[[int], nn.Module], tmp_path: Path) -> None:
+    store, (network, other) = Store(tmp_path, "tiny"), (make(seed) for seed in (0, 1))
+    reference = next(iter(tiny().networks))
+    run = parse_run({"reference": {"dataset": "digits", "seed": 0, "precision": "fp32", **reference.model_dump()}})
+    kept = keep_weights(store, run, network)
+    assert tensors_sum(other.state_dict()) != tensors_sum(network.state_dict())
+    assert load_weights(store, run, other, kept) == kept
+    assert tensors_sum(other.state_dict()) == tensors_sum(network.state_dict())
 
 
 def test_a_run_on_weights_that_were_trained_again_says_so_and_is_no_pair(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
