@@ -11,7 +11,7 @@ from fcs_utils.data.dataset import Batch
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.running import run_network, untouched
 from fcs_utils.training.arms import Arm
-from fcs_utils.training.losses import check_logits
+from fcs_utils.training.losses import check_logits, check_range
 
 
 def check_networks(networks: Sequence[nn.Module], arm: Arm) -> None:
@@ -40,11 +40,17 @@ def checked_batch(batch: object, where: str) -> Batch:
 
 
 @torch.no_grad()
-def check_fit(networks: Sequence[nn.Module], trained: int, images: Tensor, labels: Tensor) -> None:
-    """Try a batch in the modes of training, without a trace. Raises StudyError where it does not run or gives no logits."""
+def check_fit(networks: Sequence[nn.Module], trained: int, images: Tensor, labels: Tensor) -> int:
+    """Try a batch in the modes of training, without a trace; returns the number of classes.
+
+    Raises StudyError where it does not run or gives no logits, and for labels of other classes.
+    """
     logits = []
     for number, network in enumerate(networks):
         with untouched(network):
             network.train(number < trained)
             logits.append(run_network(network, images))
     check_logits(logits, labels)
+    classes = logits[0].shape[1]
+    check_range(labels, classes)
+    return classes

@@ -21,7 +21,7 @@ from fcs_utils.models import count_macs
 from fcs_utils.training.arms import Arm, get_arm
 from fcs_utils.training.checkpoint import Checkpoint
 from fcs_utils.training.fitting import check_fit, check_networks, checked_batch
-from fcs_utils.training.losses import check_logits
+from fcs_utils.training.losses import check_logits, check_range, on_the_host
 from fcs_utils.training.optimiser import Optimiser, Training
 from fcs_utils.training.passes import Execution, Pass, autocast, check_mode, training_passes
 
@@ -114,14 +114,15 @@ def fit(
         torch.manual_seed(seed)
         sample, labels, steps = _look(batches, seed)
         sample = sample.to(device)
-        check_fit(networks, arm.trained, sample, labels)
+        classes = check_fit(networks, arm.trained, sample, labels)
         rates = [training.learning_rate, arm.settings.get("peer_learning_rate") or training.learning_rate]
         learning = zip(networks[: arm.trained], rates, strict=False)
         optimisers = [Optimiser(network, training, rate, training.epochs * steps) for network, rate in learning]
         macs = arm.macs_per_image([count_macs(network, sample[:1]) for network in networks])
         with training_passes(networks, arm.trained, sample, execution) as passes:
             torch.manual_seed(seed)  # for dropout, where a network has it
-            run = _Run(networks, optimisers, _Update(arm, passes, optimisers, execution), steps, macs, callbacks)
+            update = _Update(arm, passes, optimisers, execution)
+            run = _Run(networks, optimisers, update, steps, macs, classes, callbacks)
             return run.train(training, lambda epoch: batches(seed, epoch))
 
 
@@ -178,10 +179,11 @@ class _Run:
         update: _Update,
         steps: int,
         macs: int,
+        classes: int,
         callbacks: Callbacks,
     ) -> None:
         self.networks, self.optimisers, self.update = networks, optimisers, update
-        self.steps, self.macs, self.callbacks = steps, macs, callbacks
+        self.steps, self.macs, self.classes, self.callbacks = steps, macs, classes, callbacks
         names = [one.name for one in fields(Epoch)]
         restored = callbacks.checkpoint.restore(networks, optimisers, names) if callbacks.checkpoint else []
         self.history = [Epoch(**entry) for entry in restored]
@@ -191,8 +193,10 @@ class _Run:
         last = self.history[-1] if self.history else None
         started, spent = time.perf_counter() - (last.seconds if last else 0.0), last.training_macs if last else 0
         for epoch in range(len(self.history) + 1, training.epochs + 1):
-            losses, images = self._epoch(epoch, batches(epoch))
+            losses, images, strange = self._epoch(epoch, batches(epoch))
             if not losses.isfinite().all():
+                if strange:
+                    raise refuse(f"labels of epoch {epoch}", "outside", f"0 to {self.classes - 1}, the classes of the logits")
                 raise StudyError(
                     f"{self.callbacks.label}: the loss is NaN or infinite in epoch {epoch} of {training.epochs} at "
                     f"learning_rate={training.learning_rate}; use a smaller one"
@@ -210,13 +214,17 @@ class _Run:
                 self._save()
         return self.history
 
-    def _epoch(self, epoch: int, batches: Iterable[Batch]) -> tuple[Tensor, int]:
-        """Losses (trained,), summed over the batches of an epoch, and how many images these had."""
+    def _epoch(self, epoch: int, batches: Iterable[Batch]) -> tuple[Tensor, int, Tensor]:
+        """Losses (trained,), summed over the batches of an epoch, how many images these had, and whether a label has no class.
+
+        In the last case the losses are NaN.
+        """
         trained = len(self.optimisers)
         for number, network in enumerate(self.networks):
             network.train(number < trained)
         device = next(self.networks[0].parameters()).device
         total, done, seen = torch.zeros(trained, device=device), 0, 0  # summed on the device: no wait for it in an epoch
+        strange = torch.zeros((), dtype=torch.bool, device=device)
         for batch in batches:
             images, labels = checked_batch(batch, f"batch {done + 1} of epoch {epoch}")
             try:
@@ -226,11 +234,17 @@ class _Run:
                 raise OutOfTime(f"{error}, {where}") from error
             if done == self.steps:
                 break
+            if on_the_host(labels):
+                check_range(labels, self.classes)
+            else:  # a label without a class would end the GPU's work for the whole process
+                labels = labels.to(device)
+                strange |= (labels < 0).any() | (labels >= self.classes).any()
+                labels = labels.clamp(0, self.classes - 1)
             total += self.update(images.to(device), labels.to(device))
             done, seen = done + 1, seen + len(labels)
         else:
             if done == self.steps:
-                return total, seen
+                return total.masked_fill(strange, torch.nan), seen, strange
         raise StudyError(f"{self.callbacks.label}: epoch {epoch} has more or fewer batches than the {self.steps} of epoch 1")
 
     def _evaluate(self) -> dict[str, Any]:

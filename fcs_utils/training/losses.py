@@ -40,9 +40,19 @@ def check_logits(logits: Sequence[Tensor], labels: Tensor) -> None:
         raise refuse("logits", f"of {' and '.join(map(str, sorted(sizes)))} classes", "networks with equal classes")
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or any(labels.shape != one.shape[:1] for one in logits):
         raise refuse("labels", labels, f"an int64 tensor {tuple(logits[0].shape[:1])}, one label an image")
-    # A GPU would have to wait for the result.
-    if labels.device.type == "cpu" and len(labels) and (labels.min() < 0 or labels.max() >= min(sizes)):
-        raise refuse("labels", f"{int(labels.min())} to {int(labels.max())}", f"0 to {min(sizes) - 1}, the classes of the logits")
+    if on_the_host(labels):
+        check_range(labels, min(sizes))
+
+
+def on_the_host(labels: Tensor) -> bool:
+    """Whether labels can be looked at without a wait: those on a GPU come after all that it still has to do."""
+    return labels.device.type == "cpu"
+
+
+def check_range(labels: Tensor, classes: int) -> None:
+    """Raises StudyError for labels (B,) outside 0 to ``classes`` - 1."""
+    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        raise refuse("labels", f"{int(labels.min())} to {int(labels.max())}", f"0 to {classes - 1}, the classes of the logits")
 
 
 @checked
@@ -54,7 +64,8 @@ def mutual(temperature: Positive = 1.0, strength: NotNegative = 1.0) -> Losses:
     takes the other's predictions as a fixed target, so each loss has gradients in its own network only.
 
     Raises StudyError for a temperature or strength that is no such number, and where the function is given the logits of
-    fewer or more than two networks, of different classes, or labels that do not fit them.
+    fewer or more than two networks, of different classes, or labels that do not fit them. Whether labels on a GPU are of
+    these classes is not looked at, because each step would have to wait; ``fit`` looks.
 
     Source: Zhang, Xiang, Hospedales, Lu, Deep Mutual Learning, CVPR 2018; the temperature is from Hinton, Vinyals,
     Dean, Distilling the Knowledge in a Neural Network, 2015.

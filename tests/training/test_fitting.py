@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fcs_utils.errors import StudyError
 from fcs_utils.files import tensors_sum
 from fcs_utils.models import build_model
+from fcs_utils.training import loop, losses
 from fcs_utils.training.loop import fit
 from fcs_utils.training.optimiser import Training
 from fcs_utils.training.passes import Execution
@@ -100,6 +101,25 @@ def test_a_later_batch_of_another_kind_is_named() -> None:
             fit([small()], ONCE, lambda seed, epoch, odd=odd: [(IMAGES, LABELS), odd])
     with pytest.raises(StudyError, match="precision='fp8' is not allowed; allowed: fp32, bf16"):
         Execution(precision="fp8")  # type: ignore[arg-type]
+
+
+def test_labels_on_a_gpu_are_compared_with_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = small(), small()
+    other.load_state_dict(one.state_dict())
+    fit([one], ONCE, lambda seed, epoch: [(IMAGES, LABELS)] * 2)
+    for module in (losses, loop):
+        monkeypatch.setattr(module, "on_the_host", lambda labels: False)
+    fit([other], ONCE, lambda seed, epoch: [(IMAGES, LABELS)] * 2)
+    assert tensors_sum(one.state_dict()) == tensors_sum(other.state_dict())
+    for odd, said in ((LABELS + 1, "labels='1 to 3'"), (LABELS - 1, "labels='-1 to 1'")):
+        assert f"{said} is not allowed; allowed: 0 to 2" in refused([small()], [(IMAGES, odd)], "tft")  # nothing was trained
+        assert said in refused([small(), small()], [(IMAGES, odd)])
+        for wrong in (1, 2):  # a batch that is not the first is named when its epoch ends
+            twice = Training(epochs=2, learning_rate=0.01)
+            with pytest.raises(StudyError, match=f"labels of epoch {wrong}='outside' is not allowed; allowed: 0 to 2"):
+                fit(
+                    [small()], twice, lambda s, epoch, k=wrong, odd=odd: [(IMAGES, LABELS), (IMAGES, odd if epoch == k else LABELS)]
+                )
 
 
 def test_trying_the_first_batch_changes_no_bit_of_the_training() -> None:

@@ -84,6 +84,9 @@ def test_mlft_adds_the_distance_to_each_side() -> None:
     backward = 0.5 * LN(2 / 3) + 0.5 * LN(2)  # KL(compact || peer)
     assert first.item() == pytest.approx(LN(2) + 0.5 * forward, rel=1e-5)
     assert second.item() == pytest.approx(-LN(3 / 4) + 0.5 * backward, rel=1e-5)
+    first, second = mutual()([compact, peer], labels)  # by default the distance counts once, at T = 1
+    assert first.item() == pytest.approx(LN(2) + forward, rel=1e-5)
+    assert second.item() == pytest.approx(-LN(3 / 4) + backward, rel=1e-5)
 
 
 def test_gradients_do_not_cross_between_the_networks() -> None:
