@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor, nn
 
-from fcs_utils.errors import StudyError, refuse
+from fcs_utils.errors import StudyError, refuse, refuse_field
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,8 +22,21 @@ R = TypeVar("R")
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator here takes
+
+
+def plain_integer(value: Any) -> Any:
+    """A whole number of NumPy as Python's own; everything else as it is."""
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
+
+
+OF_NUMPY = BeforeValidator(plain_integer)
+Amount = Annotated[int, Field(strict=True, ge=0), OF_NUMPY]
+Count = Annotated[int, Field(strict=True, ge=1), OF_NUMPY]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32), OF_NUMPY]  # what every generator here takes
+# Sizes of networks. A slip of the hand, such as width=100, is refused before memory is asked for.
+Width = Annotated[float, Field(gt=0, le=8)]
+Channels = Annotated[int, Field(strict=True, ge=1, le=10_000), OF_NUMPY]
+Classes = Annotated[int, Field(strict=True, ge=1, le=100_000), OF_NUMPY]
 
 
 def _ordinary(tensor: Tensor) -> bool:
@@ -69,9 +83,22 @@ FilePath = Annotated[str | Path, AfterValidator(_is_path)]
 
 
 class Config(BaseModel):
-    """Immutable, hashable by content, unknown fields refused."""
+    """Immutable, hashable by content, unknown fields refused.
+
+    Raises StudyError for the first field that does not fit. ``model_validate`` raises pydantic's own error, which knows where
+    in a file the field is.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise refuse_field(error) from error
+
+    # Else pydantic would call __init__ for configurations inside others, too, and lose the way to the field.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 # Where pydantic's words say what is wrong, or are a programmer's.
@@ -96,7 +123,7 @@ def _refusal(given: Mapping[str, Any], error: Mapping[str, Any]) -> StudyError:
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Check the arguments of every call against the function's annotations, without changing any, before the call.
+    """Check the arguments of every call against the function's annotations before the call; whole numbers of NumPy become Python's.
 
     Raises StudyError for the first that does not fit: it names the parameter, its value and what is allowed. Missing and
     unknown arguments are a TypeError, as without this. What the function makes has gradients also inside ``inference_mode``.
@@ -113,12 +140,16 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = signature.bind(*args, **kwargs).arguments
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            options = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            bound.arguments[name] = {n: plain_integer(v) for n, v in value.items()} if options else plain_integer(value)
+        given = bound.arguments
         try:
             rules().model_validate({name: value for name, value in given.items() if name in rules().model_fields})
         except ValidationError as error:
             raise _refusal(given, error.errors(include_url=False)[0]) from error
         with torch.inference_mode(False):
-            return function(*args, **kwargs)
+            return function(*bound.args, **bound.kwargs)
 
     return call

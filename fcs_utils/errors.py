@@ -38,7 +38,13 @@ def refuse_field(error: ValidationError, where: str = "") -> StudyError:
     """The error for the first field that pydantic refuses: names it, its value and the rule."""
     first = error.errors()[0]
     field = ".".join(map(str, first["loc"])) or "the whole"
-    return StudyError(f"{where}{field}={reprlib.repr(first['input'])} is not allowed: {first['msg']}")
+    if first["type"] == "missing":
+        return StudyError(f"{where}{field} is missing")
+    return StudyError(f"{where}{field}={_brief(first['input'])} is not allowed: {first['msg']}")
+
+
+def _brief(value: object) -> str:
+    return _short(value) if hasattr(value, "shape") else " ".join(reprlib.repr(value).split())
 
 
 def did_you_mean(value: object, names: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fcs_utils.config import Count, Positive, checked
+from fcs_utils.config import Channels, Classes, Width, checked
 from fcs_utils.errors import refuse
 from fcs_utils.files import untied
 from fcs_utils.running import shared, untouched
@@ -107,12 +107,13 @@ class CifarResNet(nn.Module):
 
 @checked
 def build_model(
-    name: str, *, num_classes: Count, width: Positive = 1.0, in_channels: Count = 3, shortcut: Literal["A", "B"] = "A"
+    name: str, *, num_classes: Classes, width: Width = 1.0, in_channels: Channels = 3, shortcut: Literal["A", "B"] = "A"
 ) -> nn.Module:
     """A network with new random weights, drawn from torch's global generator.
 
     ``name``: ``vgg16``, ``vgg19``, ``resnet20|32|44|56|110``, or ``torchvision/NAME``. ``width`` multiplies
-    every layer's channels; ``shortcut`` is He et al.'s option for the CIFAR ResNets.
+    every layer's channels; ``shortcut`` is He et al.'s option for the CIFAR ResNets. At most 100,000 classes,
+    8 times the width and images of 10,000 channels are taken, so that no slip of the hand asks for all memory.
 
     Raises StudyError for an unknown name or a value the network cannot take.
     """

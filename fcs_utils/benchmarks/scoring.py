@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.benchmarks.isolated import in_turns, measure_isolated
-from fcs_utils.config import Config, Count, Positive
+from fcs_utils.config import Config, Count, Width
 from fcs_utils.machine import describe_machine, describe_moment
 from fcs_utils.models import build_seeded
 from fcs_utils.pruning.layers import prunable_layers
@@ -38,17 +38,17 @@ class Scoring(Config):
     """
 
     networks: tuple[str, ...] = ("vgg16", "resnet56")
-    images: tuple[int, ...] = (256, 512, 2048)
-    widths: tuple[float, ...] = (0.25, 0.5)
-    heavy: int = 512
-    literal: int = 8
+    images: tuple[Count, ...] = (256, 512, 2048)
+    widths: tuple[Width, ...] = (0.25, 0.5)
+    heavy: Count = 512
+    literal: Count = 8
 
 
 class ScoringJob(Config):
     """One measurement: a procedure on a network with random weights and random 32x32 images."""
 
     network: str
-    width: Positive = 1.0
+    width: Width = 1.0
     images: Count
     method: str  # a key of PROCEDURES
     device: str = "cpu"

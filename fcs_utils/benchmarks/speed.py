@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from fcs_utils.benchmarks.isolated import in_turns, measure_isolated
-from fcs_utils.config import Config, Count, Positive
+from fcs_utils.config import Config, Count, Width
 from fcs_utils.data.dataset import Dataset, Split
 from fcs_utils.errors import StudyError
 from fcs_utils.machine import describe_machine, describe_moment, pick_device, pick_precision
@@ -41,10 +41,10 @@ class Speed(Config):
     images: on a CPU; a GPU takes eight times as many. compiled: torch.compile too; it takes a minute a network.
     """
 
-    networks: tuple[tuple[str, float], ...] = (("vgg16", 0.25), ("resnet20", 1.0))
-    images: int = 2048
-    batches: tuple[int, ...] = (32, 64, 256)
-    rounds: int = 3
+    networks: tuple[tuple[str, Width], ...] = (("vgg16", 0.25), ("resnet20", 1.0))
+    images: Count = 2048
+    batches: tuple[Count, ...] = (32, 64, 256)
+    rounds: Count = 3
     compiled: bool = True
 
 
@@ -55,7 +55,7 @@ class SpeedJob(Config):
     """
 
     network: str
-    width: Positive
+    width: Width
     batch_size: Count
     images: Count
     what: Literal["training", "evaluation"]

@@ -10,7 +10,7 @@ from pydantic import ValidationError, field_validator
 
 from fcs_utils.benchmarks.scoring import Scoring
 from fcs_utils.benchmarks.speed import Speed
-from fcs_utils.config import Config
+from fcs_utils.config import Amount, Config, Count, Positive, Ratio, Seed, Width
 from fcs_utils.errors import StudyError, refuse, refuse_field
 from fcs_utils.study.catalogue import read_profile
 from fcs_utils.training.arms import ARMS
@@ -21,7 +21,7 @@ class Network(Config):
     """An architecture of the grid with the schedule of its reference."""
 
     network: str
-    width: float = 1.0
+    width: Width = 1.0
     training: Training
 
 
@@ -37,15 +37,15 @@ class Arms(Config):
 
     networks: tuple[str, ...]
     criterion: str = "fcs"
-    ratio: float = 0.5
-    epochs: tuple[int, ...]
-    learning_rates: tuple[float, ...]
-    further_seeds: tuple[int, ...] = ()
-    pilot_seeds: tuple[int, ...] = (100,)
-    pilot_epochs: int
+    ratio: Ratio = 0.5
+    epochs: tuple[Count, ...]
+    learning_rates: tuple[Positive, ...]
+    further_seeds: tuple[Seed, ...] = ()
+    pilot_seeds: tuple[Seed, ...] = (100,)
+    pilot_epochs: Count
     methods: tuple[str, ...] = ("tft", "mlft", "twin", "kd")
     scratch: tuple[Literal["epochs", "macs"], ...] = ("epochs", "macs")
-    scratch_seeds: int | None = None
+    scratch_seeds: Count | None = None
 
     @field_validator("methods")
     @classmethod
@@ -65,15 +65,15 @@ class Ablations(Config):
     seeds: which networks, and how many of the profile's seeds, the ablations run on; None is all.
     """
 
-    ratio: float = 0.5
-    bins: tuple[int, ...] = (1, 2, 8, 16)
-    calibrations: tuple[int, ...]
-    draws: int = 4
-    binning_seeds: int = 3
+    ratio: Ratio = 0.5
+    bins: tuple[Count, ...] = (1, 2, 8, 16)
+    calibrations: tuple[Count, ...]
+    draws: Amount = 4
+    binning_seeds: Amount = 3
     merged: tuple[str, ...] = ("kernel_l1", "fcs", "fcs_linear")
-    headstart: int
+    headstart: Count
     networks: tuple[str, ...] | None = None
-    seeds: int | None = None
+    seeds: Count | None = None
 
     def variants(self) -> list[dict[str, Any]]:
         """Options of FCS, each differing from the literal reading in one."""
@@ -100,11 +100,11 @@ class Profile(Config):
     dataset: str
     others: tuple[str, ...] = ()
     networks: tuple[Network, ...]
-    seeds: tuple[int, ...]
-    ratios: tuple[float, ...]
+    seeds: tuple[Seed, ...]
+    ratios: tuple[Ratio, ...]
     criteria: tuple[str, ...]
     plugins: tuple[str, ...] = ()
-    calibration: int = 512
+    calibration: Count = 512
     tuning: Training  # the one schedule after which criteria are compared (C2)
     ablations: Ablations
     arms: Arms

@@ -8,11 +8,11 @@ fix changes results.
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fcs_utils.config import Config, Count, Positive, Ratio
+from fcs_utils.config import Config, Count, NotNegative, Positive, Ratio, Seed, Width
 from fcs_utils.errors import refuse_field
 from fcs_utils.files import canonical_json
 from fcs_utils.training.arms import ARMS, Arm
@@ -42,9 +42,9 @@ class Reference(Config):
 
     dataset: str
     network: str
-    width: Positive = 1.0
+    width: Width = 1.0
     shortcut: Literal["A", "B"] = "A"
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     training: Training
     precision: Literal["fp32", "bf16"]
 
@@ -69,7 +69,7 @@ class Pruning(Config):
     macs: Ratio | None = None
     scope: Literal["inner", "all"] = "inner"
     calibration: Count = 512
-    calibration_seed: Annotated[int, Field(ge=0)] | None = None
+    calibration_seed: Seed | None = None
     compensate: Literal["none", "merge"] = "none"
     recalibrate: bool = True
     source: str | None = Field(default=None, exclude_if=lambda source: source is None)
@@ -98,7 +98,7 @@ class Tuning(Config):
     method: str
     training: Training
     temperature: Positive = 1.0
-    strength: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    strength: NotNegative = 1.0
     twin_criterion: str = "kernel_l1"
     peer_learning_rate: Positive | None = None
     updates: Literal["simultaneous", "sequential"] = "simultaneous"

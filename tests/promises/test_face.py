@@ -50,8 +50,8 @@ GOOD: dict[str, dict[str, Any]] = {
 MODELS = [None, "resnet20", nn.Conv2d, network().state_dict(), network().to("meta"), nn.LazyConv2d(3, 1), in_inference_mode()[0]]
 TENSORS = [None, [[0.0]], np.zeros((2, 3, 8, 8)), "images", IMAGES[0], IMAGES[:0], IMAGES.byte(), IMAGES.to("meta")]
 TENSORS += [IMAGES.clone().requires_grad_(), in_inference_mode()[1], IMAGES / 0, IMAGES.to_sparse()]
-COUNTS = [0, -1, 4.0, True, "4", None, [4]]
-SEEDS = [-1, 2**32, 1.0, True, "0", None]
+COUNTS = [0, -1, 4.0, True, "4", None, [4], np.int64(0), np.float64(4), np.True_, np.ones(1, int), torch.tensor(4)]
+SEEDS = [-1, 2**32, 1.0, True, "0", None, np.int64(-1), np.uint64(2**32), np.True_]
 PATHS = [3, None, b"x", ["x"], "", "a\0b"]
 PLANS = [None, PLAN, "plan", 3]
 BAD: list[tuple[str, str, list[Any]]] = [
@@ -77,9 +77,9 @@ BAD: list[tuple[str, str, list[Any]]] = [
     ("make_plan", "importances", [[1.0], {"0": [0.0] * 6}, {"0": np.zeros(6)}, {0: torch.zeros(6)}, None]),
     ("make_plan", "ratio", ["half", True, [0.5], float("nan")]),
     ("build_model", "name", [3, None, ["vgg16"]]),
-    ("build_model", "num_classes", COUNTS),
-    ("build_model", "in_channels", COUNTS),
-    ("build_model", "width", [0, -1, "1", True, float("inf"), float("nan"), None]),
+    ("build_model", "num_classes", [*COUNTS, 100_001, 10**12]),
+    ("build_model", "in_channels", [*COUNTS, 10_001, np.int64(10**9)]),
+    ("build_model", "width", [0, -1, 8.01, 1e6, "1", True, float("inf"), float("nan"), None]),
     ("build_model", "shortcut", ["C", None, 1]),
     ("load_dataset", "name", [3, None, ["digits"]]),
     ("load_dataset", "folder", [3, ["x"]]),
@@ -122,6 +122,25 @@ def test_wrong_values_are_refused_in_one_line(name: str, parameter: str, tmp_pat
         said = str(caught.value)
         assert said.startswith(f"{parameter}") and "allowed" in said and "\n" not in said and len(said) < 600, said
     assert snapshot(GOOD[name]) == before and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32])
+def test_whole_numbers_of_numpy_are_whole_numbers(kind: type[np.integer[Any]]) -> None:
+    torch.manual_seed(1)
+    images, net, other = torch.randn(5, 3, 8, 8), network(), network()
+    made = fcs_utils.build_model("resnet20", num_classes=kind(3), in_channels=kind(2))
+    assert made.head.out_features == 3 and type(made.conv.in_channels) is type(made.head.out_features) is int
+    statistics = [fcs_utils.collect_statistics(net, images, batch_size=size) for size in (kind(2), 2)]
+    assert statistics[0]["0"].l1.equal(statistics[1]["0"].l1)
+    for name, options in (("random", {"seed": 3}), ("fcs", {"bins": 2}), ("fcs", {"binning": "sklearn", "seed": 1, "bins": 3})):
+        ours = {option: kind(value) if isinstance(value, int) else value for option, value in options.items()}
+        found = [fcs_utils.importance(name, model=net, statistics=statistics[0], **given)["0"] for given in (ours, options)]
+        assert found[0].equal(found[1])
+    for one, number in ((net, kind), (other, int)):
+        fcs_utils.recalibrate(one, images, batch_size=number(3))
+        schedule = Training(epochs=number(2), learning_rate=0.1, batch_size=number(4))
+        fcs_utils.fit([one], schedule, lambda seed, epoch: [BATCH], seed=number(7))
+    assert all(tensor.equal(other.state_dict()[name]) for name, tensor in net.state_dict().items())
 
 
 def test_missing_and_unknown_arguments_are_type_errors() -> None:

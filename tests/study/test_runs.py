@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from fcs_utils.benchmarks.scoring import Scoring
+from fcs_utils.benchmarks.speed import Speed
+from fcs_utils.config import Config
 from fcs_utils.errors import StudyError
 from fcs_utils.files import write_atomic, write_json
+from fcs_utils.study.profiles import Profile, get_profile
 from fcs_utils.study.runs import Pruning, Reference, Run, Tuning, parse_run
 from fcs_utils.training.optimiser import Training
 
@@ -23,6 +30,12 @@ TUNED = PRUNED.model_copy(update={"tuning": Tuning(method="mlft", training=Train
 def test_golden_identities() -> None:
     # If this fails, a released default changed: raise SCHEMA, or published records are silently orphaned.
     assert [run.identity for run in (RUN, PRUNED, TUNED)] == ["795c608dee8e08ee", "e810e4c0bf04a5a8", "ec468e6362a0c76f"]
+
+
+def test_defaults_that_no_identity_shows() -> None:
+    tuning = TUNED.tuning
+    assert tuning is not None and (tuning.temperature, tuning.strength, tuning.updates) == (1.0, 1.0, "simultaneous")
+    assert (tuning.training.batch_size, tuning.training.momentum, tuning.training.weight_decay) == (128, 0.9, 5e-4)
 
 
 def test_a_default_spelled_out_is_the_same_run() -> None:
@@ -53,6 +66,11 @@ def test_parents() -> None:
         (("pruning", "macs"), 1.0),
         (("pruning", "compensate"), "glue"),
         (("pruning", "calibration_seed"), -1),
+        (("pruning", "calibration_seed"), 2**32),
+        (("reference", "seed"), 2**40),
+        (("reference", "seed"), True),
+        (("reference", "width"), 8.5),
+        (("tuning", "training", "epochs"), 2.0),
     ],
 )
 def test_bad_values_are_named(path: tuple[str, ...], value: object) -> None:
@@ -63,6 +81,42 @@ def test_bad_values_are_named(path: tuple[str, ...], value: object) -> None:
     inner[path[-1]] = value
     with pytest.raises(StudyError, match=".".join(path)):
         parse_run(data)
+
+
+CONFIGURATIONS: dict[str, Callable[[], Config]] = {
+    "epochs=0": lambda: Training(epochs=0, learning_rate=0.1),
+    "epochs=True": lambda: Training(epochs=True, learning_rate=0.1),
+    "epochs is missing": lambda: Training(learning_rate=0.1),
+    "learning_rate=nan": lambda: Training(epochs=1, learning_rate=float("nan")),
+    "momentun=0.9": lambda: Training(epochs=1, learning_rate=0.1, momentun=0.9),
+    "batch_size=Tensor torch.float32 (3, 3)": lambda: Training(epochs=1, learning_rate=0.1, batch_size=torch.zeros(3, 3)),
+    "seed=4294967296": lambda: Reference(**{**dict(REFERENCE), "seed": 2**32}),
+    "training.epochs=-1": lambda: Reference(**{**dict(REFERENCE), "training": {"epochs": -1, "learning_rate": 0.1}}),
+    "ratio=1.5": lambda: Pruning(criterion="fcs", ratio=1.5),
+    "the whole={'criterion': 'fcs'}": lambda: Pruning(criterion="fcs"),
+    "method='magic'": lambda: Tuning(method="magic", training=REFERENCE.training),
+    "images=0": lambda: Speed(images=0),
+    "widths.1=9": lambda: Scoring(widths=(0.5, 9)),
+    "seeds.1=-1": lambda: Profile(**{**dict(get_profile("smoke")), "seeds": (0, -1)}),
+    "arms.pilot_seeds.0=4294967296": lambda: Profile(
+        **{**dict(get_profile("smoke")), "arms": {**dict(get_profile("smoke").arms), "pilot_seeds": (2**32,)}}
+    ),
+}
+
+
+@pytest.mark.parametrize(("said", "make"), CONFIGURATIONS.items(), ids=CONFIGURATIONS)
+def test_configurations_name_the_parameter_in_one_line(said: str, make: Callable[[], Config]) -> None:
+    with pytest.raises(StudyError) as caught:
+        make()
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value) and len(str(caught.value)) < 300, caught.value
+
+
+def test_whole_numbers_of_numpy_make_the_same_run() -> None:
+    training = Training(epochs=np.int64(10), learning_rate=0.05)
+    same = Run(reference=Reference(**{**dict(REFERENCE), "seed": np.uint8(0), "training": training}))
+    assert same == RUN and same.identity == RUN.identity and type(same.reference.seed) is type(training.epochs) is int
+    largest = Reference(**{**dict(REFERENCE), "seed": np.uint64(2**32 - 1)})
+    assert largest.seed == 2**32 - 1
 
 
 def test_nonsense_combinations() -> None:
