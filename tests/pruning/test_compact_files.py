@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,9 @@ def test_the_readmes_first_example_prints_a_plan(capsys: pytest.CaptureFixture[s
 def test_the_readmes_examples_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec("\n".join(EXAMPLES), names)  # noqa: S102 - our own README
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        exec("\n".join(EXAMPLES), names)  # noqa: S102 - our own README
     images = names["images"]
     assert names["reloaded"].eval()(images).equal(names["compact"].eval()(images))
     assert names["compact"].layer1[0].conv1.out_channels == len(names["plan"].kept["layer1.0.conv1"]) < 64
