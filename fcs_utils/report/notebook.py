@@ -16,6 +16,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
 
+from fcs_utils.config import checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import write_atomic
 from fcs_utils.pruning.counts import keep_count
@@ -30,10 +31,11 @@ T = TypeVar("T", str, int)
 INJECTED = "# Parameters"  # papermill's first line in the cell that it injects
 
 
+@checked
 def open_study(profile: str, out: str | Path, data: str) -> Study:
     """The study behind a notebook, after checking that papermill injected only known parameters.
 
-    Raises StudyError for an unknown parameter (papermill itself only warns), profile or folder.
+    Raises StudyError for an unknown parameter (papermill itself only warns), profile or folder, and for a wrong type.
     """
     shell = get_ipython()  # type: ignore[no-untyped-call]
     if shell is not None:
@@ -86,10 +88,10 @@ def _assigned(source: str) -> list[str]:
 
 
 def pick(parameter: str, value: T, allowed: Sequence[T], default: T | None = None) -> T:
-    """A parameter's value, or the default where it was left empty. Raises StudyError for one not allowed."""
+    """A parameter's value, or the default where it was left empty. Raises StudyError for one not allowed, or of another type."""
     if value == "" and default is not None:
         return default
-    if value not in allowed:
+    if value not in allowed or type(value) is not type(allowed[0]):  # True is 1, and 1.0 is, too
         raise refuse(parameter, value, ", ".join(map(str, allowed)))
     return value
 

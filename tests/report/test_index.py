@@ -1,0 +1,97 @@
+"""The index page: every figure and table of the registries, in the order of index.toml, and last what is not in it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fcs_utils.report import pages
+from fcs_utils.report.figures import FIGURES
+from fcs_utils.report.frames import make_report
+from fcs_utils.report.tables import TABLES
+from fcs_utils.study.profiles import import_plugins
+from fcs_utils.study.study import Study
+from tests.conftest import ROOT
+
+OUTSIDE = '''
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from fcs_utils.report.figures import as_figure
+from fcs_utils.report.tables import as_table
+
+@as_table("fewest_epochs", "arms")
+def fewest_epochs(arms):
+    """The shortest schedule of each network."""
+    return pd.DataFrame([{"network": name, "fewest epochs": group.epochs.min()} for name, group in arms.groupby("network")])
+
+@as_figure("tests_by_seed", "tuned", "references")
+def tests_by_seed(tuned, references):
+    """Test top-1 after fine-tuning, a <point> for each run.
+
+    Not in the text for those who cannot see it.
+    """
+    return plt.figure()
+
+@as_figure("of_nothing", "missing")
+def of_nothing(missing):
+    """A figure of runs that are missing, of which there are none."""
+    raise AssertionError
+'''
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The published records of quick, in a folder of its own."""
+    out = tmp_path_factory.mktemp("out")
+    (out / "quick").mkdir()
+    for name in ("records.jsonl", "study.json", "measurements.json"):
+        shutil.copy(ROOT / "results" / "quick" / name, out / "quick")
+    return Study("quick", out)
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "own_report.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import_plugins(["own_report"])
+    yield
+    sys.modules.pop("own_report")
+    del TABLES["fewest_epochs"], FIGURES["tests_by_seed"], FIGURES["of_nothing"]
+
+
+def sections(study: Study) -> dict[str, str]:
+    """The HTML of the index below each heading."""
+    pages.render_index(study, pages.shared_parts(study), make_report(study))
+    _, *parts = re.split(r"<h2 id=.*?>(.*?)</h2>", study.store.index().read_text().partition("<h1>")[2])
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_sections_come_in_the_order_of_the_layout(study: Study) -> None:
+    layout = tomllib.loads((pages.HERE / "index.toml").read_text())["section"]
+    titles = [section["title"] for section in layout if section["title"]]
+    found = sections(study)
+    assert [title for title in found if title in titles] == titles[:-1] == [*found][1:-1] and titles[
+        -1
+    ] == "More tables and figures"
+    assert list(re.findall(r"tables/(\w+).csv", found["Does mutual learning pay? (C3)"])) == ["arms", "rates", "peers"]
+
+
+@pytest.mark.usefixtures("outside")
+def test_what_is_registered_from_outside_comes_last(study: Study) -> None:
+    found = sections(study)
+    more = found["More tables and figures"]
+    assert [*found][-2] == "More tables and figures"
+    assert re.findall(r'<img src="(.*?)" alt="(.*?)">', more) == [
+        ("figures/tests_by_seed.png", "Test top-1 after fine-tuning, a &lt;point&gt; for each run.")
+    ]
+    assert re.findall(r"tables/(\w+)\.csv", more) == ["fewest_epochs"] and "fewest epochs</p>" not in more
+    assert re.findall(r"<t[hd]>(.*?)</t[hd]>", more) == ["network", "fewest epochs", "VGG-16 x0.25", "2"]
+    assert not any("tests_by_seed" in part or "fewest_epochs" in part for title, part in found.items() if title != [*found][-2])
+    assert "of_nothing" not in "".join(found.values())
