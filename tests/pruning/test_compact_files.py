@@ -96,6 +96,7 @@ def test_the_readmes_first_example_prints_a_plan(capsys: pytest.CaptureFixture[s
     assert "layer4.1.conv1" in printed and "50.0% was the goal" in printed
 
 
+@pytest.mark.slow
 def test_the_readmes_examples_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
