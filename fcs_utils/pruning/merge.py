@@ -44,10 +44,6 @@ def merge(model: nn.Module, plan: PruningPlan, statistics: Mapping[str, ChannelS
             skipped[name] = reason
             continue
         known = statistics[name]
-        if known.tap != "consumer":
-            raise StudyError(
-                f"merge needs statistics of what the consumers read; those of {name} were taken with tap={known.tap!r}"
-            )
         if len(known.l1) != layer.channels:
             raise StudyError(f"statistics are of another network: {name} has {layer.channels} channels, they {len(known.l1)}")
         readers: dict[object, list[Consumer]] = {}  # those of one weight together; one module may read a layer in two places

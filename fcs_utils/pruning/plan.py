@@ -109,7 +109,7 @@ def make_plan(
     Raises StudyError for a bad ratio, macs or scope, for an importance that does not fit, and when no layer is left to
     prune. Macs more than 0.05 outside of what the layers can leave are refused with what can be reached.
     """
-    _check_goal(ratio, macs, scope)
+    _check_goal(ratio, macs)
     layers = trace_layers(model, example)
     if unknown := sorted(importances.keys() - layers.keys()):
         raise refuse("importances", unknown, f"the network's convolutions: {', '.join(layers)}")
@@ -132,9 +132,7 @@ def make_plan(
     )
 
 
-def _check_goal(ratio: float | None, macs: float | None, scope: Scope) -> None:
-    if scope not in ("inner", "all"):
-        raise refuse("scope", scope, "'inner' or 'all'")
+def _check_goal(ratio: float | None, macs: float | None) -> None:
     if (ratio is None) == (macs is None):
         raise StudyError(f"give either ratio or macs; got ratio={ratio!r}, macs={macs!r}")
     if macs is not None and not 0 < macs < 1:

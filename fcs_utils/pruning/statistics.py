@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +16,9 @@ from torch import Tensor, nn
 from fcs_utils.config import Count, Images, Model, checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.flow import Consumer
-from fcs_utils.pruning.layers import Layer, Scope, check_images, trace_layers
-from fcs_utils.pruning.sums import EXTRAS, READINGS, Extra, Reading, Sums
+from fcs_utils.pruning.layers import Layer, Scope, trace_layers
+from fcs_utils.pruning.sums import READINGS, Extra, Reading, Sums
 from fcs_utils.running import memory_format, run_network, tensors_in, untouched
-
-TapName = Literal["consumer", "conv"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +32,6 @@ class ChannelStatistics:
     positions: P.
     consumers: the layers that read the channels, and where.
     norm: name of the BatchNorm right behind the convolution, if there is one.
-    parted: consumers read different tensors, of which these statistics see the last common one.
-    tap: where the maps were taken, see ``tapped``.
     per_image: (C, C), the mean over images of the cosine of one image's maps; None unless asked for.
     mean_map: (C, P), the maps averaged over images; None unless asked for.
     extras: (C,) each, of those asked for: ``apoz``, the share of zeros; ``hrank``, the mean rank of a map;
@@ -50,8 +45,6 @@ class ChannelStatistics:
     positions: int
     consumers: tuple[Consumer, ...]
     norm: str | None = None
-    parted: bool = False
-    tap: TapName = "consumer"
     per_image: Tensor | None = None
     mean_map: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
@@ -79,7 +72,7 @@ def _cosine(gram: Tensor) -> Tensor:
     return ((gram + gram.T) / 2 * (scale[:, None] * scale)).clamp(-1, 1)
 
 
-def _finish(layer: Layer, sums: Sums, tap: TapName) -> ChannelStatistics:
+def _finish(layer: Layer, sums: Sums) -> ChannelStatistics:
     if not sums.finite():
         raise StudyError(
             f"layer {layer.name}: its activations are NaN or infinite on the calibration images; "
@@ -95,8 +88,6 @@ def _finish(layer: Layer, sums: Sums, tap: TapName) -> ChannelStatistics:
         sums.positions,
         layer.consumers,
         layer.norm,
-        layer.parted,
-        tap,
         per_image=sums.gram_of("per_image", sums.images) if "per_image" in sums.readings else None,
         mean_map=sums.mean("map", sums.images) if "mean_map" in sums.readings else None,
         extras={name: sums.mean(name, per[name]) for name in sums.extras},
@@ -104,22 +95,18 @@ def _finish(layer: Layer, sums: Sums, tap: TapName) -> ChannelStatistics:
 
 
 @contextmanager
-def tapped(
-    model: nn.Module, layers: Iterable[Layer], receive: Callable[[str, Tensor], None], tap: TapName = "consumer"
-) -> Iterator[None]:
+def tapped(model: nn.Module, layers: Iterable[Layer], receive: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While open, every forward pass hands each layer's maps (N, C, ...) to ``receive(name, maps)``.
 
-    ``consumer`` is what the channel-mixing consumers read: after BatchNorm, activation and pooling, or where
-    their paths part, the last tensor before. ``conv`` is the raw convolution output.
+    They are what the channel-mixing consumers read: after BatchNorm, activation and pooling, or where their paths
+    part, the last tensor before.
     """
-    with watched(model, layers, lambda layer, seen: receive(layer.name, seen if tap == "conv" else layer.tap.view(seen)), tap):
+    with watched(model, layers, lambda layer, seen: receive(layer.name, layer.tap.view(seen))):
         yield
 
 
 @contextmanager
-def watched(
-    model: nn.Module, layers: Iterable[Layer], receive: Callable[[Layer, Tensor], None], tap: TapName = "consumer"
-) -> Iterator[None]:
+def watched(model: nn.Module, layers: Iterable[Layer], receive: Callable[[Layer, Tensor], None]) -> Iterator[None]:
     """As ``tapped``, but hands over the whole tensor as it flows, which may hold more than the layer's channels."""
     with ExitStack() as hooks:
         for layer in layers:
@@ -130,8 +117,8 @@ def watched(
             def after(_module: nn.Module, _inputs: object, output: object, layer: Layer = layer) -> None:
                 receive(layer, tensors_in(output)[0])
 
-            module = model.get_submodule(layer.name if tap == "conv" else layer.tap.module)
-            if tap == "consumer" and layer.tap.side == "input":
+            module = model.get_submodule(layer.tap.module)
+            if layer.tap.side == "input":
                 hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
             else:
                 hooks.enter_context(module.register_forward_hook(after))
@@ -156,7 +143,6 @@ def collect_statistics(
     *,
     layers: Sequence[str] | None = None,
     scope: Scope = "all",
-    tap: TapName = "consumer",
     readings: Sequence[Reading] = ("pooled",),
     extras: Sequence[Extra] = (),
     batch_size: Count = 256,
@@ -168,46 +154,35 @@ def collect_statistics(
     images: the calibration set, (N, C, H, W) float, normalised, never augmented, on the model's device.
     layers: convolution names; by default all of ``scope``, which is every layer that can be pruned at all (M7). ``inner``
     leaves out those that share a residual sum, which saves time and memory where they are not to be pruned.
-    tap: see ``tapped``.
     readings: similarities to collect (M3); ``pooled`` costs nothing beyond the Gram matrix.
     extras: what other criteria read, in the same pass: ``apoz``, ``hrank``, ``chip``.
     batch_size: images in one forward pass; memory grows with it, and not with N.
     transform: applied to each batch of maps (N, C, ...) before it is summed, as ``shuffle_pixels`` for the null.
 
-    Returns statistics by convolution name, in float64 on the CPU. Raises StudyError for an unknown tap, scope, layer,
-    reading or extra, a batch_size below 1, images that do not fit, and activations that are not finite.
+    Returns statistics by convolution name, in float64 on the CPU. Raises StudyError for an unknown scope, layer, reading or
+    extra, a batch_size below 1, images that do not fit, and activations that are not finite.
 
         statistics = collect_statistics(model, images)
         statistics["features.conv1"].similarity()  # (C, C) cosines of the layer's channels
     """
-    if tap not in ("consumer", "conv"):
-        raise refuse("tap", tap, "'consumer' or 'conv'")
-    if scope not in ("inner", "all"):
-        raise refuse("scope", scope, "'inner' or 'all'")
-    for name, given, known in (("readings", readings, READINGS), ("extras", extras, EXTRAS)):
-        if unknown := [one for one in given if one not in known]:
-            raise refuse(name, unknown, ", ".join(known))
-    if batch_size < 1:
-        raise refuse("batch_size", batch_size, "1 or more")
-    check_images(model, images)
     wanted = pick_layers(model, images, layers, scope)
     sums = {layer.name: Sums(readings, extras) for layer in wanted}
     layout = memory_format(model, images)
-    with untouched(model), tapped(model, wanted, lambda name, maps: sums[name].add(transform(maps)), tap):
+    with untouched(model), tapped(model, wanted, lambda name, maps: sums[name].add(transform(maps))):
         for batch in images.split(batch_size):
             run_network(model, batch.contiguous(memory_format=layout))
-    return {layer.name: _finish(layer, sums[layer.name], tap) for layer in wanted}
+    return {layer.name: _finish(layer, sums[layer.name]) for layer in wanted}
 
 
 @torch.no_grad()
-def feature_maps(model: nn.Module, images: Tensor, layer: str, *, tap: TapName = "consumer") -> Tensor:
+def feature_maps(model: nn.Module, images: Tensor, layer: str) -> Tensor:
     """One layer's maps (N, C, H, W) for a few images, to look at. Raises StudyError for an unknown layer.
 
     Before a linear consumer they come flattened: they are laid out again as squares, or as a line where they are none.
     """
     caught: list[Tensor] = []
     chosen = pick_layers(model, images, [layer])
-    with untouched(model), tapped(model, chosen, lambda _name, maps: caught.append(maps.cpu()), tap):
+    with untouched(model), tapped(model, chosen, lambda _name, maps: caught.append(maps.cpu())):
         run_network(model, images)
     maps = caught[0]
     if maps.dim() == 4:

@@ -133,13 +133,6 @@ def test_bad_compensation_is_refused(small_vgg: nn.Module, arguments: dict[str, 
         prune(small_vgg, plan, **arguments)
 
 
-def test_statistics_of_the_raw_convolution_are_refused(small_vgg: nn.Module) -> None:
-    images = torch.randn(4, 3, 32, 32)
-    plan = make_plan(small_vgg, images, importance("kernel_l1", model=small_vgg), ratio=0.5)
-    with pytest.raises(StudyError, match="tap='conv'"):
-        prune(small_vgg, plan, compensate="merge", statistics=collect_statistics(small_vgg, images, tap="conv"))
-
-
 def test_merge_leaves_the_dense_network_alone(small_vgg: nn.Module) -> None:
     images: Tensor = torch.randn(8, 3, 32, 32)
     before = {name: tensor.clone() for name, tensor in small_vgg.state_dict().items()}

@@ -50,15 +50,6 @@ def test_the_consumer_behind_a_flatten_sees_pooled_maps() -> None:
     assert got.consumers[0].positions.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
-def test_the_conv_tap_is_the_raw_output() -> None:
-    torch.manual_seed(0)
-    model, images = Chain().eval(), torch.randn(10, 1, 8, 8)
-    got = collect_statistics(model, images, tap="conv")["conv"]
-    gram, l1, _ = literal(model.conv(images))
-    torch.testing.assert_close(got.gram, gram, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(got.l1, l1, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("name", ["vgg16", "resnet20"])
 def test_every_layer_of_a_network_in_one_pass(name: str) -> None:
     model = warm(build_seeded(1, name, num_classes=4, width=0.25))
@@ -212,7 +203,6 @@ def test_activations_that_are_not_finite_name_the_layer(bad: float) -> None:
     ("arguments", "message"),
     [
         ({"layers": ["conv9"]}, "conv9"),
-        ({"tap": "middle"}, "tap='middle'"),
         ({"readings": ("pooled", "median")}, "readings.1='median'"),
         ({"extras": ("rank",)}, "extras.0='rank'"),
         ({"batch_size": 0}, "batch_size=0"),
