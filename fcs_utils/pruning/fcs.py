@@ -44,7 +44,6 @@ def redundancy_in_bin(similarity: Tensor, norms: Tensor, redundancy: Literal["me
     similarity: (n, n) and norms: (n,) of the bin's members, n of 2 or more. Returns (n,) in -1..1.
     ``mean`` and ``max`` are over the other members. ``greedy`` drops one channel of the most similar pair at a
     time; a channel's redundancy is then its similarity to the other one, and the last channel gets -1.
-    Raises StudyError for another redundancy.
     """
     others = similarity.clone()
     if redundancy == "mean":
@@ -52,8 +51,6 @@ def redundancy_in_bin(similarity: Tensor, norms: Tensor, redundancy: Literal["me
     others.fill_diagonal_(-math.inf)
     if redundancy == "max":
         return others.amax(1)
-    if redundancy != "greedy":
-        raise refuse("redundancy", redundancy, "'mean', 'max' or 'greedy'")
     dropped_at = torch.full((len(norms),), -1.0, dtype=similarity.dtype)
     for _ in range(len(norms) - 1):
         first, second = divmod(int(others.argmax()), len(norms))  # the first of equal pairs: first < second

@@ -128,7 +128,7 @@ class _Tracer:
         self.parameters = {id(parameter): name for name, parameter in model.named_parameters()}
         norms = [name for module, name in self.names.items() if isinstance(module, nn.BatchNorm2d) and flow.calls[name] == 1]
         self.norms = {flow.outputs[name]: name for name in norms}
-        self.gates = flow.gates()
+        self.gates, self.largest = flow.gates(), 4 * flow.largest
         self.to_results = flow.leading_to(flow.results, walls)
         joined = {node for node in flow.order if node.name().startswith("Cat")}  # side by side is no sum
         self.to_images = flow.leading_to(flow.reach([flow.source], walls | joined), walls)
@@ -137,15 +137,10 @@ class _Tracer:
     def layers(self) -> dict[str, Layer]:
         layers, ties = {name: self.layer(name, module) for name, module in convolutions(self.model)}, tied_parameters(self.model)
         for name, module in convolutions(self.model) if ties else ():
-            if layers[name].barrier is None and (tie := unlike(self.graph, self.meetings(module) or [], ties)):
+            if layers[name].barrier is None and (tie := unlike(self.graph, walk(self.graph, module, self.largest) or [], ties)):
                 places = ", ".join(f"{self.names[owner]}.{parameter}".lstrip(".") for owner, parameter in tie)
                 layers[name] = replace(layers[name], barrier=f"shares a parameter that would not shrink alike: {places}")
         return layers
-
-    def meetings(self, module: nn.Conv2d) -> list[tuple[tp.Dependency, list[int]]] | None:
-        """What shrinks with a convolution, and which of its indices; None where that cannot be followed."""
-        found = walk(self.graph, module, 4 * self.flow.largest)
-        return None if found is None else [(dependency, indices[0].tolist()) for dependency, indices in found]
 
     def layer(self, name: str, module: nn.Conv2d) -> Layer:
         channels, node = module.out_channels, self.flow.outputs.get(name)
@@ -170,7 +165,7 @@ class _Tracer:
 
     def group(self, name: str, module: nn.Conv2d) -> _Group:
         group = _Group([name], [], [], [])
-        found = walk(self.graph, module, 4 * self.flow.largest)
+        found = walk(self.graph, module, self.largest)
         if found is None:
             group.barriers.append("its channels go through reshapes that cannot be followed")
         for dependency, indices in found or []:

@@ -45,11 +45,6 @@ class PruningPlan(BaseModel):
                 raise ValueError(f"the plan is damaged: kept channels of {name} must be sorted, unique and within 0..{width - 1}")
         return self
 
-    @property
-    def macs_gap(self) -> float | None:
-        """Share of MACs left minus share asked for: channel counts are whole, so small networks miss by percents."""
-        return None if self.macs is None or self.macs_left is None else self.macs_left - self.macs
-
     def __str__(self) -> str:
         """A table for reading: each layer's channels before and after, then the share of MACs left."""
         longest = max(len("layer"), *map(len, self.kept))
@@ -62,13 +57,9 @@ class PruningPlan(BaseModel):
             lines.append(f"convolutions left whole: {len(self.skipped)}; plan.skipped gives the reasons")
         return "\n".join(lines)
 
-    def to_json(self) -> str:
-        """The plan as JSON, which ``from_json`` reads."""
-        return self.model_dump_json(indent=1)
-
     @classmethod
     def from_json(cls, text: str) -> PruningPlan:
-        """Raises StudyError for text that is no plan."""
+        """From what ``model_dump_json`` returns. Raises StudyError for text that is no plan."""
         return _checked(cls.model_validate_json, text)
 
     @classmethod

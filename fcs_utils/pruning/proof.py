@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.cutting import Cuts, duplicate
-from fcs_utils.running import shared
+from fcs_utils.running import shared, tensors_in
 
 ROUNDING = 1e-6  # the largest difference that is rounding, as a share of the largest output, in float64
 COARSE = 1e-4  # the same for a network that runs in its own precision only
@@ -140,15 +139,7 @@ def _outputs(model: nn.Module, images: Tensor, training: bool) -> list[Tensor]:
     weight = next(model.parameters())
     with shared, torch.random.fork_rng([weight.device] if weight.is_cuda else []), torch.no_grad(), _Constants():
         torch.manual_seed(0)
-        return list(_tensors(model(images.to(weight))))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    parts: Iterable[Any] = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    for part in vars(value).values() if is_dataclass(value) else parts:
-        yield from _tensors(part)
+        return tensors_in(model(images.to(weight)))
 
 
 def _gap(wanted: list[Tensor], got: list[Tensor]) -> float:

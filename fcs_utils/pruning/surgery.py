@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from pydantic import InstanceOf
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fcs_utils.config import Count, Images, Model, checked
@@ -108,7 +108,7 @@ def recalibrate(model: Model, images: Images, batch_size: Count = 256) -> None:
                 norm.reset_running_stats()
                 norm.momentum = None  # a plain average over the batches
                 norm.train()
-            for batch in _even_batches(images, batch_size):
+            for batch in torch.tensor_split(images, -(-len(images) // batch_size)):  # of nearly one size, since they count alike
                 run_network(model, batch.contiguous(memory_format=layout))
         reached = [norm for norm in norms if norm.num_batches_tracked]
         if not all(buffer.isfinite().all() for norm in reached for buffer in norm.buffers(recurse=False)):
@@ -119,8 +119,3 @@ def recalibrate(model: Model, images: Images, batch_size: Count = 256) -> None:
             norm.momentum = momentum
             for buffer, value in buffers if norm not in measured else ():
                 buffer.copy_(value)
-
-
-def _even_batches(images: Tensor, batch_size: int) -> tuple[Tensor, ...]:
-    # Batches count alike in the average, so they must be of nearly one size.
-    return torch.tensor_split(images, -(-len(images) // batch_size))

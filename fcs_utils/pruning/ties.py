@@ -9,6 +9,7 @@ import torch_pruning as tp
 from torch import nn
 
 from fcs_utils.errors import StudyError
+from fcs_utils.pruning.graph import Indices
 
 Place = tuple[nn.Module, str]  # a module, and the name under which it has a parameter
 
@@ -23,7 +24,7 @@ def tied_parameters(model: nn.Module) -> list[list[Place]]:
 
 
 def unlike(
-    graph: tp.DependencyGraph, group: Iterable[tuple[tp.Dependency, list[int]]], ties: Sequence[list[Place]]
+    graph: tp.DependencyGraph, group: Iterable[tuple[tp.Dependency, Indices]], ties: Sequence[list[Place]]
 ) -> list[Place] | None:
     """The first tied parameter that a group's surgery would cut in one place and not, or not alike, in another; None if none."""
     cuts: dict[Place, list[tuple[bool, list[int]]]] = defaultdict(list)
@@ -31,7 +32,7 @@ def unlike(
         module, out = dependency.target.module, graph.is_out_channel_pruning_fn(dependency.handler)
         reads = not out and isinstance(module, nn.Conv2d | nn.Linear)  # inputs are columns of the weight alone
         for name in ("weight",) if reads else dict(module.named_parameters(recurse=False) if isinstance(module, nn.Module) else ()):
-            cuts[module, name].append((out, list(indices)))
+            cuts[module, name].append((out, indices[0].tolist()))
     return next((tie for tie in ties if any(cuts.get(place) != cuts.get(tie[0]) for place in tie)), None)
 
 

@@ -132,9 +132,14 @@ def _drawn(figure: Figure, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
+def html_table(frame: pd.DataFrame) -> str:
+    """A table without its index as HTML, escaped; on a page, a click on a column's head sorts it."""
+    return frame.to_html(index=False, border=0, classes="sortable", justify="unset")
+
+
 def table(frame: pd.DataFrame) -> None:
-    """Show a table without its index; on the page, a click on a column's head sorts it."""
-    display(HTML(frame.to_html(index=False, border=0, classes="sortable", justify="unset")))
+    """Show a table."""
+    display(HTML(html_table(frame)))
 
 
 def say(text: str) -> None:

@@ -29,7 +29,7 @@ from fcs_utils.report.chapters import NOTEBOOKS, Notebook
 from fcs_utils.report.claims import STATEMENTS, claim_verdicts
 from fcs_utils.report.findings import headlines
 from fcs_utils.report.frames import Report, make_report
-from fcs_utils.report.notebook import save_figure
+from fcs_utils.report.notebook import html_table, save_figure
 from fcs_utils.report.tables import write_table
 from fcs_utils.study.measurements import kept
 from fcs_utils.study.records import Store
@@ -151,11 +151,6 @@ def _write_page(path: Path, title: str, body: str, shared: Mapping[str, Any], he
     contents = HEADING.findall(body)
     page = TEMPLATES.get_template("page.html.j2").render(title=title, body=body, contents=contents, here=here, **shared)
     write_atomic(path, page.encode())
-
-
-def html_table(table: pd.DataFrame) -> str:
-    """A table as HTML, escaped; a click on a column's head sorts it."""
-    return table.to_html(index=False, border=0, classes="sortable", justify="unset")
 
 
 def figure_links(store: Store, name: str, up: str) -> list[tuple[str, str]]:

@@ -110,10 +110,6 @@ class Checkpoint:
             raise StudyError(f"{self.path} has not the learning-rate schedules of this training")
         return content, tensors
 
-    def remove(self) -> None:
-        """Delete the file, once the training is done and its result is kept."""
-        self.path.unlink(missing_ok=True)
-
 
 def _network_tensors(networks: Sequence[nn.Module]) -> dict[str, Tensor]:
     return {f"network.{n}.{name}": tensor for n, network in enumerate(networks) for name, tensor in network.state_dict().items()}

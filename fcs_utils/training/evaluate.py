@@ -16,8 +16,8 @@ from fcs_utils.training.passes import autocast
 
 
 @torch.no_grad()
-def _predict(networks: Sequence[nn.Module], batches: Iterable[Batch], precision: str) -> tuple[list[Tensor], Tensor]:
-    """Logits (N, K) float32 of each network and labels (N,), from one pass over the batches."""
+def predict(networks: Sequence[nn.Module], batches: Iterable[Batch], precision: str = "fp32") -> tuple[list[Tensor], Tensor]:
+    """Logits (N, K) float32 of each network and labels (N,), from one pass over the batches in eval mode, which is put back."""
     device = next((parameter.device for parameter in networks[0].parameters()), torch.device("cpu"))
     found: list[list[Tensor]] = [[] for _ in networks]
     truth = []
@@ -33,14 +33,10 @@ def _predict(networks: Sequence[nn.Module], batches: Iterable[Batch], precision:
     return [torch.cat(logits) for logits in found], torch.cat(truth)
 
 
-def predict(model: nn.Module, dataset: Dataset, split: Split, precision: str = "fp32", batch_size: int = 500) -> Tensor:
-    """Logits (N, K) float32 of a split's images, in eval mode. The mode is put back."""
-    return _predict([model], dataset.in_order(split, batch_size), precision)[0][0]
-
-
 def accuracy(model: nn.Module, dataset: Dataset, split: Split, precision: str = "fp32", batch_size: int = 500) -> float:
     """Top-1 in percent, in eval mode. The mode is put back."""
-    return top1(predict(model, dataset, split, precision, batch_size), split.labels)
+    (logits,), labels = predict([model], dataset.in_order(split, batch_size), precision)
+    return top1(logits, labels)
 
 
 def top1(logits: Tensor, labels: Tensor) -> float:
@@ -55,7 +51,7 @@ def evaluate(networks: Sequence[nn.Module], batches: Iterable[Batch], precision:
     ``validation_loss`` (mean cross-entropy in nats), ``peer_validation`` and ``peer_kl``, which is KL(peer || first)
     in nats; the last two are None without a peer.
     """
-    logits, labels = _predict(networks, batches, precision)
+    logits, labels = predict(networks, batches, precision)
     peer = logits[1] if len(logits) > 1 else None
     return {
         "validation": top1(logits[0], labels),

@@ -60,7 +60,7 @@ def test_plans_made_in_threads_equal_plans_made_one_by_one() -> None:
         one = one or network(number)
         statistics = collect_statistics(one, images)
         scores = importance("fcs_linear", model=one, statistics=statistics)
-        return make_plan(one, images, scores, macs=0.6).to_json()
+        return make_plan(one, images, scores, macs=0.6).model_dump_json()
 
     assert at_once(plan, 6) == [plan(number) for number in range(6)]
     one = network(3).train()

@@ -94,7 +94,7 @@ def test_a_plan_cuts_exactly_or_is_refused(data: Any) -> None:
     except StudyError as error:
         assert "\n" not in str(error)
         return
-    assert PruningPlan.from_json(plan.to_json()) == plan
+    assert PruningPlan.from_json(plan.model_dump_json()) == plan
     torch.testing.assert_close(compact(IMAGES), zeroed(net, plan, IMAGES), rtol=1e-4, atol=1e-5)
 
 

@@ -91,7 +91,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), 
 def test_the_readmes_first_example_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     exec(EXAMPLES[0], names)  # noqa: S102 - our own README
-    assert abs(names["plan"].macs_gap) < 0.05
+    assert abs(names["plan"].macs_left - 0.5) < 0.05
     printed = capsys.readouterr().out
     assert "layer4.1.conv1" in printed and "50.0% was the goal" in printed
 

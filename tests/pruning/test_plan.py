@@ -26,7 +26,7 @@ def test_a_layer_too_narrow_for_the_ratio_is_named() -> None:
     plan = make_plan(net, EXAMPLE, {"0": torch.arange(3.0), "2": torch.arange(10.0)}, ratio=0.1)
     # 0.1 of 3 channels rounds to none, 0.1 of 10 to one: the least important.
     assert plan.kept == {"2": list(range(1, 10))} and plan.skipped["0"] == "ratio 0.1 of 3 channels rounds to none"
-    assert plan.input_shape == (2, 4, 4) and (plan.ratio, plan.scope, plan.macs, plan.macs_gap) == (0.1, "inner", None, None)
+    assert plan.input_shape == (2, 4, 4) and (plan.ratio, plan.scope, plan.macs) == (0.1, "inner", None)
     # MACs of a position: 2 * 3 + 3 * 10 + 10 * 2 = 56, then 2 * 3 + 3 * 9 + 9 * 2 = 51.
     assert plan.macs_left == pytest.approx(51 / 56)
     with pytest.raises(StudyError, match="nothing to prune: .*0: ratio 0.1 of 3 channels rounds to none"):
@@ -41,7 +41,7 @@ def test_the_ratio_for_a_share_of_macs_by_hand() -> None:
         assert len(plan.kept["0"]) == kept and plan.macs_left == kept / 4 and plan.macs == macs
     # Half of the way between two: the one that leaves more.
     plan = make_plan(net, EXAMPLE, scores, macs=0.625)
-    assert plan.kept["0"] == [1, 2, 3] and plan.macs_gap == pytest.approx(0.125)
+    assert plan.kept["0"] == [1, 2, 3] and plan.macs_left - plan.macs == pytest.approx(0.125)
     for far in (0.99, 0.81, 0.19, 0.01):  # more than 0.05 away from what one to three channels leave
         with pytest.raises(StudyError, match=f"macs={far} is not allowed; allowed: 0.250 to 0.750, which pruning 1 of 2 conv"):
             make_plan(net, EXAMPLE, scores, macs=far)

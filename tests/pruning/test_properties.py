@@ -128,7 +128,7 @@ def test_surgery_is_exact_and_plans_survive_json(network: nn.Module, criterion: 
         criterion = "fcs"
     scores = importance(criterion, model=network, statistics=statistics, images=images, labels=labels)
     plan = make_plan(network, images, scores, ratio=ratio, scope=scope)  # type: ignore[arg-type]
-    assert PruningPlan.from_json(plan.to_json()) == plan
+    assert PruningPlan.from_json(plan.model_dump_json()) == plan
     for name, kept in plan.kept.items():
         if name in scores and scope == "inner":
             assert kept == select(scores[name], keep_count(plan.channels[name], ratio))

@@ -109,7 +109,7 @@ def pruned_twice() -> tuple[nn.Module, nn.Module, list[PruningPlan]]:
         (lambda plans: [], "plan=.* is not allowed"),
         (lambda plans: plans[0].model_dump(), "plan={.* is not allowed"),
         (lambda plans: [plans[0], None], "plan=.* is not allowed"),
-        (lambda plans: plans[0].to_json(), "plan=.* is not allowed"),
+        (lambda plans: plans[0].model_dump_json(), "plan=.* is not allowed"),
     ],
 )
 def test_plans_that_did_not_make_the_network_are_refused(pick: Callable[[list], object], message: str, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_predictions_stand_in_the_order_of_the_split(digits: Dataset) -> None:
         def forward(self, images: Tensor) -> Tensor:
             return torch.stack([images.mean((1, 2, 3)), torch.zeros(len(images))], 1)
 
-    found = predict(Brightness(), digits, digits.test, batch_size=77)
+    (found,), _ = predict([Brightness()], digits.in_order(digits.test, 77))
     want = (digits.test.images.double() - digits.mean) / digits.std
     torch.testing.assert_close(found[:, 0].double(), want.mean((1, 2, 3)), rtol=1e-4, atol=1e-5)
     assert found.shape == (500, 2) and found.dtype == torch.float32 and not found[:, 1].any()

@@ -166,7 +166,7 @@ def test_history_tells_how_far_the_peers_predictions_are(digits: Dataset) -> Non
     before = evaluate([compact, peer], digits.in_order(digits.validation))
     history = train([compact, peer], digits, QUICK.model_copy(update={"epochs": 6}), "mlft")
     assert history[-1].peer_kl < before["peer_kl"]
-    logits = [predict(network, digits, digits.validation) for network in (compact, peer)]
+    logits, _ = predict([compact, peer], digits.in_order(digits.validation))
     want = distance(logits[0], logits[1], 1.0).item()
     assert history[-1].peer_kl == pytest.approx(want, rel=1e-5)
     assert evaluate([compact], digits.in_order(digits.validation))["peer_kl"] is None
