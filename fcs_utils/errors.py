@@ -53,6 +53,11 @@ def did_you_mean(value: object, names: Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out. On the CPU PyTorch raises a RuntimeError for it, known by its message."""
     words = ("can't allocate memory", "not enough memory", "out of memory", "can't start new thread")

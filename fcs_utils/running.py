@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from fcs_utils.errors import StudyError, is_out_of_memory
+from fcs_utils.errors import StudyError, first_line, is_out_of_memory
 
 shared = threading.RLock()  # held while a thread uses what the whole process shares, such as torch's global generator
 _turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # a lock for each network in use
@@ -71,10 +71,9 @@ def run_network(model: nn.Module, images: Tensor) -> Any:
     except Exception as error:  # a network of somebody else raises whatever it likes
         if is_out_of_memory(error):
             raise
-        words = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StudyError(
             f"the network does not run on images {images.dtype} {tuple(images.shape)} on {images.device}: "
-            f"{type(error).__name__}: {words}"
+            f"{type(error).__name__}: {first_line(error)}"
         ) from error
 
 

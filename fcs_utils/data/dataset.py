@@ -178,7 +178,8 @@ def load_dataset(name: str, folder: str | Path | None = None, device: torch.devi
     """
     from sklearn.model_selection import train_test_split
 
-    source, limit = _parsed(name)
+    part = re.fullmatch(r"(.+)\[:(\d+)\]", name)
+    source, limit = (part[1], int(part[2])) if part else (name, None)
     arrays = read_arrays(source, data_folder(folder))
     held_out = 297 if source == "digits" else max(len(arrays.classes), len(arrays.train_labels) // 10)
     train, validation = train_test_split(
@@ -203,11 +204,6 @@ def load_dataset(name: str, folder: str | Path | None = None, device: torch.devi
         fingerprint=_fingerprint(arrays),
     )
     return dataset.to(torch.device(device))
-
-
-def _parsed(name: str) -> tuple[str, int | None]:
-    match = re.fullmatch(r"(.+)\[:(\d+)\]", name)
-    return (match[1], int(match[2])) if match else (name, None)
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Split:

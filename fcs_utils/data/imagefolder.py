@@ -28,7 +28,6 @@ FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")  # Pillow knows more, and starts
 PARTS = ("train", "test", "val")
 DECODER = 2  # raised when decoding changes, so that no older cache is used
 LARGEST_IMAGE, LARGEST_DATA = 2**26, 2**33  # pixels of an image, bytes of all images once they are decoded
-Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def cache_folder() -> Path:
@@ -40,8 +39,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FCS_CACHE") or Path(users) / "fcs-mlft")
 
 
-def read_image_folder(folder: Path, name: str, size: int) -> tuple[Parts, tuple[str, ...]]:
-    """Train images, train labels, test images, test labels, and the class names.
+def read_image_folder(folder: Path, name: str, size: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The ``arrays`` and ``classes`` of ``Decoded``.
 
     Images become RGB uint8 (N, 3, size, size): turned as their EXIF data says, the shorter side resized to ``size``, the centre
     cropped. Warns of what is not read, of images that are in both parts, and of a cache that cannot be written. Raises StudyError
@@ -59,10 +58,7 @@ def read_image_folder(folder: Path, name: str, size: int) -> tuple[Parts, tuple[
             warnings.warn(f"{error}; decoded images are not cached, FCS_CACHE names a folder for them", stacklevel=2)
     for note in found.notes:
         warnings.warn(f"{source}: {note}", stacklevel=2)
-    train, labels, test, test_labels = (
-        found.arrays[f"{part}_{what}"] for part in ("train", "test") for what in ("images", "labels")
-    )
-    return (train, labels, test, test_labels), tuple(found.classes)
+    return found.arrays, found.classes
 
 
 def _source(folder: Path, name: str) -> Path:

@@ -181,8 +181,8 @@ def _imagefolder(folder: Path, name: str) -> Arrays:
     size = int(match[2] or 32)
     if not 8 <= size <= 1024:
         raise refuse("dataset", name, "imagefolder:NAME@SIZE with a SIZE from 8 to 1024 pixels")
-    parts, classes = read_image_folder(folder, match[1], size)
-    return Arrays(FOLDER_TITLES.get(match[1], match[1]), classes, *parts, flip=True)
+    arrays, classes = read_image_folder(folder, match[1], size)
+    return Arrays(FOLDER_TITLES.get(match[1], match[1]), tuple(classes), **arrays, flip=True)
 
 
 READERS: dict[str, Callable[[Path], Arrays]] = {

@@ -15,7 +15,7 @@ from pydantic import InstanceOf
 from torch import Tensor, nn
 
 from fcs_utils.config import FilePath, Images, Model, checked
-from fcs_utils.errors import StudyError, refuse
+from fcs_utils.errors import StudyError, first_line, refuse
 from fcs_utils.files import read_tensors, tensors_sum, write_atomic, write_tensors
 from fcs_utils.models import load_state
 from fcs_utils.pruning.plan import PruningPlan
@@ -55,7 +55,7 @@ def export_onnx(model: Model, path: FilePath, example: Images) -> Path:
             )
             expected = model(example)
         except Exception as error:  # noqa: BLE001 - the exporter raises many kinds
-            raise StudyError(f"{type(model).__name__} cannot be exported to ONNX: {str(error).splitlines()[0]}") from error
+            raise StudyError(f"{type(model).__name__} cannot be exported to ONNX: {first_line(error)}") from error
         content = made.read_bytes()
     found = torch.from_numpy(session(content).run(None, {"images": example.numpy()})[0])
     if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):

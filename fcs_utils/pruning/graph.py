@@ -28,12 +28,10 @@ KNOWN = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn
 
 @contextmanager
 def traceable(model: nn.Module) -> Iterator[None]:
-    """Let the graph be built, then put modes and gradient flags back. One thread at a time: the library's graphs share state.
+    """Let the graph be built, then put gradient flags back. One thread at a time: the library's graphs share state.
 
-    The library follows gradients, so in a frozen network it silently finds nothing. It also leaves the network
-    in eval mode.
+    The library follows gradients, so in a frozen network it silently finds nothing.
     """
-    modes = {name: module.training for name, module in model.named_modules()}
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     with shared:
         for parameter in model.parameters():
@@ -42,16 +40,14 @@ def traceable(model: nn.Module) -> Iterator[None]:
             with torch.enable_grad():
                 yield
         finally:
-            for name, module in model.named_modules():
-                module.training = modes[name]
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name not in frozen)
 
 
 def dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
-    """The dependency graph of a network; call inside ``traceable``. ``example``: images (N, C, H, W).
+    """The dependency graph of a network; call inside ``traceable``; it is left in eval mode.
 
-    Raises StudyError for a network whose channels the library cannot follow, such as ShuffleNet's.
+    example: images (N, C, H, W). Raises StudyError for a network whose channels the library cannot follow, such as ShuffleNet's.
     """
     model.eval()
     failed: list[StudyError] = []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fcs_utils.errors import StudyError
+from fcs_utils.errors import StudyError, first_line
 from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.running import shared, tensors_in
 
@@ -65,7 +65,7 @@ class Proof:
             try:
                 got = _outputs(compact, images, training)
             except Exception as error:  # noqa: BLE001 - the network is the user's: it can raise anything
-                return f"without some of its channels the network does not run{mode}: {_first_line(error)}"
+                return f"without some of its channels the network does not run{mode}: {first_line(error)}"
             gap = _gap(want, got)
             if gap > (ROUNDING if precision is torch.float64 else COARSE):
                 return (
@@ -75,7 +75,7 @@ class Proof:
 
     def _wanted(self, lost: Mapping[str, Sequence[int]]) -> tuple[torch.dtype, list[tuple[bool, Tensor, list[Tensor]]]]:
         """The precision, and (train mode, images, outputs) of each comparison."""
-        failure: Exception | None = None
+        failure = Exception()
         for precision in (torch.float64, self.weight.dtype):
             dense = self._copy(self.model, precision)
             with zeroed(dense, lost):
@@ -87,11 +87,11 @@ class Proof:
                 try:
                     wanted.append((True, self.noise, _outputs(dense, self.noise, True)))
                 except Exception as error:  # noqa: BLE001 - as above
-                    self.untrained = _first_line(error)
+                    self.untrained = first_line(error)
             if not any(tensor.isfinite().any() for _, _, want in wanted for tensor in want):
                 raise StudyError("surgery cannot be checked: all outputs of the network are NaN, infinite or no tensors")
             return precision, wanted
-        raise StudyError(f"the network does not run on images {tuple(self.noise.shape[1:])}: {_first_line(failure)}") from failure
+        raise StudyError(f"the network does not run on images {tuple(self.noise.shape[1:])}: {first_line(failure)}") from failure
 
     def _copy(self, model: nn.Module, precision: torch.dtype) -> nn.Module:
         device = self.weight.device
@@ -156,7 +156,3 @@ def _gap(wanted: list[Tensor], got: list[Tensor]) -> float:
             far, scale = (one - other)[finite].abs().max().item(), one[finite].abs().max().item()
             worst = max(worst, far / scale if scale else far)
     return worst
-
-
-def _first_line(error: Exception | None) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

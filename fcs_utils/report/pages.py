@@ -28,7 +28,7 @@ from fcs_utils.report import figures
 from fcs_utils.report.chapters import NOTEBOOKS, Notebook
 from fcs_utils.report.claims import STATEMENTS, claim_verdicts
 from fcs_utils.report.findings import headlines
-from fcs_utils.report.frames import Report, make_report
+from fcs_utils.report.frames import Report
 from fcs_utils.report.notebook import html_table, save_figure
 from fcs_utils.report.tables import write_table
 from fcs_utils.study.measurements import kept
@@ -167,11 +167,6 @@ def draw_figures(store: Store, report: Report) -> None:
     for costs in kept(store, "scoring")[:1]:
         titles = {name: one.title for name, one in scoring.PROCEDURES.items()}
         save_figure(store, figures.cost_growth(scoring.cost_frame(costs), titles), "cost_growth")
-
-
-def read_report(study: Study) -> Report | None:
-    """A study's tables and verdicts, or None while runs are missing."""
-    return None if study.missing() else make_report(study)
 
 
 def shared_parts(study: Study) -> dict[str, Any]:

@@ -76,9 +76,9 @@ def build(profile: str, out: str | Path, data: str | None, numbers: str | None =
 
 def _render_overview(study: Study) -> tuple[str, Report | None]:
     """The index, its tables and figures, from the records that are there; returns what they were rendered from, too."""
-    from fcs_utils.report import pages
+    from fcs_utils.report import frames, pages
 
-    inputs, report = inputs_of(study.store), pages.read_report(study)
+    inputs, report = inputs_of(study.store), None if study.missing() else frames.make_report(study)
     if report:
         report.write(study.store)
         pages.draw_figures(study.store, report)

@@ -1,9 +1,4 @@
-"""What a run is: a validated configuration with a stable identity.
-
-The identity is a hash of the configuration's canonical JSON with defaults left out, so a new option
-does not orphan old records. ``SCHEMA`` is part of it and is raised whenever a changed default or a bug
-fix changes results.
-"""
+"""What a run is: a validated configuration with a stable identity."""
 
 from __future__ import annotations
 
@@ -33,7 +28,7 @@ def describe(run: Run) -> str:
     return ", ".join(words)
 
 
-SCHEMA = 3
+SCHEMA = 3  # raised whenever a changed default or a bug fix changes results
 Option = str | int | float | bool
 
 
@@ -154,7 +149,7 @@ class Run(Config):
 
     @property
     def identity(self) -> str:
-        """16 hex digits of SHA-256 over the schema and every value that is not a default."""
+        """16 hex digits of SHA-256 over the schema and every value that is not a default: a new option orphans no old record."""
         content = {"schema": SCHEMA, "run": self.model_dump(mode="json", exclude_defaults=True)}
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
 

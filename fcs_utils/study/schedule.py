@@ -9,7 +9,7 @@ from itertools import count
 from typing import NamedTuple
 
 from fcs_utils.data.dataset import Dataset
-from fcs_utils.errors import Elsewhere, OutOfTime, StudyError, refuse
+from fcs_utils.errors import Elsewhere, OutOfTime, StudyError, first_line, refuse
 from fcs_utils.models import count_macs
 from fcs_utils.study.networks import Bench
 from fcs_utils.study.runs import Run
@@ -141,7 +141,7 @@ def check_needs(bench: Bench, runs: Sequence[Run], calibration: int) -> None:
         try:
             count_macs(bench.untrained(reference), bench.example)
         except (RuntimeError, ValueError) as error:
-            why = f"a network that takes the {data.size}x{data.size} images of {data.name} ({str(error).splitlines()[0]})"
+            why = f"a network that takes the {data.size}x{data.size} images of {data.name} ({first_line(error)})"
             raise refuse("network", reference.network, why) from error
 
 

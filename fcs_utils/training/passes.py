@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fcs_utils.errors import is_out_of_memory, refuse
+from fcs_utils.errors import first_line, is_out_of_memory, refuse
 
 Pass = Callable[[Tensor], Tensor]
 Mode = Literal["plain", "compiled", "graphs"]
@@ -127,5 +127,4 @@ def _put_back(network: nn.Module, buffers: dict[str, Tensor]) -> None:
 def _go_on_without(what: str, error: Exception) -> None:
     if is_out_of_memory(error):
         raise error
-    first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    warnings.warn(f"{what} failed, training goes on without it: {first}", stacklevel=3)
+    warnings.warn(f"{what} failed, training goes on without it: {first_line(error)[:200]}", stacklevel=3)

@@ -53,8 +53,8 @@ def put(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def read(folder: Path) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    parts, classes = read_image_folder(folder.parent, folder.name, SIZE)
-    return list(parts), classes
+    arrays, classes = read_image_folder(folder.parent, folder.name, SIZE)
+    return [arrays[f"{part}_{what}"] for part in ("train", "test") for what in ("images", "labels")], tuple(classes)
 
 
 def quietly(folder: Path) -> tuple[list[np.ndarray], tuple[str, ...]]:

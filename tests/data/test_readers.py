@@ -175,7 +175,8 @@ def test_digits_are_stretched_to_bytes_and_to_32_pixels() -> None:
 
 def test_names_of_image_folders_may_give_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(readers, "read_image_folder", lambda *given: asked.append(given) or ((None,) * 4, ("a",)))
+    arrays = dict.fromkeys(("train_images", "train_labels", "test_images", "test_labels"))
+    monkeypatch.setattr(readers, "read_image_folder", lambda *given: asked.append(given) or (arrays, ["a"]))
     for name in ("imagefolder:pets", "imagefolder:pets@64", "imagefolder:cifar10_jpeg"):
         assert read_arrays(name, tmp_path).flip
     assert asked == [(tmp_path, "pets", 32), (tmp_path, "pets", 64), (tmp_path, "cifar10_jpeg", 32)]

@@ -162,11 +162,12 @@ def test_a_damaged_archive_of_images_is_refused_or_read_in_one_piece(
         patch.setenv("FCS_CACHE", "/dev/null")  # no damaged file is taken from the cache
         warnings.simplefilter("ignore")
         try:
-            (train, labels, test, _), classes = read_image_folder(place, ending.partition(".")[0], 8)
+            arrays, classes = read_image_folder(place, ending.partition(".")[0], 8)
         except StudyError as error:
             assert str(error).isprintable() and str(place) in str(error)
         else:
-            assert len(train) == len(labels) >= 2 * len(classes) >= 4 and train.dtype == test.dtype == np.uint8
+            train, labels = arrays["train_images"], arrays["train_labels"]
+            assert len(train) == len(labels) >= 2 * len(classes) >= 4 and train.dtype == arrays["test_images"].dtype == np.uint8
 
 
 def folder(factory: pytest.TempPathFactory) -> Path:
