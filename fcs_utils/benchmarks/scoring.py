@@ -95,13 +95,9 @@ def _cosines(maps: np.ndarray) -> np.ndarray:
     return cosine_similarity(maps.reshape(*maps.shape[:2], -1).swapaxes(0, 1).reshape(maps.shape[1], -1))
 
 
-def _on_maps(score: Callable[[Tensor], object], network: nn.Module, images: Tensor) -> None:
+def _on_maps(score: Callable[[Tensor], Any], network: nn.Module, images: Tensor) -> None:
     """Call ``score`` with each batch of every layer's maps (B, C, H, W)."""
-
-    def receive(_name: str, maps: Tensor) -> None:
-        score(maps)
-
-    with tapped(network, prunable_layers(network, images).values(), receive):
+    with tapped(network, prunable_layers(network, images).values(), lambda _name, maps: score(maps)):
         forward(network, images)
 
 

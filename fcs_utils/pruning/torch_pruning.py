@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from fcs_utils.config import Images, Model, checked
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.criteria import check_options, importance, needs
-from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.pruning.statistics import collect_statistics
 
 
@@ -51,10 +50,9 @@ class FCSImportance(tp.importance.Importance):  # type: ignore[misc]
         return torch.stack(found).mean(0) if found else None  # float64: single steps break ties
 
     def _score(self) -> dict[nn.Module, Tensor]:
-        layers = list(prunable_layers(self.model, self.images, "all"))
-        if not layers:
-            raise StudyError("nothing to prune: no convolution of this network can be scored")
         readings, extras = needs(self.criterion, self.options)
-        statistics = collect_statistics(self.model, self.images, layers=layers, readings=readings, extras=extras)
+        statistics = collect_statistics(self.model, self.images, readings=readings, extras=extras)
+        if not statistics:
+            raise StudyError("nothing to prune: no convolution of this network can be scored")
         scores = importance(self.criterion, model=self.model, statistics=statistics, **self.options)
         return {self.model.get_submodule(name): score for name, score in scores.items()}

@@ -36,7 +36,9 @@ def grid(profile: Profile, precision: Precision, rates: Rates | None = None) -> 
     cut = [_prune_run(profile, run, c, ratio) for run in references for ratio in profile.ratios for c in profile.criteria]
     compact = [_prune_run(profile, run, arms.criterion, arms.ratio) for run in references if run.reference.network in arms.networks]
     more = [_prune_run(profile, run, arms.criterion, arms.ratio) for run in further]
-    headstart = [_varied(run, compensate=how) for run in compact for how in ("none", "merge")]
+    headstart = [
+        _prune_run(profile, run, arms.criterion, arms.ratio, compensate=how) for run in compact for how in ("none", "merge")
+    ]
     pilots = [
         _prune_run(profile, run, arms.criterion, arms.ratio)
         for run in _references(profile, precision, arms.pilot_seeds, arms.networks)
@@ -91,11 +93,6 @@ def _prune_run(profile: Profile, run: Run, criterion: str, ratio: float, **more:
     check_options(criterion, more.get("options", {}))
     known = {"criterion": criterion, "ratio": ratio, "calibration": profile.calibration, "source": code_of(criterion)}
     return run.model_copy(update={"pruning": Pruning(**{**known, **more})})
-
-
-def _varied(run: Run, **pruning: Any) -> Run:
-    assert run.pruning is not None
-    return run.model_copy(update={"pruning": run.pruning.model_copy(update=pruning)})
 
 
 def _tune_run(profile: Profile, run: Run, method: str, **training: Any) -> Run:

@@ -18,7 +18,7 @@ from fcs_utils.errors import refuse
 from fcs_utils.machine import one_thread
 from fcs_utils.models import build_seeded
 from fcs_utils.pruning.criteria import code_of, importance, needs
-from fcs_utils.pruning.layers import Scope, prunable_layers
+from fcs_utils.pruning.layers import Scope
 from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import ChannelStatistics, collect_statistics
 from fcs_utils.pruning.sums import Extra, Reading
@@ -154,8 +154,7 @@ class Bench:
         self, reference: Reference, count: int, seed: int, scope: Scope, readings: Sequence[Reading], extras: Sequence[Extra]
     ) -> dict[str, ChannelStatistics]:
         images, dense = self.calibration_images(seed, count), self.trained(reference)
-        layers = list(prunable_layers(dense, images, scope))
-        return collect_statistics(dense, images, layers=layers, readings=readings, extras=extras)
+        return collect_statistics(dense, images, scope=scope, readings=readings, extras=extras)
 
     def importance(self, reference: Reference, pruning: Pruning) -> dict[str, Tensor]:
         """A criterion's importance of the trained reference's channels.
