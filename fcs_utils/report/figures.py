@@ -60,9 +60,6 @@ def use_house_style() -> None:
     )
 
 
-# -- parts ----------------------------------------------------------------------------------------------------------
-
-
 def by_epoch(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs with their ``history`` unrolled: one row an epoch."""
     rows = runs.explode("history", ignore_index=True)
@@ -110,9 +107,6 @@ def gains(runs: pd.DataFrame, by: str, base: str, label: str, styles: Mapping[st
         effects(axis, [(name, one.effect, one.low, one.high, style) for name, one, style in found], ms=5, capsize=2, elinewidth=0.9)
         axis.set(xlabel=label)
     return figure
-
-
-# -- figures --------------------------------------------------------------------------------------------------------
 
 
 def training_curves(references: pd.DataFrame) -> Figure:

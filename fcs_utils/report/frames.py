@@ -126,9 +126,6 @@ def add_targets(arms: pd.DataFrame, slack: float) -> pd.DataFrame:
     return arms.reset_index(drop=True).join(pd.DataFrame(rows))
 
 
-# -- everything at once -------------------------------------------------------------------------------------------
-
-
 class Report:
     """All frames of a profile, from its records by stage; a stage without records leaves its tables out.
 

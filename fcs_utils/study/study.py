@@ -1,7 +1,4 @@
-"""Running a profile: every run at most once, each leaving one record.
-
-Notebooks and the command line call the same ``Study.run``. A run that has a record is not run again.
-"""
+"""Running a profile: every run at most once, each leaving one record. Notebooks and the command line call it alike."""
 
 from __future__ import annotations
 
@@ -71,8 +68,6 @@ class Study:
         outside = [one.module for one in CRITERIA.values() if one.outside and one.code]  # imported by hand, perhaps
         outside += [arm.module for arm in ARMS.values() if arm.code]
         return _reopen, (self.bench.deadline, *self._arguments, tuple(dict.fromkeys((*self._plugins, *outside))))
-
-    # -- which runs there are, and which have records --------------------------------------------------------------
 
     def runs(self, stages: Iterable[Stage] | None = None, only: Sequence[str] = ()) -> list[Run]:
         """The runs of some stages (default: all), each once, in order; ``only`` as in ``run``.
@@ -164,8 +159,6 @@ class Study:
                 one = one.parent()
             todo |= {one.identity: one for one in line}
         return list(todo.values())
-
-    # -- doing them ------------------------------------------------------------------------------------------------
 
     def run(self, stages: Iterable[Stage] | None = None, *, workers: int = 1, only: Sequence[str] = ()) -> list[Record]:
         """Do what has no record yet, then return all records of the stages.
