@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from itertools import combinations
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ValidationError, field_validator
+from annotated_types import Len
+from pydantic import AfterValidator, ValidationError, field_validator, model_validator
 
 from fcs_utils.benchmarks.scoring import Scoring
 from fcs_utils.benchmarks.speed import Speed
@@ -15,6 +17,19 @@ from fcs_utils.errors import StudyError, refuse, refuse_field
 from fcs_utils.study.catalogue import read_profile
 from fcs_utils.training.arms import ARMS
 from fcs_utils.training.optimiser import Training
+
+Item = TypeVar("Item")
+
+
+def _without_repeats(values: tuple[Item, ...]) -> tuple[Item, ...]:
+    """A value twice would count its runs twice: a seed in every mean and interval, a criterion in the correction of p."""
+    if repeated := [value for number, value in enumerate(values) if value in values[:number]]:
+        raise ValueError(f"{repeated[0]!r} stands there twice")
+    return values
+
+
+Distinct = Annotated[tuple[Item, ...], AfterValidator(_without_repeats)]
+Some = Annotated[Distinct[Item], Len(1)]  # one or more
 
 
 class Network(Config):
@@ -35,16 +50,16 @@ class Arms(Config):
     on which only references and arms run, where arms need more seeds than the comparison of criteria can afford.
     """
 
-    networks: tuple[str, ...]
+    networks: Distinct[str]
     criterion: str = "fcs"
     ratio: Ratio = 0.5
-    epochs: tuple[Count, ...]
-    learning_rates: tuple[Positive, ...]
-    further_seeds: tuple[Seed, ...] = ()
-    pilot_seeds: tuple[Seed, ...] = (100,)
+    epochs: Some[Count]
+    learning_rates: Some[Positive]
+    further_seeds: Distinct[Seed] = ()
+    pilot_seeds: Some[Seed] = (100,)
     pilot_epochs: Count
-    methods: tuple[str, ...] = ("tft", "mlft", "twin", "kd")
-    scratch: tuple[Literal["epochs", "macs"], ...] = ("epochs", "macs")
+    methods: Distinct[str] = ("tft", "mlft", "twin", "kd")
+    scratch: Distinct[Literal["epochs", "macs"]] = ("epochs", "macs")
     scratch_seeds: Count | None = None
 
     @field_validator("methods")
@@ -66,13 +81,13 @@ class Ablations(Config):
     """
 
     ratio: Ratio = 0.5
-    bins: tuple[Count, ...] = (1, 2, 8, 16)
-    calibrations: tuple[Count, ...]
+    bins: Distinct[Count] = (1, 2, 8, 16)
+    calibrations: Distinct[Count]
     draws: Amount = 4
     binning_seeds: Amount = 3
-    merged: tuple[str, ...] = ("kernel_l1", "fcs", "fcs_linear")
+    merged: Distinct[str] = ("kernel_l1", "fcs", "fcs_linear")
     headstart: Count
-    networks: tuple[str, ...] | None = None
+    networks: Distinct[str] | None = None
     seeds: Count | None = None
 
     def variants(self) -> list[dict[str, Any]]:
@@ -99,10 +114,10 @@ class Profile(Config):
     summary: str
     dataset: str
     others: tuple[str, ...] = ()
-    networks: tuple[Network, ...]
-    seeds: tuple[Seed, ...]
-    ratios: tuple[Ratio, ...]
-    criteria: tuple[str, ...]
+    networks: Some[Network]
+    seeds: Some[Seed]
+    ratios: Some[Ratio]
+    criteria: Some[str]
     plugins: tuple[str, ...] = ()
     calibration: Count = 512
     tuning: Training  # the one schedule after which criteria are compared (C2)
@@ -111,6 +126,19 @@ class Profile(Config):
     scoring: Scoring = Scoring()
     speed: Speed = Speed()
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: the fastest on the machine of the first run
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Profile:
+        names = [one.network for one in self.networks]
+        _without_repeats(tuple(names))  # arms and their learning rates go by the name alone
+        for part, chosen in (("arms", self.arms.networks), ("ablations", self.ablations.networks or ())):
+            if unknown := [name for name in chosen if name not in names]:
+                raise ValueError(f"{part}.networks: {unknown[0]!r} is none of the profile's: {', '.join(names)}")
+        parts = {"seeds": self.seeds, "arms.further_seeds": self.arms.further_seeds, "arms.pilot_seeds": self.arms.pilot_seeds}
+        for (one, these), (other, those) in combinations(parts.items(), 2):
+            if both := [seed for seed in these if seed in those]:
+                raise ValueError(f"seed {both[0]} is in {one} and in {other}")
+        return self
 
 
 def import_plugins(names: Iterable[str]) -> None:

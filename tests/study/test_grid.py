@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from pydantic import ValidationError
 
 from fcs_utils.errors import StudyError
 from fcs_utils.study.grid import check_stages, grid
@@ -122,3 +125,37 @@ def test_arms_wait_for_their_rates_and_stages_have_names() -> None:
     assert check_stages(None) == tuple(grid(PROFILE, "fp32", RATES)) and check_stages(["rates"]) == ("rates",)
     with pytest.raises(StudyError, match=r"stages=\['tables'\] is not allowed; allowed: reference, similarity"):
         check_stages(["rates", "tables"])
+
+
+WRONG: list[tuple[dict[str, object], str]] = [
+    ({"seeds": (0, 0)}, "seeds.*0 stands there twice"),
+    ({"seeds": ()}, "seeds.*at least 1"),
+    ({"seeds": (-1,)}, "seeds.*greater than or equal to 0"),
+    ({"seeds": (0, 5)}, "seed 5 is in seeds and in arms.further_seeds"),
+    ({"seeds": (0, 101)}, "seed 101 is in seeds and in arms.pilot_seeds"),
+    ({"ratios": (0.5, 0.3, 0.5)}, "ratios.*0.5 stands there twice"),
+    ({"ratios": (1.0,)}, "ratios.*less than 1"),
+    ({"ratios": (float("nan"),)}, "ratios"),
+    ({"criteria": ("fcs", "fcs")}, "criteria.*'fcs' stands there twice"),
+    ({"criteria": ()}, "criteria.*at least 1"),
+    ({"calibration": 0}, "calibration.*greater than or equal to 1"),
+    ({"networks": PROFILE.networks + (Network(network="vgg16", width=0.25, training=SHORT),)}, "'vgg16' stands there twice"),
+    ({"arms": {"networks": ("vgg19",)}}, "arms.networks: 'vgg19' is none of the profile's: vgg16, resnet20"),
+    ({"arms": {"further_seeds": (101,)}}, "seed 101 is in arms.further_seeds and in arms.pilot_seeds"),
+    ({"arms": {"learning_rates": ()}}, "arms.learning_rates.*at least 1"),
+    ({"arms": {"epochs": (0, 2)}}, "arms.epochs.0"),
+    ({"arms": {"scratch_seeds": -1}}, "arms.scratch_seeds"),
+    ({"ablations": {"networks": ("resnet56",)}}, "ablations.networks: 'resnet56' is none of the profile's"),
+    ({"ablations": {"draws": -1}}, "ablations.draws"),
+    ({"ablations": {"bins": (2, 0)}}, "ablations.bins.1"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), WRONG)
+def test_a_profile_whose_numbers_would_count_twice_or_make_no_sense_is_refused(change: dict[str, object], said: str) -> None:
+    fields = PROFILE.model_dump()
+    fields |= {key: {**fields[key], **new} if isinstance(new, dict) else new for key, new in change.items()}
+    with pytest.raises(ValidationError) as refused:
+        Profile.model_validate(fields)
+    first = refused.value.errors()[0]
+    assert re.search(said, f"{'.'.join(map(str, first['loc']))} {first['msg']}")
