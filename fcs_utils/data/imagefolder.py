@@ -48,7 +48,7 @@ def read_image_folder(folder: Path, name: str, size: int) -> tuple[dict[str, np.
     """
     source = _source(folder, name)
     cached = cache_folder() / f"{name}-{size}-{_listing_sum(source)}.safetensors"
-    found = _from_cache(cached)
+    found = _from_cache(cached, size)
     if found is None:
         found = _decode(source, size)
         tensors = {key: torch.from_numpy(part) for key, part in found.arrays.items()}
@@ -73,10 +73,14 @@ def _source(folder: Path, name: str) -> Path:
 
 
 def _listing_sum(source: Path) -> str:
-    """Hash of the files' names, sizes and times. Contents are not read, so it takes milliseconds."""
-    digest = hashlib.sha256(f"{DECODER}\n".encode())
+    """Hash of the source's place and of its files' names, sizes, times and inodes. No content is read: it takes milliseconds.
+
+    A file's own time can be set, as unpacking an archive does. The time of its last change (ctime) cannot.
+    """
+    digest = hashlib.sha256(f"{DECODER}\n{source.resolve()}\n".encode(errors="surrogateescape"))
     for path, _, state in walk_folder(source) if source.is_dir() else [(source.name, None, source.stat())]:
-        stamp = f"{state.st_size}|{state.st_mtime_ns}" if state and not stat.S_ISDIR(state.st_mode) else ""
+        plain = state is not None and not stat.S_ISDIR(state.st_mode)
+        stamp = f"{state.st_size}|{state.st_mtime_ns}|{state.st_ctime_ns}|{state.st_ino}" if state and plain else ""
         digest.update(f"{path}|{stamp}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:12]
 
@@ -89,15 +93,18 @@ class Decoded(NamedTuple):
     notes: list[str]
 
 
-def _from_cache(path: Path) -> Decoded | None:
+def _from_cache(path: Path, size: int) -> Decoded | None:
     if not os.path.exists(path):  # Path.exists raises where a folder may not be entered
         return None
     try:
         tensors, metadata = read_tensors(path)
-        return Decoded(
-            {key: tensor.numpy() for key, tensor in tensors.items()}, *(json.loads(metadata[k]) for k in ("classes", "notes"))
-        )
-    except (StudyError, KeyError, ValueError) as error:
+        classes, notes = (json.loads(metadata[key]) for key in ("classes", "notes"))
+        for images, labels in ((tensors[f"{part}_images"], tensors[f"{part}_labels"]) for part in ("train", "test")):
+            fits = images.dtype == torch.uint8 and images.shape == (len(labels), 3, size, size) and labels.dtype == torch.int64
+            if not fits or sorted({*labels.tolist()}) != [*range(len(classes))]:
+                raise StudyError(f"{path} is whole, but holds no images and labels of {len(classes)} classes")
+        return Decoded({key: tensor.numpy() for key, tensor in tensors.items()}, classes, notes)
+    except (StudyError, KeyError, ValueError, TypeError) as error:
         set_aside(path, f"{error}; decoded again")
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import socket
 import struct
@@ -19,6 +20,7 @@ from PIL import Image, ImageOps
 
 from fcs_utils.data.imagefolder import decode_image, read_image_folder
 from fcs_utils.errors import StudyError
+from fcs_utils.files import read_tensors, write_tensors
 
 SIZE = 8
 RAMP = np.arange(SIZE * SIZE, dtype=np.uint16).reshape(SIZE, SIZE)  # each pixel another value, 0..63
@@ -398,3 +400,71 @@ def test_the_cache_follows_the_files(tmp_path: Path, cache: Path) -> None:
     assert len(quietly(folder)[0][0]) == 5 and len(list(cache.iterdir())) == 2
     (folder / "train/cat/9.png").write_bytes(plain(98) + b" ")
     assert 98 in quietly(folder)[0][0]
+
+
+def in_bmp(red: int) -> dict[str, bytes]:
+    """Files of equal names and sizes, whatever the colour."""
+    return {
+        name.replace(".png", ".bmp"): saved(Image.new("RGB", (SIZE, SIZE), (red + number, 0, 0)), "BMP")
+        for number, name in enumerate(FILES)
+    }
+
+
+def as_tar(path: Path, files: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def of_one_time(place: Path) -> None:
+    for path in (place, *place.rglob("*")):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+
+
+@pytest.mark.parametrize("kind", ["other folder", "other archive", "overwritten", "link"])
+def test_files_of_equal_names_sizes_and_times_are_not_taken_for_one_another(tmp_path: Path, kind: str) -> None:
+    one, other = tmp_path / "one" / "pets", tmp_path / "other" / "pets"
+    for place, red in ((one, 0), (other, 100)):
+        if kind == "other archive":
+            as_tar(place.with_name("pets.tar"), in_bmp(red))
+        else:
+            put(place, in_bmp(red))
+        of_one_time(place.parent)
+    if kind == "link":
+        link = tmp_path / "pets"
+        link.symlink_to(one)
+        assert quietly(link)[0][0].max() < 100
+        link.unlink()
+        link.symlink_to(other)
+        other = link
+    else:
+        assert quietly(one)[0][0].max() < 100
+        if kind == "overwritten":
+            put(one, in_bmp(100))
+            of_one_time(one)
+            other = one
+    red = quietly(other)[0][0][:, 0]
+    assert set(red.flatten().tolist()) == {100, 101, 102, 103}  # the four training images of the second set
+
+
+@pytest.mark.parametrize("wrong", ["labels", "size", "missing", "classes"])
+def test_a_whole_cache_with_wrong_content_is_decoded_again(tmp_path: Path, cache: Path, wrong: str) -> None:
+    folder = put(tmp_path / "pets", FILES)
+    want = quietly(folder)
+    (cached,) = cache.iterdir()
+    tensors, metadata = read_tensors(cached)
+    if wrong == "labels":
+        tensors["train_labels"] += 1
+    elif wrong == "size":
+        tensors["test_images"] = tensors["test_images"][..., :-1].contiguous()
+    elif wrong == "missing":
+        del tensors["test_labels"]
+    else:
+        metadata["classes"] = json.dumps(["cat"])
+    write_tensors(cached, tensors, metadata)
+    with pytest.warns(UserWarning, match="decoded again .set aside as"):
+        found = read(folder)
+    assert found[1] == want[1] and all(map(np.array_equal, want[0], found[0]))
