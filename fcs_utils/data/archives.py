@@ -27,6 +27,7 @@ LARGEST_FILE = 2**26  # bytes of a file that is read
 LARGEST_ARCHIVE = 2**36  # bytes, unpacked too
 MOST_FILES = 4_000_000
 NOT_PLAIN = "links, devices and sparse files of the archive"
+BEHIND_TAR = 2**24  # bytes behind a tar archive's end mark, which fill up its last block
 TAR_HEADER, ZIP_DIRECTORY = 2**20, 2**25  # bytes; a zip file holds the names of all its files in one place
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, OSError, EOFError, ValueError, RuntimeError)
 
@@ -95,9 +96,9 @@ def _of_folder(folder: Path, suffixes: Collection[str]) -> Iterator[Entry]:
 
 
 class _Metered(io.BufferedReader):
-    """A stream that gives at most ``left`` bytes until that is set again."""
+    """A stream that gives at most ``left`` bytes until that is set again. ended: whether the last read found none."""
 
-    left = 0
+    left, ended = 0, False
 
     def read(self, size: int | None = -1) -> bytes:
         wanted = self.left if size is None or size < 0 else size
@@ -105,6 +106,7 @@ class _Metered(io.BufferedReader):
             raise ValueError(f"a header asks for {wanted:,} bytes")
         content = super().read(wanted)
         self.left -= len(content)
+        self.ended = wanted > 0 and not content
         return content
 
 
@@ -127,6 +129,12 @@ def _of_tar(path: Path, suffixes: Collection[str]) -> Iterator[Entry]:
                     stream.left = 2 * LARGEST_FILE
                     yield Entry(name, _content(archive.extractfile(member), name, member.size))
                 stream.left = TAR_HEADER
+        if stream.ended:  # tarfile takes any end between two files for the archive's
+            raise ValueError("it has no end mark: it was cut short")
+        stream.left = BEHIND_TAR
+        while stream.read(min(stream.left, 2**20)):  # checksums of compressed files stand at their end
+            if not stream.left:
+                raise ValueError(f"it goes on for more than {BEHIND_TAR:,} bytes behind its end mark")
 
 
 def _decompressed(file: io.BufferedReader) -> Any:

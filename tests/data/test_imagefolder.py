@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -468,3 +469,30 @@ def test_a_whole_cache_with_wrong_content_is_decoded_again(tmp_path: Path, cache
     with pytest.warns(UserWarning, match="decoded again .set aside as"):
         found = read(folder)
     assert found[1] == want[1] and all(map(np.array_equal, want[0], found[0]))
+
+
+@pytest.mark.parametrize("cut", ["between two files", "without the checksum", "in the checksum"])
+def test_the_end_of_an_archive_is_looked_at(tmp_path: Path, cut: str) -> None:
+    as_tar(tmp_path / "pets.tar", FILES)
+    whole = (tmp_path / "pets.tar").read_bytes()
+    quietly(tmp_path / "pets")
+    if cut == "between two files":
+        with tarfile.open(tmp_path / "pets.tar") as archive:
+            last = archive.getmembers()[-1]
+        assert last.name == "test/dog/1.png"  # the second of two: without it, no class lacks an image
+        (tmp_path / "pets.tar").write_bytes(whole[: last.offset])
+    else:
+        (tmp_path / "pets.tar").unlink()
+        packed = bytearray(gzip.compress(whole))
+        packed[-6] ^= 1
+        (tmp_path / "pets.tar.gz").write_bytes(packed[:-8] if cut == "without the checksum" else packed)
+    with pytest.raises(StudyError, match="pets.tar.* cannot be read"):
+        read(tmp_path / "pets")
+
+
+def test_an_archive_with_much_behind_its_end_is_refused(tmp_path: Path) -> None:
+    as_tar(tmp_path / "pets.tar", FILES)
+    with (tmp_path / "pets.tar").open("ab") as file:
+        file.write(bytes(2**24 + 1))
+    with pytest.raises(StudyError, match="goes on for more than 16,777,216 bytes behind its end mark"):
+        read(tmp_path / "pets")
