@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from fcs_utils.errors import StudyError, first_line, is_out_of_memory
+from fcs_utils.errors import StudyError, first_line, is_out_of_memory, refuse
 
 shared = threading.RLock()  # held while a thread uses what the whole process shares, such as torch's global generator
 _turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # a lock for each network in use
@@ -75,6 +75,14 @@ def run_network(model: nn.Module, images: Tensor) -> Any:
             f"the network does not run on images {images.dtype} {tuple(images.shape)} on {images.device}: "
             f"{type(error).__name__}: {first_line(error)}"
         ) from error
+
+
+def check_hooks(model: nn.Module) -> None:
+    """Raises StudyError for a network made by torch.compile: it may run past the hooks that look into it."""
+    for name, module in model.named_modules():
+        if "_orig_mod" in module._modules:
+            given = f"its part {name}, made by torch.compile" if name else "a network made by torch.compile"
+            raise refuse("model", given, "the network that was compiled, which is its attribute _orig_mod")
 
 
 @torch.no_grad()

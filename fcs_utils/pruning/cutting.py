@@ -45,13 +45,14 @@ class Cuts:
     """What goes with the channels of some convolutions of a network, found once for any choice of channels.
 
     model: stays as it was. names: one convolution of each group that shrinks together. shape: (C, H, W) of one image.
-    groups: by those names, the convolutions of the group.
+    groups: by those names, the convolutions of the group. unseen: those of the names that a plain image does not reach.
     Raises StudyError for a network whose channels cannot be followed.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str], shape: tuple[int, int, int]) -> None:
         self.model, self.groups = model, dict[str, list[str]]()
         self._parts: dict[str, list[Part]] = {}
+        self.unseen: list[str] = []
         copied, seen = duplicate(model), set[str]()
         weight = next(copied.parameters())
         called = {module: name for name, module in copied.named_modules()}
@@ -62,6 +63,9 @@ class Cuts:
                     continue
                 module = copied.get_submodule(name)
                 assert isinstance(module, nn.Conv2d)
+                if module not in graph.module2node:
+                    self.unseen.append(name)
+                    continue
                 self._parts[name], self.groups[name] = _parts(graph, module, called)
                 seen.update(self.groups[name])
 

@@ -13,7 +13,7 @@ from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.costs import Costs
 from fcs_utils.pruning.counts import distinct_ratios, keep_count, nearest_ratio, select
 from fcs_utils.pruning.cutting import Cuts
-from fcs_utils.pruning.layers import Layer
+from fcs_utils.pruning.layers import ROUTE, Layer
 from fcs_utils.pruning.proof import Proof, exact_groups
 
 REACH = 0.05  # of the dense network's MACs: so far may a goal lie outside of what the layers can leave
@@ -41,6 +41,8 @@ class Draft:
             raise self._nothing()
         self.shape = (example.shape[1], example.shape[2], example.shape[3])
         self.cuts, self.proof = Cuts(model, groups, self.shape), Proof(model, self.shape, example)
+        for name in self.cuts.unseen:
+            self.skipped |= dict.fromkeys(self.groups.pop(name), ROUTE)
         self.costs = Costs(model, example, layers)
         self.kept: dict[str, list[int]] = {}
         self.ratio, self.left = 0.5, 1.0

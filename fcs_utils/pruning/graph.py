@@ -139,6 +139,8 @@ def walk(graph: tp.DependencyGraph, module: nn.Conv2d, largest: int = BUDGET) ->
             reached = indices
             for mapping in step.index_mapping:
                 if mapping is not None and reached.size:
+                    if len(getattr(mapping, "offset", (0, 0))) != 2:
+                        return None  # the library lost count, as of the outputs of a recurrent layer
                     # The library guesses how many indices a reshape makes of one, at times absurdly many or fewer than none.
                     if not 0 < (longer := getattr(mapping, "_stride", 1) * reached.size) <= most:
                         return None

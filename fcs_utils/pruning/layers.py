@@ -14,11 +14,12 @@ from fcs_utils.pruning.flow import Consumer, Flow, Node, Tap, convolutions, run_
 from fcs_utils.pruning.graph import cut_by, dependency_graph, traceable, walk
 from fcs_utils.pruning.segments import Segments
 from fcs_utils.pruning.ties import tied_parameters, unlike
-from fcs_utils.running import untouched
+from fcs_utils.running import check_hooks, untouched
 
 MIXING = (nn.Conv2d, nn.Linear)  # layers that mix channels
 # What may lie between: treats each channel by itself, so a channel can go without changing another.
 CHANNELWISE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.PReLU)
+ROUTE = "whether the forward pass leads through it depends on the image"
 NAMED = 100  # layers that one reason lists
 LARGE = 512  # operations of a group from which on its layers share one walk
 Scope = Literal["inner", "all"]
@@ -61,7 +62,8 @@ def depthwise(module: nn.Module) -> bool:
 
 
 def check_images(model: nn.Module, images: Tensor) -> None:
-    """Raises StudyError for what no network takes as images. Whether this one runs on them shows when it runs."""
+    """Raises StudyError for what no network takes as images, and for a compiled one. Whether this one runs shows when it runs."""
+    check_hooks(model)
     first = next((module for _, module in convolutions(model)), None)
     if first is None:
         raise StudyError("nothing to prune: the network has no convolution")
@@ -91,6 +93,8 @@ def trace_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
 
 def _apart(layers: dict[str, Layer], segments: Segments) -> dict[str, Layer]:
     """The layers, with a barrier where channels mix on the way to a reader."""
+    missed = [name for name, layer in layers.items() if not layer.barrier and name not in segments.outputs]
+    layers |= {name: replace(layers[name], barrier=ROUTE) for name in missed}
     free = {name: layer for name, layer in layers.items() if not layer.barrier}
     readers = {name: {c.name: c.positions for c in layer.consumers} for name, layer in free.items()}
     halves: dict[str, Tensor] = {}
@@ -199,7 +203,7 @@ class _Tracer:
             if target.weight.shape[0] != channels:
                 group.barriers.append(f"shares a residual sum with {called}, whose channels do not match one to one")
         elif isinstance(target, MIXING):
-            if len(indices) % channels:
+            if len(indices) % channels or len(self.flow.shapes.get((called, "input"), (0, 0))) < 2:
                 group.barriers.append(f"{called} reads its channels in a way that cannot be followed")
             else:
                 group.consumers.append(Consumer(called, indices.reshape(channels, -1)))
@@ -216,7 +220,7 @@ class _Tracer:
             group.barriers.append("no layer was found that reads its channels alone")
         if any(node in self.to_images for node in nodes):
             group.barriers.append("shares a residual sum with the images, whose channels stay")
-        widths = {channels, *(flow.shapes[c.name, "input"][1] for c in group.consumers if (c.name, "input") in flow.shapes)}
+        widths = {channels}.union(*(flow.shapes.get((consumer.name, "input"), ())[1:2] for consumer in group.consumers))
         for name, shape in flow.met_buffers(flow.reach(nodes, self.walls), self.walls) if flow.buffers else []:
             owner = self.model.get_submodule(name.rpartition(".")[0])
             if widths & {*shape} and not cut_by(self.graph, owner):

@@ -105,8 +105,10 @@ def make_plan(
     if unknown := sorted(importances.keys() - layers.keys()):
         raise refuse("importances", unknown, f"the network's convolutions: {', '.join(layers)}")
     for name, score in importances.items():
-        if score.shape != (layers[name].channels,) or not score.isfinite().all():
-            raise StudyError(f"importance of {name} must be {layers[name].channels} finite numbers, got shape {tuple(score.shape)}")
+        if score.shape != (layers[name].channels,) or score.is_complex() or not score.isfinite().all():
+            raise StudyError(
+                f"importance of {name} must be {layers[name].channels} finite numbers, got {score.dtype} {tuple(score.shape)}"
+            )
     groups, skipped = _groups(layers, importances, scope)
     draft = Draft(model, example, layers, importances, groups, skipped)
     draft.settle(ratio, macs)

@@ -82,8 +82,8 @@ class Segments:
         output = self.outputs[name]
         half = self.half(output.shape[1])
         for reader, positions in readers.items():
-            seen = self.inputs[reader]
-            if positions.max() >= seen.shape[1]:
+            seen = self.inputs.get(reader)
+            if seen is None or seen.dim() < 2 or positions.max() >= seen.shape[1]:
                 return reader
             if not seen.requires_grad:
                 continue

@@ -131,7 +131,7 @@ def pick_layers(model: nn.Module, images: Tensor, names: Sequence[str] | None, s
     able = [name for name, layer in found.items() if layer.obstacle("all") is None]
     if unknown := sorted(set(names or ()) - set(able)):
         raise refuse("layers", unknown, ", ".join(able) or "none: nothing in this network can be pruned")
-    wanted = [name for name, layer in found.items() if layer.obstacle(scope) is None] if names is None else names
+    wanted = [name for name, layer in found.items() if layer.obstacle(scope) is None] if names is None else dict.fromkeys(names)
     return [found[name] for name in wanted]
 
 

@@ -66,6 +66,8 @@ def prune(
             raise StudyError("compensate='merge' needs statistics: pass what collect_statistics returns")
         merge(dense, plan, statistics)
     cuts = Cuts(dense, plan.kept, plan.input_shape)
+    if cuts.unseen:
+        raise StudyError(f"{cuts.unseen[0]} cannot be cut as planned: the forward pass of a plain image does not lead through it")
     cuts.check(plan.kept)
     compact = cuts.compact(plan.kept)
     for name, indices in plan.kept.items():

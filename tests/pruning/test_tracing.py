@@ -495,6 +495,76 @@ def test_layers_with_computed_weights_are_left_whole(case: str, layer: str) -> N
     assert all(f"the {kind} of {layer} is computed" in reason for reason in plan.skipped.values())
 
 
+# Readers of one dimension, recurrent readers, routes that depend on the image, compiled networks
+
+ODD: dict[str, Callable[[], Net]] = {
+    "GRU": lambda: Net(
+        lambda n, x: n.head(n.read(n.b(n.a(x).relu()).relu().flatten(2).transpose(1, 2))[0][:, -1]),
+        **{"a": conv(3, 6), "b": conv(6, 8), "read": nn.GRU(8, 5, batch_first=True), "head": nn.Linear(5, 3)},
+    ),
+    "LSTM": lambda: Net(
+        lambda n, x: n.head(n.read(n.b(n.a(x).relu()).relu().mean(3).transpose(1, 2))[0][:, -1]),
+        **{"a": conv(3, 6), "b": conv(6, 8), "read": nn.LSTM(8, 5, batch_first=True), "head": nn.Linear(5, 3)},
+    ),
+    "squeezed": lambda: Net(
+        lambda n, x: n.head(n.b(n.a(x).relu()).relu().mean((2, 3)).squeeze()),
+        **{"a": conv(3, 6), "b": conv(6, 8), "head": nn.Linear(8, 3)},
+    ),
+    "filters from a mean": lambda: Net(
+        lambda n, x: mean(F.conv2d(h := n.b(n.a(x).relu()).relu(), n.make(h.mean((0, 2, 3))).view(3, 8, 1, 1))),
+        **{"a": conv(3, 6), "b": conv(6, 8), "make": nn.Linear(8, 24)},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_what_an_odd_reader_reads_stays_whole_and_the_rest_is_pruned(case: str) -> None:
+    torch.manual_seed(0)
+    plan = pruned_exactly(ODD[case]().eval(), torch.randn(3, 3, 4, 4))
+    assert set(plan.kept) == {"a"} and set(plan.skipped) == {"b"}
+
+
+def bright(n: nn.Module, x: Tensor) -> Tensor:
+    h = n.a(x).relu()
+    return mean(n.c(n.b(h).relu() if x.mean() > 1 else n.d(h).relu()))
+
+
+def test_a_layer_that_only_some_images_reach_stays_whole() -> None:
+    net = Net(bright, a=conv(3, 6), b=conv(6, 6), d=conv(6, 6), c=conv(6, 4)).eval()
+    images = torch.rand(2, 3, 8, 8) + 2
+    scores = {name: torch.arange(6.0) for name in ("a", "b", "d")}
+    with pytest.raises(StudyError, match="b: whether the forward pass leads through it depends on the image"):
+        make_plan(net, images, scores, ratio=0.5)
+    plan = make_plan(net, images - 2, scores, ratio=0.5)  # another route: b waits for bright images
+    assert "b" not in plan.kept
+    made = PruningPlan(kept={"b": [0, 1]}, channels={"b": 6}, input_shape=(3, 8, 8), ratio=0.5)
+    with pytest.raises(StudyError, match="b cannot be cut as planned: the forward pass of a plain image does not lead through it"):
+        cut(net, made)
+
+
+@pytest.mark.parametrize("part", ["all", "a part"])
+def test_a_compiled_network_is_refused_by_name(part: str) -> None:
+    net = Net(lambda n, x: mean(n.b(n.a(x).relu())), a=conv(3, 6), b=conv(6, 4)).eval()
+    plan, images = make_plan(net, torch.randn(2, 3, 8, 8), {"a": torch.arange(6.0)}, ratio=0.5), torch.randn(2, 3, 8, 8)
+    assert set(plan.kept) == {"a"}
+    if part == "all":
+        net = torch.compile(net, backend="eager")
+    else:
+        net.b = torch.compile(net.b, backend="eager")
+    for call in (lambda: collect_statistics(net, images), lambda: make_plan(net, images, {}, ratio=0.5)):
+        with pytest.raises(StudyError, match="made by torch.compile.*_orig_mod"):
+            call()
+
+
+def test_a_layer_named_twice_is_counted_once_and_importances_are_real() -> None:
+    net, images = Net(lambda n, x: mean(n.b(n.a(x).relu())), a=conv(3, 6), b=conv(6, 4)).eval(), torch.randn(2, 3, 8, 8)
+    once, twice = (collect_statistics(net, images, layers=layers)["a"] for layers in (["a"], ["a", "a"]))
+    assert once.count == twice.count == 2 * 8 * 8 and once.gram.equal(twice.gram)
+    for kind in (torch.complex64, torch.complex128):
+        with pytest.raises(StudyError, match="importance of a must be 6 finite numbers, got torch.complex"):
+            make_plan(net, images, {"a": torch.zeros(6, dtype=kind)}, ratio=0.5)
+
+
 # Nothing is left behind
 
 
