@@ -56,16 +56,19 @@ def check_datasets(text: str) -> list[str]:
 def read_profile(name: str) -> dict[str, Any]:
     """The fields of a profile as its file spells them, over those of the profile that it ``extends``.
 
-    Raises StudyError for an unknown profile and for a file that is not TOML.
+    Raises StudyError for an unknown profile, for a file that is not TOML, and for one without a summary.
     """
     fields = _read(name)
     base = fields.pop("extends", None)
-    if base is None:
-        return fields
-    below = _read(base)
+    if not isinstance(base, str | None):
+        raise refuse(f"extends in profile {name}", base, "a profile's name")
+    below = _read(base) if base is not None else {}
     if "extends" in below:
         raise refuse(f"extends in profile {name}", base, "a profile that extends no other")
-    return _merged(below, fields)
+    merged = _merged(below, fields)
+    if not isinstance(summary := merged.get("summary"), str):  # the command line's help shows it
+        raise refuse(f"summary in profile {name}", summary, "a line of text")
+    return merged
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -79,5 +82,7 @@ def _read(name: str) -> dict[str, Any]:
 
 def _merged(base: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     """Tables are merged key by key; everything else is replaced."""
-    tables = {key: _merged(base[key], value) for key, value in fields.items() if isinstance(value, dict) and key in base}
+    tables = {
+        k: _merged(base[k], value) for k, value in fields.items() if isinstance(value, dict) and isinstance(base.get(k), dict)
+    }
     return {**base, **fields, **tables}

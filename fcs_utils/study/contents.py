@@ -76,6 +76,17 @@ def conform(shape: Shape, value: Any, where: object) -> None:
         raise refuse_field(error, f"{where}: ") from error
 
 
+def _agree(run: Run, result: dict[str, Any]) -> None:
+    """Raises StudyError for results that contradict one another or the configuration."""
+    if history := result.get("history"):
+        epochs, training = [one["epoch"] for one in history], run.tuning.training if run.tuning else run.reference.training
+        most = len(epochs) if run.tuning and run.tuning.budget == "macs" else training.epochs
+        if epochs != [*range(1, most + 1)] or result["best_validation_epoch"] > most:
+            raise StudyError(f"its history is not of {most} epochs in order")
+    if "dense_cost" in result and any(result["cost"][name] > result["dense_cost"][name] for name in COST.model_fields):
+        raise StudyError("the compact network costs more than the dense one")
+
+
 def check_record(record: Record, where: object, run: Run | None = None) -> None:
     """Raises StudyError for a record of another schema or run, or with a field that is missing, of a wrong type or impossible."""
     if record.get("schema") != SCHEMA:
@@ -84,6 +95,7 @@ def check_record(record: Record, where: object, run: Run | None = None) -> None:
     conform(RESULTS[record["kind"]], record["result"], f"{where}: result")
     try:
         found = parse_run(record["config"])
+        _agree(found, record["result"])
         if record["kind"] == "pruned":
             PruningPlan.from_data(record["result"]["plan"])
     except StudyError as error:

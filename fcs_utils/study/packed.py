@@ -19,18 +19,32 @@ _read: dict[Path, tuple[tuple[int, int], dict[str, Record]]] = {}  # by file: it
 def read_lines(path: Path) -> dict[str, Record]:
     """The records of a file by identity, read once and again when the file has changed; none where there is no file.
 
-    A line that is damaged is named in a warning and left out. Raises StudyError for a file that cannot be read.
+    A line that is damaged is named in a warning and left out, and so is a run with two results. Raises StudyError for a file
+    that cannot be read.
     """
     try:
         state = path.stat()
         stamp = (state.st_mtime_ns, state.st_size)
         if path not in _read or _read[path][0] != stamp:
-            _read[path] = (stamp, dict(_parse_lines(path)))
+            _read[path] = (stamp, _by_identity(path))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
     return _read[path][1]
+
+
+def _by_identity(path: Path) -> dict[str, Record]:
+    """The records of a file; none of a run that has two with other results: nobody knows which is right."""
+    found: dict[str, Record] = {}
+    torn = set()
+    for name, record in _parse_lines(path):
+        if found.setdefault(name, record)["result"] != record["result"]:
+            torn.add(name)
+    for name in sorted(torn):
+        del found[name]
+        warnings.warn(f"{path} has two records of run {name} with other results; this run is done again", stacklevel=4)
+    return found
 
 
 def _parse_lines(path: Path) -> Iterator[tuple[str, Record]]:

@@ -213,6 +213,17 @@ def test_a_profile_with_a_wrong_field_is_named(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "loop.toml").write_text('extends = "mine"')
     with pytest.raises(StudyError, match="extends in profile loop='mine' is not allowed; allowed: a profile that extends no other"):
         get_profile("loop")
+    for text, said in (
+        ("", "summary in profile mine=None is not allowed"),
+        ("summary = 5", "summary in profile mine=5"),
+        ("extends = 3", "extends in profile mine=3 is not allowed; allowed: a profile's name"),
+        ('extends = ["base"]', "extends in profile mine="),
+        ('extends = "base"\n[calibration]\nimages = 3', "profile mine: calibration="),
+        ('extends = "base"\n[seeds]\nfirst = 0', "profile mine: seeds="),
+    ):
+        (tmp_path / "mine.toml").write_text(text)
+        with pytest.raises(StudyError, match=said):
+            get_profile("mine")
 
 
 @pytest.fixture(scope="module")

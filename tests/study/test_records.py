@@ -126,3 +126,17 @@ def test_what_is_published_is_whole(profile: str) -> None:
         warnings.simplefilter("error")  # a damaged line would be one
         found = read_packed(Store(ROOT / "results", profile))
     assert list(found) == sorted(found) and len(found) > 200
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_published_run_with_two_results_has_none(tmp_path: Path, order: tuple[int, int]) -> None:
+    lines = []
+    for kept in ([0, 1], [0, 2]):
+        store = Store(tmp_path / str(kept), "quick")
+        write_record(store, record(A, kept))
+        write_record(store, record(B, [3]))
+        lines.append(pack(store))
+    store = Store(tmp_path, "quick")
+    write_atomic(store.packed(), lines[order[0]] + lines[order[1]])
+    with pytest.warns(UserWarning, match=f"two records of run {A.identity} with other results; this run is done again"):
+        assert list(read_packed(store)) == [B.identity]
