@@ -19,14 +19,21 @@ _turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # a lock for ea
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; afterwards every module has the mode, hooks and attributes that it had before.
-
-    Threads that use one network take turns. Values of parameters and buffers are not put back; see ``untouched``.
-    """
+def in_turn(model: nn.Module) -> Iterator[None]:
+    """Threads that use one network take turns: no other one has its hooks or modes on it inside the block."""
     with shared:
         turn = _turns.setdefault(model, threading.RLock())
     with turn:
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; afterwards every module has the mode, hooks and attributes that it had before.
+
+    Threads take turns. Values of parameters and buffers are not put back; see ``untouched``.
+    """
+    with in_turn(model):
         modes = {module: module.training for module in model.modules()}
         tables: list[Any] = [vars(module) for module in modes]
         # A module keeps its hooks, parameters and buffers in tables of their own, one level down.

@@ -16,15 +16,18 @@ from fcs_utils.errors import StudyError
 from fcs_utils.pruning.graph import dependency_graph, traceable, walk
 from fcs_utils.pruning.layers import MIXING, depthwise
 from fcs_utils.pruning.ties import tie_again, tied_parameters
+from fcs_utils.running import in_turn
 
 Stays = Mapping[str, Sequence[int]]  # by convolution, the channels that stay
 
 
 def duplicate(model: nn.Module) -> nn.Module:
     """A deep copy of a network, also of one that keeps computed tensors, such as its last maps."""
-    kept = (leaf for module in model.modules() for leaf in tree_leaves(list(vars(module).values())))
-    # Python refuses to copy a tensor that autograd computed.
-    return copy.deepcopy(model, {id(leaf): leaf.detach().clone() for leaf in kept if isinstance(leaf, Tensor) and not leaf.is_leaf})
+    with in_turn(model):  # a copy would take the hooks that another thread has on the network just now
+        kept = [leaf for module in model.modules() for leaf in tree_leaves(list(vars(module).values()))]
+        # Python refuses to copy a tensor that autograd computed.
+        computed = {id(leaf): leaf.detach().clone() for leaf in kept if isinstance(leaf, Tensor) and not leaf.is_leaf}
+        return copy.deepcopy(model, computed)
 
 
 @dataclass(frozen=True)

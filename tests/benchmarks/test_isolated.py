@@ -18,6 +18,7 @@ def test_procedures_take_turns_and_warming_up_does_not_count() -> None:
     assert [len(seconds[name]) for name in "ab"] == [2, 2] and min(*seconds["a"], *seconds["b"]) > 0
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_a_process_each() -> None:
     job = ScoringJob(network="vgg16", width=0.25, images=64, method="pass", memory=True)
     few, many = measure_isolated(measure_procedure, [job, job.model_copy(update={"method": "store"})], {"OMP_NUM_THREADS": "1"})

@@ -21,6 +21,7 @@ from tests.conftest import warm
 pytest.importorskip("onnxruntime")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg16", "resnet20"])
 def test_an_exported_compact_network_agrees_at_every_batch(tmp_path: Path, name: str) -> None:
     dense = warm(build_seeded(0, name, num_classes=5, width=0.25))

@@ -136,6 +136,7 @@ def test_surgery_is_exact_and_plans_survive_json(network: nn.Module, criterion: 
     assert (compact(images) - want).norm() <= 1e-5 * want.norm() + 1e-6
 
 
+@pytest.mark.slow
 @given(networks(), st.floats(0.5, 0.7))
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:merge left out")
