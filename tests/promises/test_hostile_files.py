@@ -30,6 +30,8 @@ from fcs_utils.pruning.export import load_compact
 from fcs_utils.study import catalogue
 from fcs_utils.study.packed import read_lines
 from fcs_utils.study.records import Store, read_record
+from fcs_utils.study.runs import Reference, Run
+from fcs_utils.training.optimiser import Training
 from tests.conftest import GUARD, ROOT
 from tests.data.test_datasets import image_folder
 from tests.data.test_imagefolder import FILES, plain, put
@@ -111,14 +113,16 @@ def test_what_is_no_file_of_bounded_size_is_refused(tmp_path: Path, kind: str, r
 
 @pytest.mark.parametrize("kind", KINDS[:-1])
 def test_a_record_that_is_no_file_is_set_aside_and_never_replaces_an_earlier_one(tmp_path: Path, kind: str) -> None:
-    path = Store(tmp_path, "quick").record("tuned", "abc")
+    training = Training(epochs=1, learning_rate=0.1)
+    run = Run(reference=Reference(dataset="digits", network="vgg16", seed=0, training=training, precision="fp32"))
+    path = Store(tmp_path, "quick").record(run.kind, run.identity)
     path.parent.mkdir(parents=True)
     for number in ("", "-2", "-3"):
-        words = rf"tuned-abc\.json.*set aside as tuned-abc\.corrupt{number}\)"
+        words = rf"{path.stem}\.json.*set aside as {path.stem}\.corrupt{number}\)"
         with not_a_file(path, "a pipe" if number == "-2" else kind), pytest.warns(UserWarning, match=words):
-            assert read_record(Store(tmp_path, "quick"), "tuned", "abc") is None
+            assert read_record(Store(tmp_path, "quick"), run) is None
         path.with_name("link").unlink(missing_ok=True)
-    assert sorted(p.name for p in path.parent.iterdir()) == [f"tuned-abc.corrupt{number}" for number in ("", "-2", "-3")]
+    assert sorted(p.name for p in path.parent.iterdir()) == [f"{path.stem}.corrupt{number}" for number in ("", "-2", "-3")]
 
 
 def test_a_file_that_grows_while_it_is_read_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
