@@ -40,7 +40,7 @@ def refuse_field(error: ValidationError, where: str = "") -> StudyError:
     field = ".".join(map(str, first["loc"])) or "the whole"
     if first["type"] == "missing":
         return StudyError(f"{where}{field} is missing")
-    return StudyError(f"{where}{field}={_brief(first['input'])} is not allowed: {first['msg']}")
+    return StudyError(f"{where}{field}={_brief(first['input'])} is not allowed: {first['msg'].removeprefix('Value error, ')}")
 
 
 def _brief(value: object) -> str:

@@ -84,7 +84,8 @@ def main(folder: Path, copy: Path) -> None:
     save = measure.save  # reads memory itself
     measure.save = lambda state: save({name: torch.zeros(one.shape, dtype=one.dtype) for name, one in state.items()})
     loop.autocast = evaluate.autocast = lambda *_: nullcontext()  # unknown for this device
-    torch.autograd.grad = lambda output, source, **_: (torch.zeros_like(source),)  # of the check for channels that cross
+    # Of the check for channels that cross.
+    torch.autograd.grad = lambda _, to, **__: tuple(map(torch.zeros_like, to if isinstance(to, list) else [to]))
     similarity, pruned, ablation = (study.runs([stage]) for stage in ("similarity", "pruned", "ablation"))
     chosen = [
         similarity[0],

@@ -139,7 +139,9 @@ def test_unknown_arms_and_options_are_named() -> None:
         ARMS["kd"].with_options(updates="sequential")
     with pytest.raises(StudyError, match="tuning.method='magic' is not allowed: .*allowed: tft, mlft"):
         parse_run({**PRUNED.model_dump(mode="json"), "tuning": {"method": "magic", "training": QUICK.model_dump()}})
-    with pytest.raises(ValueError, match="'scratch' is not an arm whose learning rate is searched; allowed: tft, mlft, twin, kd"):
+    with pytest.raises(
+        StudyError, match="is not allowed: 'scratch' is not an arm whose learning rate is searched; allowed: tft, mlft, twin, kd"
+    ):
         Arms(networks=("vgg16",), epochs=(1,), learning_rates=(0.1,), pilot_epochs=1, methods=("tft", "scratch"))
 
 
