@@ -28,7 +28,7 @@ def zeroed(model: nn.Module, lost: Mapping[str, Sequence[int]]) -> Iterator[None
         def blank(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
             seen = args[0] if args else keywords["input"]
             axis = seen.dim() - 1 if isinstance(module, nn.Linear) else 1
-            seen = seen.index_fill(axis, torch.tensor(at, device=seen.device, dtype=torch.int64), 0)
+            seen = seen.index_fill(axis, torch.tensor(at, dtype=torch.int64).to(seen.device), 0)
             return ((seen, *args[1:]), keywords) if args else (args, {**keywords, "input": seen})
 
         return blank
