@@ -22,7 +22,8 @@ from fcs_utils.pruning.export import load_compact, save_compact
 from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.surgery import prune
 from fcs_utils.study.runs import Run, parse_run
-from tests.data.test_imagefolder import ARCHIVES, FILES, put
+from tests.data.pictures import FILES, put
+from tests.data.test_imagefolder import ARCHIVES
 from tests.pruning.test_properties import networks
 from tests.pruning.test_surgery import zeroed
 from tests.study.test_runs import TUNED

@@ -33,8 +33,8 @@ from fcs_utils.study.records import Store, read_record
 from fcs_utils.study.runs import Reference, Run
 from fcs_utils.training.optimiser import Training
 from tests.conftest import GUARD, ROOT
+from tests.data.pictures import FILES, plain, put
 from tests.data.test_datasets import image_folder
-from tests.data.test_imagefolder import FILES, plain, put
 
 
 @pytest.fixture(autouse=True)
