@@ -54,7 +54,7 @@ COMMANDS: list[tuple[str, str]] = [
     ("study --notebooks 03;06", "notebooks='03;06'"),
     ("study --notebook 03", "unknown: --notebook 03 (did you mean --notebooks?)"),
     ("study --prof quick", "unknown: --prof quick (did you mean --profile?)"),
-    ("study --data /nowhere", "data='/nowhere'"),
+    ("study --data nowhere", "data='nowhere'"),
     (f"study --data {__file__}", "allowed: an existing folder"),
     (f"study --out {__file__}", "allowed: a folder, this is a file"),
     (f"run --out {__file__}/below", "out="),

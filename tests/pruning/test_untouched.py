@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,15 +80,18 @@ CALLS: dict[str, Callable[[nn.Module], Any]] = {
     "FCSImportance": lambda net: FCSImportance(net, IMAGES)._score(),
     "trace_layers": lambda net: trace_layers(net, IMAGES),
     "trace_layers of wrong images": lambda net: trace_layers(net, IMAGES[:, :2]),
-    "save_compact": lambda net: save_compact("/nowhere/at/all.safetensors", net, PLAN),
-    "export_onnx": lambda net: export_onnx(net, "/nowhere/at/all.onnx", IMAGES[:1]),
+    "save_compact": lambda net: save_compact("compact.safetensors", net, PLAN),
+    "export_onnx": lambda net: export_onnx(net, "compact.onnx", IMAGES[:1]),
 }
 
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("error", [None, RuntimeError("half-way"), KeyError("half-way"), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("at", [0, 3, 5])
-def test_no_call_changes_a_network(call: str, error: BaseException | None, at: int) -> None:
+def test_no_call_changes_a_network(
+    call: str, error: BaseException | None, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     net = Failing(at if error else -1, error or ValueError()).train()
     net.parts[1].eval()
     net.parts[3].weight.requires_grad_(False)
