@@ -9,6 +9,8 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils._device import set_device
+from torchvision.models.regnet import BlockParams
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import tensors_sum
@@ -143,8 +145,11 @@ SIZES = {"inception_v3": 96, "alexnet": 80, "vit_h_14": 224, "squeezenet1_0": 64
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
-def test_every_network_gives_logits_in_training_and_gradients(name: str) -> None:
-    # On device meta only shapes are worked out, so that networks of 600 million weights take a second.
+def test_every_network_gives_logits_in_training_and_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # On device meta only shapes are worked out, so that networks of 600 million weights take a second. RegNet works out its widths
+    # by tensors, whose numbers it needs.
+    widths = set_device("cpu")(BlockParams.from_init_params)
+    monkeypatch.setattr(BlockParams, "from_init_params", widths)
     size = SIZES.get(name, 224 if name.startswith(("vit", "maxvit", "swin")) else 64)
     with torch.device("meta"):
         network = build_model(f"torchvision/{name}", num_classes=7).train()
