@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from fcs_utils.config import checked
-from fcs_utils.data.readers import Arrays, read_arrays
-from fcs_utils.errors import refuse
+from fcs_utils.data.arrays import Arrays
+from fcs_utils.data.readers import read_arrays
+from fcs_utils.errors import StudyError, refuse
 
 SHIFT = 4  # pixels, the customary CIFAR augmentation
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and labels (B,)
@@ -181,6 +182,7 @@ def load_dataset(name: str, folder: str | Path | None = None, device: torch.devi
     part = re.fullmatch(r"(.+)\[:(\d+)\]", name)
     source, limit = (part[1], int(part[2])) if part else (name, None)
     arrays = read_arrays(source, data_folder(folder))
+    _check_classes(source, arrays)
     held_out = 297 if source == "digits" else max(len(arrays.classes), len(arrays.train_labels) // 10)
     train, validation = train_test_split(
         np.arange(len(arrays.train_labels)), test_size=held_out, random_state=0, stratify=arrays.train_labels
@@ -204,6 +206,16 @@ def load_dataset(name: str, folder: str | Path | None = None, device: torch.devi
         fingerprint=_fingerprint(arrays),
     )
     return dataset.to(torch.device(device))
+
+
+def _check_classes(name: str, arrays: Arrays) -> None:
+    """A class without images would never be learned, or never be tested, without a word."""
+    counts = [np.bincount(labels, minlength=len(arrays.classes)) for labels in (arrays.train_labels, arrays.test_labels)]
+    for label, train, test in zip(arrays.classes, *counts, strict=True):
+        if train < 2 or test < 1:
+            raise StudyError(
+                f"data set {name!r} has {train} training and {test} test images of class {label!r}; each class needs two and one"
+            )
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Split:

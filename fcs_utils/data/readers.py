@@ -1,7 +1,6 @@
 """One reader per data set; each returns uint8 arrays.
 
-When data is missing, the error lists the places searched and the ways to get it. CIFAR's files are pickles: torchvision
-opens them only after its own MD5 check. No other file is unpickled.
+When data is missing, the error lists the places searched and the ways to get it.
 """
 
 from __future__ import annotations
@@ -12,30 +11,18 @@ import math
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from fcs_utils.data.arrays import Arrays, download
+from fcs_utils.data.cifar import read_cifar
 from fcs_utils.data.imagefolder import read_image_folder
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.files import open_regular, read_bytes
+from fcs_utils.files import read_bytes
 
 LARGEST_IDX = 2**30  # bytes; a small archive can unpack to more than fits in memory
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """A data set as published: uint8 images (N, C, H, W) and int64 labels (N,), not yet split for validation."""
-
-    title: str
-    classes: tuple[str, ...]
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
-    flip: bool  # whether a mirrored image keeps its meaning
 
 
 def _digits(folder: Path) -> Arrays:
@@ -101,7 +88,7 @@ def _fashion_mnist(folder: Path) -> Arrays:
     if found() is None:
         import torchvision
 
-        _download(
+        download(
             lambda: torchvision.datasets.FashionMNIST(str(folder), download=True),
             "fashion_mnist",
             places,
@@ -126,50 +113,6 @@ def _fashion_mnist(folder: Path) -> Arrays:
     )
 
 
-def _cifar(folder: Path, name: str, title: str) -> Arrays:
-    import torchvision
-
-    reader = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
-    place = folder / reader.base_folder
-    for file in filter(Path.is_file, place.glob("*")):
-        open_regular(file, LARGEST_IDX).close()  # torchvision would read a file of any size
-    try:
-        parts = [reader(str(folder), train=train, download=False) for train in (True, False)]
-    except RuntimeError as error:  # torchvision raises it for missing files and for a failed MD5 check
-        if place.exists():
-            raise StudyError(f"{place} fails torchvision's MD5 check (truncated or changed); delete it and start again") from error
-        _download(
-            lambda: reader(str(folder), download=True),
-            name,
-            [place],
-            f"unpack {reader.filename} there; or use the same images as a folder, imagefolder:NAME",
-        )
-        parts = [reader(str(folder), train=train, download=False) for train in (True, False)]
-    train, test = parts
-    return Arrays(
-        title,
-        tuple(train.classes),
-        train.data.transpose(0, 3, 1, 2),
-        np.asarray(train.targets, np.int64),
-        test.data.transpose(0, 3, 1, 2),
-        np.asarray(test.targets, np.int64),
-        flip=True,
-    )
-
-
-def _download(fetch: Callable[[], object], name: str, places: list[Path], other_way: str) -> None:
-    try:
-        places[0].parent.mkdir(parents=True, exist_ok=True)
-        fetch()
-    except Exception as error:  # noqa: BLE001 - urllib, ssl and torchvision raise many kinds; each means "no data"
-        looked = ", ".join(str(place) for place in places)
-        raise StudyError(
-            f"data set {name!r} not found. Looked in: {looked}. torchvision's download failed "
-            f"({type(error).__name__}). Ways to get it: start again with internet access; name the folder that has "
-            f"it with --data DIR or FCS_DATA; {other_way}"
-        ) from error
-
-
 # Titles for folders whose names would mislead: these images were compressed by lossy JPEG.
 FOLDER_TITLES = {"cifar10_jpeg": "CIFAR-10 (JPEG)"}
 
@@ -188,8 +131,8 @@ def _imagefolder(folder: Path, name: str) -> Arrays:
 READERS: dict[str, Callable[[Path], Arrays]] = {
     "digits": _digits,
     "fashion_mnist": _fashion_mnist,
-    "cifar10": lambda folder: _cifar(folder, "cifar10", "CIFAR-10"),
-    "cifar100": lambda folder: _cifar(folder, "cifar100", "CIFAR-100"),
+    "cifar10": lambda folder: read_cifar(folder, "cifar10"),
+    "cifar100": lambda folder: read_cifar(folder, "cifar100"),
 }
 
 

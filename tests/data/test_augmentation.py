@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fcs_utils.data import readers
+from fcs_utils.data.arrays import Arrays
 from fcs_utils.data.dataset import Dataset, EpochBatches, data_folder, load_dataset
-from fcs_utils.data.readers import Arrays
 from fcs_utils.errors import StudyError
 
 

@@ -6,7 +6,6 @@ import gzip
 import math
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -106,58 +105,6 @@ def test_files_that_are_not_fashion_mnists_are_named(tmp_path: Path, images: np.
     fashion(tmp_path / "data", images, labels)
     with pytest.raises(StudyError, match=f"{file}.gz and its labels are not Fashion-MNIST's"):
         read_arrays("fashion_mnist", tmp_path / "data")
-
-
-@pytest.mark.parametrize(("name", "reader", "title"), [("cifar10", "CIFAR10", "CIFAR-10"), ("cifar100", "CIFAR100", "CIFAR-100")])
-def test_cifars_channels_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, reader: str, title: str) -> None:
-    pixels = np.arange(3 * 32 * 32 * 3).reshape(3, 32, 32, 3).astype(np.uint8)
-
-    def parts(folder: str, train: bool, download: bool) -> SimpleNamespace:
-        assert folder == str(tmp_path) and not download  # the files are there
-        chosen = slice(0, 2) if train else slice(2, 3)
-        return SimpleNamespace(data=pixels[chosen], targets=[4, 1, 3][chosen], classes=["a", "b"])
-
-    parts.base_folder = "batches"  # type: ignore[attr-defined]
-    monkeypatch.setattr(torchvision.datasets, reader, parts)
-    found = read_arrays(name, tmp_path)
-    assert (found.title, found.classes, found.flip) == (title, ("a", "b"), True)
-    assert found.train_images.shape == (2, 3, 32, 32) and found.test_images.shape == (1, 3, 32, 32)
-    assert found.train_images[1, 2, 5, 7] == pixels[1, 5, 7, 2] and found.test_images[0, 1, 30, 2] == pixels[2, 30, 2, 1]
-    assert found.train_labels.tolist() == [4, 1] and found.test_labels.tolist() == [3]
-
-
-def test_a_damaged_cifar_is_told_from_a_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def parts(folder: str, download: bool, train: bool = True) -> None:
-        asked.append(download)
-        raise RuntimeError("Dataset not found or corrupted.")
-
-    parts.base_folder, parts.filename = "batches", "batches.tar.gz"  # type: ignore[attr-defined]
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", parts)
-    with pytest.raises(StudyError, match=r"'cifar10' not found. Looked in: .*batches.*unpack batches.tar.gz there"):
-        read_arrays("cifar10", tmp_path)
-    assert asked == [False, True]
-    (tmp_path / "batches").mkdir()
-    with pytest.raises(StudyError, match="batches fails torchvision's MD5 check"):
-        read_arrays("cifar10", tmp_path)
-    assert asked == [False, True, False]  # nothing is downloaded over it
-
-
-def test_a_cifar_that_could_be_downloaded_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def parts(folder: str, download: bool, train: bool = True) -> SimpleNamespace:
-        asked.append((train, download))
-        if len(asked) == 1:
-            raise RuntimeError("Dataset not found or corrupted.")
-        return SimpleNamespace(data=np.zeros((2 + train, 32, 32, 3), np.uint8), targets=[1] * (2 + train), classes=["a", "b"])
-
-    parts.base_folder, parts.filename = "batches", "batches.tar.gz"  # type: ignore[attr-defined]
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", parts)
-    found = read_arrays("cifar10", tmp_path)
-    assert (len(found.train_labels), len(found.test_labels)) == (3, 2)
-    assert asked == [(True, False), (True, True), (True, False), (False, False)]
 
 
 def test_digits_are_stretched_to_bytes_and_to_32_pixels() -> None:

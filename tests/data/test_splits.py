@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fcs_utils.data import readers
+from fcs_utils.data.arrays import Arrays
 from fcs_utils.data.dataset import Dataset, Split, load_dataset
-from fcs_utils.data.readers import Arrays
 from fcs_utils.errors import StudyError
 from fcs_utils.files import tensors_sum
 
@@ -186,3 +186,18 @@ def test_the_data_folder_is_the_argument_then_the_variable_then_data(monkeypatch
     assert data_folder(tmp_path) == tmp_path and data_folder("") == data_folder() == Path("/from/variable")
     monkeypatch.delenv("FCS_DATA")
     assert data_folder() == Path("data")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "said"),
+    [
+        ([0, 0, 1], [0, 1], r"1 training and 1 test images of class '1'"),
+        ([0, 0, 1, 1], [1], r"2 training and 0 test images of class '0'"),
+        ([0, 0, 0], [], r"3 training and 0 test images of class '0'"),
+        ([1, 1, 1], [0, 1], r"0 training and 1 test images of class '0'"),
+    ],
+)
+def test_a_class_without_images_is_refused(monkeypatch: pytest.MonkeyPatch, train: list[int], test: list[int], said: str) -> None:
+    parts = [(np.zeros((len(labels), 1, 8, 8), np.uint8), np.array(labels, np.int64)) for labels in (train, test)]
+    with pytest.raises(StudyError, match=f"'numbers' has {said}; each class needs two and one"):
+        load(monkeypatch, Arrays("numbers", ("0", "1"), *parts[0], *parts[1], flip=False))
