@@ -16,7 +16,7 @@ from fcs_utils.data.dataset import data_folder
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import write_atomic
 from fcs_utils.report.chapters import KEEPS_FIGURES, NOTEBOOKS, ROOT, Notebook, pick_notebooks
-from fcs_utils.report.states import PAGES, holds, inputs_of, keep_state, made_by
+from fcs_utils.report.states import PAGES, holds, inputs_of, intact, keep_state, made_by
 from fcs_utils.study.records import Store
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def build(profile: str, out: str | Path, data: str | None, numbers: str | None =
     raises.
     """
     store, wanted = Store(out, profile), pick_notebooks(numbers)
-    if not _stale(store, wanted) and holds(store, PAGES, inputs_of(store)):
+    if _current(store, wanted):
         print(f"profile {profile}: everything is up to date", file=sys.stderr)
         return store.index()
     from fcs_utils.machine import pick_workers
@@ -63,7 +63,7 @@ def build(profile: str, out: str | Path, data: str | None, numbers: str | None =
         execute_all(store, stale, parameters, at_once, done)
     finally:
         shared = pages.shared_parts(study)  # by now every page can name all the others
-        there = [notebook for notebook in NOTEBOOKS.values() if store.executed(notebook.name).exists()]
+        there = [notebook for number, notebook in NOTEBOOKS.items() if intact(store, number)]  # old copies too, but no damaged ones
         for notebook in there:
             pages.render_page(store, notebook, shared)
         pages.render_index(study, shared, report, _stale(store, NOTEBOOKS))
@@ -199,6 +199,12 @@ def _tidy(executed: Path) -> str:
             for output in cell.outputs:
                 output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     return nbformat.writes(content) + "\n"
+
+
+def _current(store: Store, wanted: Mapping[str, Notebook]) -> bool:
+    """Whether the notebooks and all pages are as sources, records and settings have them."""
+    made = [store.page(notebook.name) for notebook in wanted.values()]
+    return not _stale(store, wanted) and holds(store, PAGES, inputs_of(store), made)
 
 
 def _stale(store: Store, wanted: Mapping[str, Notebook]) -> dict[str, Notebook]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import LARGEST_TENSORS, read_bytes, read_json, write_json
@@ -17,13 +19,26 @@ from fcs_utils.study.records import Store
 PAGES = "pages"  # the state of everything but the notebooks
 
 
-def holds(store: Store, name: str, inputs: str) -> bool:
-    """Whether a state was made from these inputs, and every file that it lists is as it was."""
-    try:
+def holds(store: Store, name: str, inputs: str, needed: Iterable[Path] = ()) -> bool:
+    """Whether a state was made from these inputs, lists the files that are needed, and every file that it lists is as it was."""
+    state = _read(store, name)
+    listed = {store.root / path for path in state.get("files", ())}
+    return state.get("inputs") == inputs and listed.issuperset(needed) and intact(store, name)
+
+
+def intact(store: Store, name: str) -> bool:
+    """Whether there is a state and every file that it lists is as it was, whatever it was made from."""
+    files = _read(store, name).get("files")
+    return files is not None and all(_file_sum(store.root / path) == known for path, known in files.items())
+
+
+def _read(store: Store, name: str) -> dict[str, Any]:
+    """A state; empty where there is none, and where another program wrote it."""
+    with suppress(StudyError):
         state = read_json(store.state(name))
-        return state["inputs"] == inputs and all(_file_sum(store.root / path) == known for path, known in state["files"].items())
-    except (StudyError, KeyError, AttributeError):  # none, or another program's
-        return False
+        if isinstance(state.get("files"), dict):
+            return state
+    return {}
 
 
 def keep_state(store: Store, name: str, inputs: str, made: Iterable[Path]) -> None:
