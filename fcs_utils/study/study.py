@@ -125,9 +125,10 @@ class Study:
         return [record for _, record in found if record is not None]
 
     def found(self) -> dict[Stage, list[Record]]:
-        """The records that are there, by stage."""
+        """The records that are there, by stage, each once in a stage."""
         self.rates()
-        return {stage: [record for run in self.grid.get(stage, ()) if (record := self.record(run)) is not None] for stage in STAGES}
+        runs = {stage: {run.identity: run for run in self.grid.get(stage, ())} for stage in STAGES}
+        return {stage: [record for run in runs[stage].values() if (record := self.record(run)) is not None] for stage in STAGES}
 
     def without_record(self, runs: Iterable[Run]) -> list[str]:
         return [_named(run) for run in runs if self.record(run) is None]
