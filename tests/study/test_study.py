@@ -60,7 +60,8 @@ def test_criteria_are_compared_at_equal_macs_on_the_network_itself(smoke: Path) 
         config = record["config"]
         key = (config["reference"]["network"], config["pruning"]["ratio"])
         by_ratio.setdefault(key, set()).add(record["result"]["cost"]["macs"])
-    assert len(by_ratio) == len(study.profile.networks) * len(study.profile.ratios) and all(len(macs) == 1 for macs in by_ratio.values())
+    assert len(by_ratio) == len(study.profile.networks) * len(study.profile.ratios)
+    assert all(len(macs) == 1 for macs in by_ratio.values())
 
 
 def test_arms_start_from_the_same_weights_and_count_every_network(smoke: Path) -> None:
