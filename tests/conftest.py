@@ -41,6 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ("smoke" not in getattr(item, "fixturenames", ()), item.get_closest_marker("slow") is None))
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Each test draws the same numbers each time, whichever tests ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
     return load_dataset("digits")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fcs_utils.config import Images, Labels, Model, Seed, checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import module_sum
-from fcs_utils.pruning.statistics import ChannelStatistics
+from fcs_utils.pruning.statistics import ChannelStatistics, check_weights
 from fcs_utils.pruning.sums import Extra, Reading
 
 Reads = Literal["noise", "weights", "statistics", "network", "gradients"]
@@ -139,8 +139,8 @@ def importance(
     labels (N,): for ``taylor``. seed: for ``random`` and sklearn's binning. Options are the criterion
     function's keyword arguments.
 
-    Raises StudyError for an unknown criterion or option, missing statistics, images or labels, a scored
-    layer that the network does not have, and values that are not finite.
+    Raises StudyError for an unknown criterion or option, missing statistics, images or labels, statistics of another
+    network or of other weights, and values that are not finite.
     """
     found = check_options(name, options)
     if found.reads in ("statistics", "network") and statistics is None:
@@ -148,6 +148,7 @@ def importance(
     convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     if unknown := [n for n, s in (statistics or {}).items() if n not in convolutions or convolutions[n].out_channels != len(s.l1)]:
         raise StudyError(f"statistics are of another network: this one has no convolution {unknown[0]} of that width")
+    check_weights(model, statistics or {})
     layers = {n: m for n, m in convolutions.items() if (n in statistics if statistics is not None else m.groups == 1)}
     keywords = {**found.fixed, **options}
     if found.reads == "gradients":

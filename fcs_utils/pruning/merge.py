@@ -14,7 +14,7 @@ from fcs_utils.pruning.flow import Consumer
 from fcs_utils.pruning.layers import Layer, trace_layers
 from fcs_utils.pruning.linear import read_weights, reconstruction
 from fcs_utils.pruning.plan import PruningPlan
-from fcs_utils.pruning.statistics import ChannelStatistics
+from fcs_utils.pruning.statistics import ChannelStatistics, check_weights
 from fcs_utils.pruning.ties import tied_parameters
 
 POSITIONS = 2.5  # for each kept channel: a fit to about as many positions as channels is exact on them and wild elsewhere
@@ -32,6 +32,7 @@ def merge(model: nn.Module, plan: PruningPlan, statistics: Mapping[str, ChannelS
     statistics: of this network, unpruned; a layer needs ``POSITIONS`` times as many positions, over all images, as it
     keeps channels. Returns why layers were left out, and warns of them once. Raises StudyError for statistics that do not fit.
     """
+    check_weights(model, {name: statistics[name] for name in plan.kept if name in statistics})  # before a fold changes them
     weight = next(model.parameters())
     layers = trace_layers(model, torch.zeros(1, *plan.input_shape, device=weight.device, dtype=weight.dtype))
     followers = {follower for name in plan.kept for follower in layers[name].followers}

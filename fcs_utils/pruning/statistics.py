@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fcs_utils.config import Count, Images, Model, checked
 from fcs_utils.errors import StudyError, refuse
+from fcs_utils.files import tensors_sum
 from fcs_utils.pruning.flow import Consumer
 from fcs_utils.pruning.layers import Layer, Scope, trace_layers
 from fcs_utils.pruning.sums import READINGS, Extra, Reading, Sums
@@ -48,6 +49,7 @@ class ChannelStatistics:
     per_image: Tensor | None = None
     mean_map: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: str | None = None  # checksum of the convolution's weights, which ``check_weights`` compares
 
     def similarity(self, reading: Reading = "pooled") -> Tensor:
         """Cosine similarity (C, C) in -1..1 in one of three readings (M3).
@@ -72,7 +74,19 @@ def _cosine(gram: Tensor) -> Tensor:
     return ((gram + gram.T) / 2 * (scale[:, None] * scale)).clamp(-1, 1)
 
 
-def _finish(layer: Layer, sums: Sums) -> ChannelStatistics:
+def check_weights(model: nn.Module, statistics: Mapping[str, ChannelStatistics]) -> None:
+    """Raises StudyError for statistics that were collected while a convolution had other weights than it has now."""
+    for name, known in statistics.items():
+        if known.weights is not None and known.weights != _weights_sum(model, name):
+            raise StudyError(f"statistics are of other weights than this network has now, first in {name}: collect them again")
+
+
+def _weights_sum(model: nn.Module, layer: str) -> str:
+    weight: Tensor = model.get_submodule(layer).weight  # type: ignore[assignment]
+    return tensors_sum({"weight": weight.float()})
+
+
+def _finish(layer: Layer, sums: Sums, weights: str) -> ChannelStatistics:
     if not sums.finite():
         raise StudyError(
             f"layer {layer.name}: its activations are NaN or infinite on the calibration images; "
@@ -91,6 +105,7 @@ def _finish(layer: Layer, sums: Sums) -> ChannelStatistics:
         per_image=sums.gram_of("per_image", sums.images) if "per_image" in sums.readings else None,
         mean_map=sums.mean("map", sums.images) if "mean_map" in sums.readings else None,
         extras={name: sums.mean(name, per[name]) for name in sums.extras},
+        weights=weights,
     )
 
 
@@ -171,7 +186,7 @@ def collect_statistics(
     with untouched(model), tapped(model, wanted, lambda name, maps: sums[name].add(transform(maps))):
         for batch in images.split(batch_size):
             run_network(model, batch.contiguous(memory_format=layout))
-    return {layer.name: _finish(layer, sums[layer.name]) for layer in wanted}
+    return {layer.name: _finish(layer, sums[layer.name], _weights_sum(model, layer.name)) for layer in wanted}
 
 
 @torch.no_grad()

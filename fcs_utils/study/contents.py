@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from fcs_utils.config import Count, Positive
 from fcs_utils.errors import StudyError, refuse_field
+from fcs_utils.pruning.counts import keep_count
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.study.packed import Record
 from fcs_utils.study.runs import SCHEMA, Run, parse_run
@@ -83,8 +84,21 @@ def _agree(run: Run, result: dict[str, Any]) -> None:
         most = len(epochs) if run.tuning and run.tuning.budget == "macs" else training.epochs
         if epochs != [*range(1, most + 1)] or result["best_validation_epoch"] > most:
             raise StudyError(f"its history is not of {most} epochs in order")
+        # Of a reference, the weights that are kept are rounded after its last epoch.
+        if run.tuning and (last := history[-1]["validation"]) != result["validation"]:
+            raise StudyError(f"its validation accuracy is {result['validation']}, that of its last epoch {last}")
     if "dense_cost" in result and any(result["cost"][name] > result["dense_cost"][name] for name in COST.model_fields):
         raise StudyError("the compact network costs more than the dense one")
+
+
+def _check_plan(run: Run, plan: PruningPlan) -> None:
+    """Raises StudyError for a plan whose layers do not all lose the share that the run or the plan itself names."""
+    asked = run.pruning.ratio if run.pruning else None
+    if asked not in (None, plan.ratio):
+        raise StudyError(f"its plan is of ratio {plan.ratio}, the run of {asked}")
+    for name, kept in plan.kept.items():
+        if len(kept) != (wanted := keep_count(plan.channels[name], plan.ratio)):
+            raise StudyError(f"its plan keeps {len(kept)} channels of {name}; ratio {plan.ratio} leaves {wanted}")
 
 
 def check_record(record: Record, where: object, run: Run | None = None) -> None:
@@ -97,7 +111,7 @@ def check_record(record: Record, where: object, run: Run | None = None) -> None:
         found = parse_run(record["config"])
         _agree(found, record["result"])
         if record["kind"] == "pruned":
-            PruningPlan.from_data(record["result"]["plan"])
+            _check_plan(found, PruningPlan.from_data(record["result"]["plan"]))
     except StudyError as error:
         raise StudyError(f"{where}: {error}") from error
     if (found.kind, found.identity) != (record["kind"], record["id"]) or (run is not None and found.identity != run.identity):

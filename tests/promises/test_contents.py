@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ RECORDS: list[tuple[str, str, Any]] = [
     ("pruned", "result.plan", None),
     ("pruned", "result.plan", {"kept": {}}),
     ("pruned", "result.before_tuning.validation", ...),
+    ("pruned", "result.plan.ratio", 0.9),
+    ("tuned", "result.validation", 1.0),
     ("tuned", "result.start", None),
     ("tuned", "result.reference_sha256", ...),
     ("tuned", "config.tuning.method", "magic"),
@@ -94,6 +97,16 @@ def test_a_wrong_record_is_named_and_its_run_is_open(tmp_path: Path, kind: str, 
     with pytest.warns(UserWarning, match=rf"{file.name}.* \(set aside as {file.stem}.corrupt\)"):
         assert read_record(store, run) is None
     assert not file.exists() and file.with_suffix(".corrupt").exists()
+
+
+def test_a_plan_that_keeps_another_number_of_channels_than_its_ratio_leaves_is_refused(tmp_path: Path) -> None:
+    right = BY_KIND["pruned"]
+    store, plan = Store(tmp_path, "quick"), right["result"]["plan"]
+    layer, kept = next((name, kept) for name, kept in plan["kept"].items() if len(kept) > 1)
+    write_checksummed(store.record("pruned", right["id"]), put(right, "result.plan.kept", {**plan["kept"], layer: kept[1:]}))
+    said = f"its plan keeps {len(kept) - 1} channels of {layer}; ratio {plan['ratio']} leaves {len(kept)}"
+    with pytest.warns(UserWarning, match=re.escape(said)):
+        assert read_record(store, Run.model_validate(right["config"])) is None
 
 
 @pytest.mark.parametrize(("kind", "path", "new"), [RECORDS[0], RECORDS[2], RECORDS[10], RECORDS[12], RECORDS[23], RECORDS[26]])

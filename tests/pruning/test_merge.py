@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -140,3 +141,24 @@ def test_merge_leaves_the_dense_network_alone(small_vgg: nn.Module) -> None:
     plan = make_plan(small_vgg, images, importance("fcs", model=small_vgg, statistics=statistics), ratio=0.5)
     prune(small_vgg, plan, compensate="merge", statistics=statistics)
     assert all(tensor.equal(before[name]) for name, tensor in small_vgg.state_dict().items())
+
+
+def test_statistics_of_other_weights_are_refused() -> None:
+    """Those of another network of the same widths, and those from before a training."""
+    one, other = (build_seeded(seed, "resnet20", num_classes=3, width=0.25).eval() for seed in (0, 1))
+    images = torch.randn(40, 3, 16, 16)
+    statistics = collect_statistics(one, images)
+    plan = make_plan(one, images, importance("fcs", model=one, statistics=statistics), ratio=0.5)
+    said = r"statistics are of other weights than this network has now, first in (conv|stage1.0.conv1): collect them again"
+    for call in (
+        lambda: importance("fcs", model=other, statistics=statistics),
+        lambda: prune(other, plan, compensate="merge", statistics=statistics),
+    ):
+        with pytest.raises(StudyError, match=said):
+            call()
+    with torch.no_grad():
+        one.stage2[1].conv1.weight[0, 0, 0, 0] += 1e-3
+    with pytest.raises(StudyError, match="first in stage2.1.conv1"):
+        importance("fcs", model=one, statistics=statistics)
+    again = collect_statistics(one, images)
+    assert importance("fcs", model=copy.deepcopy(one).double(), statistics=again).keys() == again.keys()
