@@ -21,18 +21,18 @@ PAGES = "pages"  # the state of everything but the notebooks
 
 def holds(store: Store, name: str, inputs: str, needed: Iterable[Path] = ()) -> bool:
     """Whether a state was made from these inputs, lists the files that are needed, and every file that it lists is as it was."""
-    state = _read(store, name)
+    state = _state_of(store, name)
     listed = {store.root / path for path in state.get("files", ())}
     return state.get("inputs") == inputs and listed.issuperset(needed) and intact(store, name)
 
 
 def intact(store: Store, name: str) -> bool:
     """Whether there is a state and every file that it lists is as it was, whatever it was made from."""
-    files = _read(store, name).get("files")
+    files = _state_of(store, name).get("files")
     return files is not None and all(_file_sum(store.root / path) == known for path, known in files.items())
 
 
-def _read(store: Store, name: str) -> dict[str, Any]:
+def _state_of(store: Store, name: str) -> dict[str, Any]:
     """A state; empty where there is none, and where another program wrote it."""
     with suppress(StudyError):
         state = read_json(store.state(name))

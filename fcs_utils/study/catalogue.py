@@ -16,13 +16,15 @@ DATASET = re.compile(r"\w[\w:.@\[\]-]*")
 HEADLINE = "cifar"  # the profile whose findings stand in the README
 
 # In the order of the study; each notebook needs some of them.
-Stage = Literal["reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms"]
+Stage = Literal["reference", "similarity", "pruned", "readings", "tuned", "longer", "ablation", "headstart", "rates", "arms"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 ABOUT_STAGES: dict[Stage, str] = {
     "reference": "train the networks that are pruned",
     "similarity": "measure how similar their channels are, against untrained networks and chance (C1)",
     "pruned": "prune by every criterion at every ratio and evaluate before fine-tuning",
+    "readings": "fine-tune readings of FCS on pilot seeds, to choose the best on validation",
     "tuned": "fine-tune every pruned network by one schedule, to compare criteria (C2)",
+    "longer": "fine-tune one network at one ratio for longer, to see whether the order of criteria changes",
     "ablation": "vary FCS one choice at a time, before fine-tuning",
     "headstart": "fine-tune from plain and from merged weights",
     "rates": "choose the learning rate of each way to fine-tune, on validation",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from fcs_utils.errors import refuse
 from fcs_utils.pruning.criteria import check_options, code_of
 from fcs_utils.study.catalogue import STAGES, Stage
-from fcs_utils.study.profiles import Profile
+from fcs_utils.study.profiles import Longer, Profile, Readings
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
 from fcs_utils.training.arms import code_of_arm
 
@@ -39,15 +40,15 @@ def grid(profile: Profile, precision: Precision, rates: Rates | None = None) -> 
     headstart = [
         _prune_run(profile, run, arms.criterion, arms.ratio, compensate=how) for run in compact for how in ("none", "merge")
     ]
-    pilots = [
-        _prune_run(profile, run, arms.criterion, arms.ratio)
-        for run in _references(profile, precision, arms.pilot_seeds, arms.networks)
-    ]
+    first = _references(profile, precision, arms.pilot_seeds, arms.networks)
+    pilots = [_prune_run(profile, run, arms.criterion, arms.ratio) for run in first]
     stages: dict[Stage, list[Run]] = {
         "reference": [*references, *further],
         "similarity": [r.model_copy(update={"similarity": Similarity(calibration=profile.calibration)}) for r in references],
         "pruned": cut,
+        "readings": _tuned_for(profile, first, profile.readings, profile.readings.candidates) if profile.readings else [],
         "tuned": [_tune_run(profile, run, "tft") for run in cut],
+        "longer": _tuned_for(profile, references, profile.longer, profile.criteria) if profile.longer else [],
         "ablation": [varied for run in references for varied in _ablated(profile, run)],
         "headstart": [_tune_run(profile, run, "tft", epochs=ablations.headstart) for run in headstart],
         "rates": [
@@ -62,7 +63,7 @@ def grid(profile: Profile, precision: Precision, rates: Rates | None = None) -> 
             _tune_run(profile, run, method, epochs=epochs, learning_rate=rates[run.reference.network, method])
             for run in (*compact, *more)
             for method in arms.methods
-            for epochs in arms.epochs
+            for epochs in arms.epochs_of(method)
         ]
         scratch = [
             run.model_copy(update={"tuning": Tuning(method="scratch", training=run.reference.training, budget=budget)})
@@ -89,9 +90,41 @@ def _references(
     ]
 
 
+def parse_criterion(text: str) -> tuple[str, dict[str, Any]]:
+    """``fcs bins=1 redundancy=greedy`` as a criterion's name and options. Raises StudyError for a word without ``=``."""
+    name, *words = text.split()
+    options = dict(word.split("=", 1) for word in words if "=" in word)
+    if len(options) < len(words):
+        raise refuse(
+            "criterion", text, "a name, then OPTION=VALUE for each option that differs from its default, such as fcs bins=1"
+        )
+    return name, {option: _value(text) for option, text in options.items()}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def name_criterion(name: str, options: Mapping[str, Any]) -> str:
+    """What ``parse_criterion`` takes apart, with the options in the order of the alphabet."""
+    words = (value if isinstance(value, str) else json.dumps(value) for _, value in sorted(options.items()))
+    return " ".join([name, *map("{}={}".format, sorted(options), words)])
+
+
+def _tuned_for(profile: Profile, references: Iterable[Run], what: Readings | Longer, criteria: Iterable[str]) -> list[Run]:
+    """Every criterion at one ratio, fine-tuned by TFT for a number of epochs of its own."""
+    chosen = [run for run in references if not isinstance(what, Longer) or run.reference.network == what.network]
+    cut = [_prune_run(profile, run, criterion, what.ratio) for run in chosen for criterion in criteria]
+    return [_tune_run(profile, run, "tft", epochs=what.epochs) for run in cut]
+
+
 def _prune_run(profile: Profile, run: Run, criterion: str, ratio: float, **more: Any) -> Run:
-    check_options(criterion, more.get("options", {}))
-    known = {"criterion": criterion, "ratio": ratio, "calibration": profile.calibration, "source": code_of(criterion)}
+    name, options = parse_criterion(criterion)
+    check_options(name, more.setdefault("options", options))
+    known = {"criterion": name, "ratio": ratio, "calibration": profile.calibration, "source": code_of(name)}
     return run.model_copy(update={"pruning": Pruning(**{**known, **more})})
 
 

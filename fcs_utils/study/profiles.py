@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -44,9 +44,10 @@ class Arms(Config):
     """TFT, MLFT and their controls from the same compact weights (C3).
 
     Each arm's learning rate is the one of ``learning_rates`` with the best validation results after
-    ``pilot_epochs`` on ``pilot_seeds``, which take no part in anything else. Then every arm runs every
+    ``pilot_epochs`` on ``pilot_seeds``, which take no part in anything but choices. Then every arm runs every
     schedule of ``epochs`` with every seed, and training from scratch runs with the reference's epochs
-    and with its training MACs, on the first ``scratch_seeds`` seeds (None is all). further_seeds: seeds
+    and with its training MACs, on the first ``scratch_seeds`` seeds (None is all). epochs: one list for all arms, or
+    a table with a list for each, ``epochs = { tft = [4, 16], mlft = [4] }``, which goes to ``schedules``. further_seeds: seeds
     on which only references and arms run, where arms need more seeds than the comparison of criteria can afford.
     """
 
@@ -54,6 +55,7 @@ class Arms(Config):
     criterion: str = "fcs"
     ratio: Ratio = 0.5
     epochs: Some[Count]
+    schedules: dict[str, Some[Count]] = {}
     learning_rates: Some[Positive]
     further_seeds: Distinct[Seed] = ()
     pilot_seeds: Some[Seed] = (100,)
@@ -61,6 +63,25 @@ class Arms(Config):
     methods: Distinct[str] = ("tft", "mlft", "twin", "kd")
     scratch: Distinct[Literal["epochs", "macs"]] = ("epochs", "macs")
     scratch_seeds: Count | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_table_of_epochs(cls, fields: Any) -> Any:
+        """Epochs by method as ``schedules``, and all of them as ``epochs``."""
+        if not isinstance(fields, Mapping) or not isinstance(own := fields.get("epochs"), Mapping):
+            return fields
+        every = [one for epochs in own.values() for one in (epochs if isinstance(epochs, list | tuple) else [epochs])]
+        return {**fields, "epochs": [one for number, one in enumerate(every) if one not in every[:number]], "schedules": own}
+
+    @model_validator(mode="after")
+    def _every_method_has_epochs(self) -> Arms:
+        if self.schedules and (odd := sorted({*self.schedules} ^ {*self.methods})):
+            raise ValueError(f"epochs by method: {odd[0]!r}; the methods are {', '.join(self.methods)}, each needs its own")
+        return self
+
+    def epochs_of(self, method: str) -> tuple[int, ...]:
+        """The schedules of an arm."""
+        return self.schedules.get(method, self.epochs)
 
     @field_validator("methods")
     @classmethod
@@ -103,9 +124,28 @@ class Ablations(Config):
         ]
 
 
+class Readings(Config):
+    """Readings of FCS fine-tuned by TFT on the arms' networks and pilot seeds; the best on validation is ``Profile.best``."""
+
+    candidates: Some[str]
+    ratio: Ratio = 0.5
+    epochs: Count
+
+
+class Longer(Config):
+    """One network at one ratio, pruned by every criterion and fine-tuned for more epochs than the others."""
+
+    network: str
+    ratio: Ratio = 0.5
+    epochs: Count
+
+
 class Profile(Config):
     """One study: the data set, the networks, and how much of everything.
 
+    criteria: names, with options behind them where they differ from the defaults, as in ``fcs bins=1 redundancy=greedy``. best:
+    which of them is the best reading of FCS, compared with the paper's baselines beside the literal one; it is chosen on
+    validation on the pilot seeds, of which none is among the other seeds. None: the literal reading alone is judged.
     others: further data sets that are studied too, each in a results folder of its own. plugins: modules that add
     criteria or arms; every worker imports them.
     """
@@ -123,6 +163,9 @@ class Profile(Config):
     tuning: Training  # the one schedule after which criteria are compared (C2)
     ablations: Ablations
     arms: Arms
+    best: str | None = None
+    readings: Readings | None = None
+    longer: Longer | None = None
     scoring: Scoring = Scoring()
     speed: Speed = Speed()
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: the fastest on the machine of the first run
@@ -134,6 +177,12 @@ class Profile(Config):
         for part, chosen in (("arms", self.arms.networks), ("ablations", self.ablations.networks or ())):
             if unknown := [name for name in chosen if name not in names]:
                 raise ValueError(f"{part}.networks: {unknown[0]!r} is none of the profile's: {', '.join(names)}")
+        if self.best is not None and self.best not in self.criteria:
+            raise ValueError(f"best: {self.best!r} is none of the profile's criteria: {', '.join(self.criteria)}")
+        if self.best is not None and self.readings and self.best not in self.readings.candidates:
+            raise ValueError(f"best: {self.best!r} is none of readings.candidates: {', '.join(self.readings.candidates)}")
+        if self.longer and (self.longer.network not in names or self.longer.epochs <= self.tuning.epochs):
+            raise ValueError(f"longer: a network of the profile's ({', '.join(names)}) and more epochs than {self.tuning.epochs}")
         parts = {"seeds": self.seeds, "arms.further_seeds": self.arms.further_seeds, "arms.pilot_seeds": self.arms.pilot_seeds}
         for (one, these), (other, those) in combinations(parts.items(), 2):
             if both := [seed for seed in these if seed in those]:

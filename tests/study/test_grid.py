@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from fcs_utils.errors import StudyError
-from fcs_utils.study.grid import check_stages, grid
-from fcs_utils.study.profiles import Ablations, Arms, Network, Profile
+from fcs_utils.study.grid import check_stages, grid, name_criterion, parse_criterion
+from fcs_utils.study.profiles import Ablations, Arms, Longer, Network, Profile, Readings
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
 from fcs_utils.training.optimiser import Training
 
@@ -127,6 +127,56 @@ def test_arms_wait_for_their_rates_and_stages_have_names() -> None:
         check_stages(["rates", "tables"])
 
 
+def test_epochs_by_method_give_each_arm_its_own_schedules_and_the_others_runs_stay() -> None:
+    fields = PROFILE.model_dump()
+    table = Profile.model_validate({**fields, "arms": {**fields["arms"], "epochs": {"tft": [1, 2, 8], "mlft": (2,)}}})
+    assert table.arms.epochs == (1, 2, 8) and [table.arms.epochs_of(name) for name in ("tft", "mlft")] == [(1, 2, 8), (2,)]
+    assert Profile.model_validate(table.model_dump()) == table and PROFILE.arms.epochs_of("mlft") == (1, 2)
+    found, listed = (grid(one, "bf16", RATES) for one in (table, PROFILE))
+    done = [(run.tuning.method, run.tuning.training.epochs) for run in found["arms"] if run.tuning and run.reference.seed == 5]
+    assert done == [("tft", 1), ("tft", 2), ("tft", 8), ("mlft", 2)]
+    assert {run.identity for run in listed["arms"]} & {run.identity for run in found["arms"]} == {
+        run.identity for run in found["arms"] if run.tuning and run.tuning.training.epochs != 8
+    }
+    assert {stage: runs for stage, runs in found.items() if stage != "arms"} == {
+        stage: runs for stage, runs in listed.items() if stage != "arms"
+    }
+
+
+def test_criteria_take_options_and_readings_run_on_pilot_seeds_alone() -> None:
+    best = "fcs redundancy=greedy bins=2"
+    profile = PROFILE.model_copy(
+        update={
+            "criteria": ("fcs", best),
+            "best": best,
+            "readings": Readings(candidates=("fcs", best), ratio=0.4, epochs=6),
+            "longer": Longer(network="resnet20", ratio=0.3, epochs=8),
+        }
+    )
+    found, options = grid(profile, "bf16", RATES), {"bins": 2, "redundancy": "greedy"}
+    both: tuple[dict[str, object], ...] = ({}, options)
+    assert found["pruned"] == [pruned(one, "fcs", ratio, options=own) for one in BOTH for ratio in (0.3, 0.5) for own in both]
+    assert found["readings"] == [
+        tuned(pruned(reference("vgg16", seed), "fcs", 0.4, options=own), "tft", epochs=6) for seed in (100, 101) for own in both
+    ]
+    assert found["longer"] == [
+        tuned(pruned(reference("resnet20", seed), "fcs", 0.3, options=own), "tft", epochs=8) for seed in (0, 1) for own in both
+    ]
+    assert grid(PROFILE, "bf16")["readings"] == grid(PROFILE, "bf16")["longer"] == []
+
+
+def test_a_criterions_text_and_its_name_and_options() -> None:
+    assert parse_criterion("fcs bins=1 quota=layer") == ("fcs", {"bins": 1, "quota": "layer"})
+    assert parse_criterion("mine share=0.5 fast=true") == ("mine", {"share": 0.5, "fast": True})
+    assert name_criterion("mine", {"share": 0.5, "fast": True, "a": "b"}) == "mine a=b fast=true share=0.5"
+    assert name_criterion(*parse_criterion("fcs quota=layer bins=1")) == "fcs bins=1 quota=layer"
+    assert name_criterion(*parse_criterion("kernel_l1")) == "kernel_l1"
+    with pytest.raises(StudyError, match="criterion='fcs greedy' is not allowed"):
+        parse_criterion("fcs greedy")
+    with pytest.raises(StudyError, match="'bin'"):
+        grid(PROFILE.model_copy(update={"criteria": ("fcs bin=1",)}), "bf16")
+
+
 WRONG: list[tuple[dict[str, object], str]] = [
     ({"seeds": (0, 0)}, "seeds.*0 stands there twice"),
     ({"seeds": ()}, "seeds.*at least 1"),
@@ -144,6 +194,15 @@ WRONG: list[tuple[dict[str, object], str]] = [
     ({"arms": {"further_seeds": (101,)}}, "seed 101 is in arms.further_seeds and in arms.pilot_seeds"),
     ({"arms": {"learning_rates": ()}}, "arms.learning_rates.*at least 1"),
     ({"arms": {"epochs": (0, 2)}}, "arms.epochs.0"),
+    ({"arms": {"epochs": {"tft": [1]}}}, "epochs by method: 'mlft'; the methods are tft, mlft"),
+    ({"arms": {"epochs": {"tft": [1], "mlft": [2], "kd": [2]}}}, "epochs by method: 'kd'"),
+    ({"arms": {"epochs": {"tft": [4, 4], "mlft": [2]}}}, "arms.schedules.tft.*4 stands there twice"),
+    ({"arms": {"epochs": {"tft": [4], "mlft": [0]}}}, "arms.epochs.1"),
+    ({"arms": {"epochs": {"tft": 4, "mlft": [2]}}}, "arms.schedules.tft"),
+    ({"best": "fcs_greedy"}, "best: 'fcs_greedy' is none of the profile's criteria: random, fcs"),
+    ({"best": "fcs", "readings": {"candidates": ["random"], "epochs": 1}}, "best: 'fcs' is none of readings.candidates: random"),
+    ({"longer": {"network": "vgg16", "epochs": 3}}, "longer: a network of the profile's .* and more epochs than 3"),
+    ({"longer": {"network": "vgg19", "epochs": 9}}, "longer: a network of the profile's"),
     ({"arms": {"scratch_seeds": -1}}, "arms.scratch_seeds"),
     ({"ablations": {"networks": ("resnet56",)}}, "ablations.networks: 'resnet56' is none of the profile's"),
     ({"ablations": {"draws": -1}}, "ablations.draws"),
@@ -154,7 +213,7 @@ WRONG: list[tuple[dict[str, object], str]] = [
 @pytest.mark.parametrize(("change", "said"), WRONG)
 def test_a_profile_whose_numbers_would_count_twice_or_make_no_sense_is_refused(change: dict[str, object], said: str) -> None:
     fields = PROFILE.model_dump()
-    fields |= {key: {**fields[key], **new} if isinstance(new, dict) else new for key, new in change.items()}
+    fields |= {key: {**(fields[key] or {}), **new} if isinstance(new, dict) else new for key, new in change.items()}
     with pytest.raises(ValidationError) as refused:
         Profile.model_validate(fields)
     first = refused.value.errors()[0]
