@@ -55,10 +55,13 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
     """The content of a regular file. Raises StudyError as ``open_regular`` does."""
     with open_regular(path, most) as file:
         try:
-            content = file.read(most + 1)
+            # read takes at once the memory that it is asked for. Some files, such as those in /proc, do not tell their size.
+            content = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
+            while len(content) <= most and (more := file.read(2**20)):
+                content += more
         except OSError as error:
             raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(content) > most:  # some files, such as those in /proc, do not tell their size
+    if len(content) > most:
         raise _too_large(path, len(content), most)
     return content
 

@@ -171,7 +171,7 @@ def _content(member: Any, name: PurePosixPath, size: int) -> bytes:
     if size > LARGEST_FILE:
         raise ValueError(f"{str(name)!r} has {size:,} bytes; at most {LARGEST_FILE:,} are read")
     with member as file:
-        content: bytes = file.read(LARGEST_FILE + 1)
+        content: bytes = file.read(size + 1)  # no more than that: it takes at once the memory that it is asked for
     if len(content) != size:
         raise ValueError(f"{str(name)!r} has {len(content):,} bytes of {size:,}")
     return content

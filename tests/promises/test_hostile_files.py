@@ -12,6 +12,7 @@ import signal
 import socket
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -141,6 +142,16 @@ def test_a_file_that_grows_while_it_is_read_is_bounded(tmp_path: Path, monkeypat
     monkeypatch.setattr(files, "open_regular", real)
     assert read_bytes(path, 1000) == b"{" + b" " * 999
     assert len(read_bytes(Path("/proc/self/status"))) > 100  # the system says that it has no bytes
+
+
+def test_a_small_file_takes_little_memory_whatever_may_be_read(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"x" * 1000)
+    tracemalloc.start()
+    try:
+        assert read_bytes(tmp_path / "small", files.LARGEST_TENSORS) == b"x" * 1000
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_that_cannot_be_moved_is_named_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
