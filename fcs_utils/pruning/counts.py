@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from fcs_utils.errors import refuse
+
+Ranking = Literal["layer", "network"]  # among which channels the least important are sought
 
 
 def keep_count(channels: int, ratio: float) -> int:
@@ -22,6 +26,19 @@ def keep_count(channels: int, ratio: float) -> int:
 def select(importance: Tensor, keep: int) -> list[int]:
     """Indices of the ``keep`` most important channels, sorted; equals go to the lower index."""
     return sorted(importance.argsort(descending=True, stable=True)[:keep].tolist())
+
+
+def network_counts(scores: Mapping[str, Tensor], ratio: float) -> dict[str, int]:
+    """How many channels each layer keeps when a share ``ratio`` of all layers' channels goes, those below one threshold.
+
+    scores: (C,) by layer, comparable between layers. Every layer keeps one channel, its most important. Of equals at the
+    threshold, those of the layer that stands first go.
+    """
+    owners = torch.cat([torch.full((len(score) - 1,), number) for number, score in enumerate(scores.values())])
+    values = torch.cat([score.sort().values[:-1] for score in scores.values()])
+    channels = sum(map(len, scores.values()))
+    gone = owners[values.argsort(stable=True)[: channels - keep_count(channels, ratio)]].bincount(minlength=len(scores))
+    return {name: len(score) - lost for (name, score), lost in zip(scores.items(), gone.tolist(), strict=True)}
 
 
 def distinct_ratios(widths: set[int]) -> list[float]:

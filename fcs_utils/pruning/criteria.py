@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from fcs_utils.config import Images, Labels, Model, Seed, checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import module_sum
+from fcs_utils.pruning.counts import Ranking
 from fcs_utils.pruning.statistics import ChannelStatistics, check_weights
-from fcs_utils.pruning.sums import Extra, Reading
+from fcs_utils.pruning.sums import Extra, Reading, Where
 
 Reads = Literal["noise", "weights", "statistics", "network", "gradients"]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -28,12 +29,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class Criterion:
     """A criterion's function, what it reads, options fixed by its name, and how tables name its reading.
 
-    code: SHA-256 of the file of its module, taken when that was imported; None for one that a notebook or a script defines.
+    reading: a text, or what makes it from the options. code: SHA-256 of the file of its module, taken when that was imported;
+    None for one that a notebook or a script defines.
     """
 
     function: Callable[..., Any]
     reads: Reads
-    reading: str
+    reading: str | Callable[[Mapping[str, Any]], str]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     extra: Extra | None = None
     code: str | None = None
@@ -57,14 +59,20 @@ CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(
-    name: str, *, reads: Reads, reading: str, fixed: Mapping[str, Any] | None = None, extra: Extra | None = None
+    name: str,
+    *,
+    reads: Reads,
+    reading: str | Callable[[Mapping[str, Any]], str],
+    fixed: Mapping[str, Any] | None = None,
+    extra: Extra | None = None,
 ) -> Callable[[Function], Function]:
     """Enter a function into ``CRITERIA``; its keyword-only arguments are the criterion's options.
 
     reads: what the function is called with, for each layer: ``noise`` (convolution, generator), ``weights``
     (convolution), ``statistics`` (ChannelStatistics), ``network`` (model, ChannelStatistics); ``gradients`` is called once
     with (model, images, labels, names of layers or None) and returns a dict by layer. reading: how tables name it; ``{option}``
-    stands for an option's value. fixed: options that the name fixes. extra: what ``collect_statistics`` must gather for it.
+    stands for an option's value, and a function makes the text from all of them. fixed: options that the name fixes. extra: what
+    ``collect_statistics`` must gather for it.
 
     Raises StudyError where another function has the name.
     """
@@ -112,13 +120,30 @@ def code_of(name: str) -> str | None:
 def reading_of(name: str, options: Mapping[str, Any] = {}) -> str:  # noqa: B006 - read only
     """The reading a table must name beside a criterion, such as 'pooled cosine, mean, quota by bin, B = 4'."""
     found = check_options(name, options)
-    return found.reading.format(**{**found.options(), **found.fixed, **options})
+    values = {**found.options(), **found.fixed, **options}
+    return found.reading.format(**values) if isinstance(found.reading, str) else found.reading(values)
 
 
-def needs(name: str, options: Mapping[str, Any] = {}) -> tuple[tuple[Reading, ...], tuple[Extra, ...]]:  # noqa: B006
-    """The readings and extras that ``collect_statistics`` must gather for a criterion."""
-    extra = check_options(name, options).extra
-    return (options.get("reading", "pooled"),), (extra,) if extra else ()
+def ranking_of(name: str, options: Mapping[str, Any] = {}) -> Ranking:  # noqa: B006
+    """How ``make_plan`` must rank a criterion's importances: over the whole network where its option ``quota`` is "global"."""
+    found = check_options(name, options)
+    return "network" if {**found.options(), **found.fixed, **options}.get("quota") == "global" else "layer"
+
+
+class Needs(NamedTuple):
+    """What ``collect_statistics`` must gather, as its arguments of these names."""
+
+    readings: tuple[Reading, ...]
+    extras: tuple[Extra, ...]
+    tap: Where
+
+
+def needs(name: str, options: Mapping[str, Any] = {}) -> Needs:  # noqa: B006
+    """What a criterion needs from ``collect_statistics``. Raises StudyError for an unknown option or tap."""
+    extra, tap = check_options(name, options).extra, options.get("tap", "reader")
+    if tap not in get_args(Where):
+        raise refuse("tap", tap, ", ".join(get_args(Where)))
+    return Needs((options.get("reading", "pooled"),), (extra,) if extra else (), tap)
 
 
 @checked
@@ -142,13 +167,15 @@ def importance(
     Raises StudyError for an unknown criterion or option, missing statistics, images or labels, statistics of another
     network or of other weights, and values that are not finite.
     """
-    found = check_options(name, options)
+    found, tap = check_options(name, options), needs(name, options).tap
     if found.reads in ("statistics", "network") and statistics is None:
         raise StudyError(f"criterion {name!r} needs statistics: pass what collect_statistics returns")
     convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     if unknown := [n for n, s in (statistics or {}).items() if n not in convolutions or convolutions[n].out_channels != len(s.l1)]:
         raise StudyError(f"statistics are of another network: this one has no convolution {unknown[0]} of that width")
     check_weights(model, statistics or {})
+    if odd := next((s.tap for s in (statistics or {}).values() if s.tap != tap and found.reads in ("statistics", "network")), None):
+        raise StudyError(f"criterion {name!r} reads maps with tap={tap!r}; these statistics were collected with tap={odd!r}")
     layers = {n: m for n, m in convolutions.items() if (n in statistics if statistics is not None else m.groups == 1)}
     keywords = {**found.fixed, **options}
     if found.reads == "gradients":

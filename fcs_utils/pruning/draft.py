@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.costs import Costs
-from fcs_utils.pruning.counts import distinct_ratios, keep_count, nearest_ratio, select
+from fcs_utils.pruning.counts import Ranking, distinct_ratios, keep_count, nearest_ratio, network_counts, select
 from fcs_utils.pruning.cutting import Cuts
 from fcs_utils.pruning.layers import ROUTE, Layer
 from fcs_utils.pruning.proof import Proof, exact_groups
@@ -22,8 +22,9 @@ REACH = 0.05  # of the dense network's MACs: so far may a goal lie outside of wh
 class Draft:
     """A plan in the making.
 
-    model, example, importances: see ``make_plan``. groups: convolutions that shrink together, by the first of them. skipped: why
-    other convolutions stay whole. After ``settle``: kept, what each layer keeps; skipped, complete; ratio; left, the share of MACs.
+    model, example, importances, ranking: see ``make_plan``. groups: convolutions that shrink together, by the first of them.
+    skipped: why other convolutions stay whole. After ``settle``: kept, what each layer keeps; skipped, complete; ratio; left, the
+    share of MACs.
     Raises StudyError where no group is left to prune.
     """
 
@@ -35,8 +36,10 @@ class Draft:
         importances: Mapping[str, Tensor],
         groups: Mapping[str, list[str]],
         skipped: Mapping[str, str],
+        ranking: Ranking = "layer",
     ) -> None:
         self.layers, self.importances, self.groups, self.skipped = layers, importances, dict(groups), dict(skipped)
+        self.ranking = ranking
         if not groups:
             raise self._nothing()
         self.shape = (example.shape[1], example.shape[2], example.shape[3])
@@ -73,9 +76,8 @@ class Draft:
             self._check_reach(macs)
         for name, members in self.groups.items():
             if name in whole:
-                self.skipped |= dict.fromkeys(
-                    members, f"ratio {self.ratio:g} of {self.layers[name].channels} channels rounds to none"
-                )
+                share = f"ratio {self.ratio:g} of {self.layers[name].channels} channels rounds to none"
+                self.skipped |= dict.fromkeys(members, share if self.ranking == "layer" else "its channels lie above the threshold")
             else:
                 self.kept |= chosen[name]
         if not self.kept:
@@ -86,16 +88,22 @@ class Draft:
 
     def _chosen(self, ratio: float) -> dict[str, dict[str, list[int]]]:
         """By group, what its convolutions keep, and those that follow them."""
+        scores = {
+            name: torch.stack([self.importances[member].double().cpu() for member in members]).mean(0)
+            for name, members in self.groups.items()
+        }
+        counts = {name: keep_count(len(score), ratio) for name, score in scores.items()}
+        if self.ranking == "network":
+            counts = network_counts(scores, ratio)
         chosen = {}
         for name, members in self.groups.items():
-            scores = torch.stack([self.importances[member].double().cpu() for member in members])
             followers = {follower: None for member in members for follower in self.layers[member].followers}
-            kept = select(scores.mean(0), keep_count(self.layers[name].channels, ratio))
-            chosen[name] = dict.fromkeys([*members, *followers], kept)
+            chosen[name] = dict.fromkeys([*members, *followers], select(scores[name], counts[name]))
         return chosen
 
     def _ratios(self) -> list[float]:
-        return distinct_ratios({self.layers[name].channels for name in self.groups})
+        widths = [self.layers[name].channels for name in self.groups]
+        return distinct_ratios({sum(widths)} if self.ranking == "network" else {*widths})
 
     def _share(self, ratio: float) -> float:
         """The share of MACs left at a ratio."""

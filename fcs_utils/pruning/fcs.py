@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import kmeans1d
 import torch
@@ -12,9 +13,8 @@ from torch import Tensor
 from fcs_utils.errors import refuse
 from fcs_utils.pruning.criteria import criterion
 from fcs_utils.pruning.statistics import ChannelStatistics
-from fcs_utils.pruning.sums import Reading
+from fcs_utils.pruning.sums import Reading, Where
 
-READING = "{reading} cosine, {redundancy}, quota by {quota}, B = {bins}"
 ALONE, DEAD = 2.0, -1.0  # (M6), quota "bin": outside the open interval (0, 1) of the ranks
 
 
@@ -71,34 +71,54 @@ def break_ties(importance: Tensor, norms: Tensor) -> Tensor:
     return values
 
 
-@criterion("fcs_greedy", reads="statistics", reading=READING, fixed={"redundancy": "greedy"})
-@criterion("fcs", reads="statistics", reading=READING)
+def in_words(options: Mapping[str, Any]) -> str:
+    """A choice of options as tables name it; ``order`` and ``tap`` appear only where they are not the default."""
+    share = "one threshold for all layers" if options["quota"] == "global" else f"quota by {options['quota']}"
+    if options["order"] == "norm":
+        share = "lowest-norm bin first"
+    tap = "" if options["tap"] == "reader" else ", raw convolution output"
+    return f"{options['reading']} cosine, {options['redundancy']}, {share}, B = {options['bins']}{tap}"
+
+
+@criterion("fcs_greedy", reads="statistics", reading=in_words, fixed={"redundancy": "greedy"})
+@criterion("fcs", reads="statistics", reading=in_words)
 def fcs(
     statistics: ChannelStatistics,
     *,
     reading: Reading = "pooled",
     redundancy: Literal["mean", "max", "greedy"] = "mean",
-    quota: Literal["bin", "layer"] = "bin",
+    quota: Literal["bin", "layer", "global"] = "bin",
+    order: Literal["similarity", "norm"] = "similarity",
     bins: int = 4,
     binning: Literal["exact", "sklearn"] = "exact",
+    tap: Where = "reader",
     seed: int = 0,
 ) -> Tensor:
     """Feature channels similarity (Yang and Xiao 2022), (M1) to (M6); the defaults read the abstract literally.
 
     Channels of similar L1 norm share a bin; inside it the channels that the others resemble go first. With
     ``quota="bin"`` every bin gives about the same share: importance is (rank in the bin + 1/2) / bin size.
-    With ``quota="layer"`` it is minus the redundancy and the whole layer is ranked. Returns (C,), higher = keep.
-    Raises StudyError for an unknown option, fewer than one bin, and a reading that was not collected.
+    With ``quota="layer"`` it is minus the redundancy and the whole layer is ranked. ``quota="global"`` gives the same numbers,
+    and a plan with ``ranking="network"`` then compares them between layers. With ``order="norm"`` one bin is emptied after the
+    other, the smallest norms first: importance is (bin + rank in the bin, as above) / number of bins. ``tap`` says where the
+    maps were taken, as ``collect_statistics`` does. Returns (C,), higher = keep.
+
+    Raises StudyError for an unknown option, fewer than one bin, a quota beside ``order="norm"``, and a reading that was not
+    collected.
     """
-    if quota not in ("bin", "layer"):
-        raise refuse("quota", quota, "'bin' or 'layer'")
+    if quota not in ("bin", "layer", "global"):
+        raise refuse("quota", quota, "'bin', 'layer' or 'global'")
+    if order not in ("similarity", "norm"):
+        raise refuse("order", order, "'similarity' or 'norm'")
+    if order == "norm" and quota != "bin":
+        raise refuse("quota", quota, "none but the default beside order='norm', which empties one bin after the other")
     if redundancy not in ("mean", "max", "greedy"):
         raise refuse("redundancy", redundancy, "'mean', 'max' or 'greedy'")
     norms, similarity = statistics.l1, statistics.similarity(reading)
     dead = norms == 0
     labels = assign_bins(norms, bins, binning, seed)
-    importance = torch.empty_like(norms)
-    for label in labels.unique():
+    importance, found = torch.empty_like(norms), labels.unique()
+    for label in found:
         members = (labels == label).nonzero()[:, 0]
         if len(members) == 1:
             importance[members] = ALONE
@@ -108,7 +128,9 @@ def fcs(
             inside = torch.where(dead[members], -math.inf, inside)
             ranks = break_ties(inside, norms[members]).argsort(stable=True).argsort(stable=True)
             inside = (ranks + 0.5) / len(members)
+        if order == "norm":
+            inside = (label + inside) / len(found)
         importance[members] = inside.to(importance.dtype)
-    # Under "layer", -redundancy spans -1..1, so a dead channel needs a value below that.
+    # Without a quota by bin, -redundancy spans -1..1, so a dead channel needs a value below that.
     importance[dead] = DEAD if quota == "bin" else -ALONE
     return break_ties(importance, norms)

@@ -47,6 +47,8 @@ def merge(model: nn.Module, plan: PruningPlan, statistics: Mapping[str, ChannelS
         known = statistics[name]
         if len(known.l1) != layer.channels:
             raise StudyError(f"statistics are of another network: {name} has {layer.channels} channels, they {len(known.l1)}")
+        if known.tap != "reader":
+            raise StudyError(f"merging needs the maps that readers see; these statistics were collected with tap={known.tap!r}")
         readers: dict[object, list[Consumer]] = {}  # those of one weight together; one module may read a layer in two places
         for consumer in layer.consumers:
             key = model.get_submodule(consumer.name).weight, tuple(consumer.positions.flatten().tolist())

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from fcs_utils.config import Images, Model, checked
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.pruning.counts import keep_count
+from fcs_utils.pruning.counts import Ranking, keep_count
 from fcs_utils.pruning.draft import Draft
 from fcs_utils.pruning.layers import Layer, Scope, trace_layers
 
@@ -20,8 +20,9 @@ class PruningPlan(BaseModel):
 
     kept: sorted kept output channels of every convolution that loses some, followers included. channels:
     those layers' full widths. skipped: why other convolutions stay whole. input_shape: (C, H, W) of one
-    image. ratio: the share of channels removed from every layer. macs: the share of MACs asked for, where
-    the ratio was found from it; macs_left: the share that this plan leaves, as measured on the compact network.
+    image. ratio: the share of channels removed from every layer, or with ``ranking`` "network" from all of them together.
+    macs: the share of MACs asked for, where the ratio was found from it; macs_left: the share that this plan leaves, as
+    measured on the compact network.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +35,7 @@ class PruningPlan(BaseModel):
     scope: Scope = "inner"
     macs: float | None = None
     macs_left: float | None = None
+    ranking: Ranking = Field(default="layer", exclude_if=lambda ranking: ranking == "layer")  # not in plans that do without
 
     @model_validator(mode="after")
     def _whole(self) -> PruningPlan:
@@ -84,20 +86,23 @@ def make_plan(
     ratio: float | None = None,
     macs: float | None = None,
     scope: Scope = "inner",
+    ranking: Ranking = "layer",
 ) -> PruningPlan:
-    """Choose the channels that stay: every layer loses the same share of its channels (M6).
+    """Choose the channels that stay: every layer loses the same share of its channels (M6), or what lies below one threshold.
 
     example: images (N, C, H, W), one is enough. importances: (C,) by convolution name, higher = keep; layers
     without one stay whole. ratio: the share of channels to remove. macs, instead of ratio: the share of the dense
     network's MACs to leave; the plan comes as near as whole channels allow. scope: ``inner`` leaves layers that share a
     residual sum whole; ``all`` removes the same channels from each of them, by their mean importance (M7), where all of
-    them have one. ``skipped`` of the plan says why a layer stays whole.
+    them have one. ranking: ``network`` compares importances between layers, and one threshold for all of them decides how many
+    channels each layer loses (M6); it keeps one at least. The ratio is then the share of all their channels.
+    ``skipped`` of the plan says why a layer stays whole.
 
     The plan is tried on a copy, which is compared with the dense network as ``proof.Proof`` says. Layers that cannot be cut
     exactly stay whole; the others are still pruned. One cut is enough when all are exact, and each layer that is not
     takes about two more for every doubling of the network's depth.
 
-    Raises StudyError for a bad ratio, macs or scope, for an importance that does not fit, and when no layer is left to
+    Raises StudyError for a bad ratio, macs, scope or ranking, for an importance that does not fit, and when no layer is left to
     prune. Macs more than 0.05 outside of what the layers can leave are refused with what can be reached.
     """
     _check_goal(ratio, macs)
@@ -110,7 +115,7 @@ def make_plan(
                 f"importance of {name} must be {layers[name].channels} finite numbers, got {score.dtype} {tuple(score.shape)}"
             )
     groups, skipped = _groups(layers, importances, scope)
-    draft = Draft(model, example, layers, importances, groups, skipped)
+    draft = Draft(model, example, layers, importances, groups, skipped, ranking)
     draft.settle(ratio, macs)
     names = [name for name in layers if name in draft.kept]  # in the network's order
     return PruningPlan(
@@ -122,6 +127,7 @@ def make_plan(
         scope=scope,
         macs=macs,
         macs_left=draft.left,
+        ranking=ranking,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from fcs_utils.config import Count, Images, Model, checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import tensors_sum
-from fcs_utils.pruning.flow import Consumer
+from fcs_utils.pruning.flow import Consumer, Tap
 from fcs_utils.pruning.layers import Layer, Scope, trace_layers
-from fcs_utils.pruning.sums import READINGS, Extra, Reading, Sums
+from fcs_utils.pruning.sums import READINGS, Extra, Reading, Sums, Where
 from fcs_utils.running import memory_format, run_network, tensors_in, untouched
 
 
@@ -37,6 +37,7 @@ class ChannelStatistics:
     mean_map: (C, P), the maps averaged over images; None unless asked for.
     extras: (C,) each, of those asked for: ``apoz``, the share of zeros; ``hrank``, the mean rank of a map;
     ``chip``, the mean drop of the nuclear norm without the channel.
+    tap: where the maps were taken, see ``collect_statistics``.
     """
 
     gram: Tensor
@@ -50,6 +51,7 @@ class ChannelStatistics:
     mean_map: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     weights: str | None = None  # checksum of the convolution's weights, which ``check_weights`` compares
+    tap: Where = "reader"
 
     def similarity(self, reading: Reading = "pooled") -> Tensor:
         """Cosine similarity (C, C) in -1..1 in one of three readings (M3).
@@ -86,7 +88,7 @@ def _weights_sum(model: nn.Module, layer: str) -> str:
     return tensors_sum({"weight": weight.float()})
 
 
-def _finish(layer: Layer, sums: Sums, weights: str) -> ChannelStatistics:
+def _finish(layer: Layer, sums: Sums, tap: Where, weights: str) -> ChannelStatistics:
     if not sums.finite():
         raise StudyError(
             f"layer {layer.name}: its activations are NaN or infinite on the calibration images; "
@@ -106,6 +108,7 @@ def _finish(layer: Layer, sums: Sums, weights: str) -> ChannelStatistics:
         mean_map=sums.mean("map", sums.images) if "mean_map" in sums.readings else None,
         extras={name: sums.mean(name, per[name]) for name in sums.extras},
         weights=weights,
+        tap=tap,
     )
 
 
@@ -160,6 +163,7 @@ def collect_statistics(
     scope: Scope = "all",
     readings: Sequence[Reading] = ("pooled",),
     extras: Sequence[Extra] = (),
+    tap: Where = "reader",
     batch_size: Count = 256,
     transform: Callable[[Tensor], Tensor] = lambda maps: maps,
 ) -> dict[str, ChannelStatistics]:
@@ -171,22 +175,26 @@ def collect_statistics(
     leaves out those that share a residual sum, which saves time and memory where they are not to be pruned.
     readings: similarities to collect (M3); ``pooled`` costs nothing beyond the Gram matrix.
     extras: what other criteria read, in the same pass: ``apoz``, ``hrank``, ``chip``.
+    tap: ``reader`` takes the maps where the next layer reads them, after BatchNorm, activation and pooling; ``convolution``
+    takes the convolution's own output. Merging and criteria other than FCS's need the first.
     batch_size: images in one forward pass; memory grows with it, and not with N.
     transform: applied to each batch of maps (N, C, ...) before it is summed, as ``shuffle_pixels`` for the null.
 
-    Returns statistics by convolution name, in float64 on the CPU. Raises StudyError for an unknown scope, layer, reading or
-    extra, a batch_size below 1, images that do not fit, and activations that are not finite.
+    Returns statistics by convolution name, in float64 on the CPU. Raises StudyError for an unknown scope, layer, reading,
+    extra or tap, a batch_size below 1, images that do not fit, and activations that are not finite.
 
         statistics = collect_statistics(model, images)
         statistics["features.conv1"].similarity()  # (C, C) cosines of the layer's channels
     """
     wanted = pick_layers(model, images, layers, scope)
+    if tap == "convolution":
+        wanted = [replace(layer, tap=Tap(layer.name, "output")) for layer in wanted]
     sums = {layer.name: Sums(readings, extras) for layer in wanted}
     layout = memory_format(model, images)
     with untouched(model), tapped(model, wanted, lambda name, maps: sums[name].add(transform(maps))):
         for batch in images.split(batch_size):
             run_network(model, batch.contiguous(memory_format=layout))
-    return {layer.name: _finish(layer, sums[layer.name], _weights_sum(model, layer.name)) for layer in wanted}
+    return {layer.name: _finish(layer, sums[layer.name], tap, _weights_sum(model, layer.name)) for layer in wanted}
 
 
 @torch.no_grad()

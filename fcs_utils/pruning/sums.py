@@ -12,6 +12,7 @@ Reading = Literal["pooled", "per_image", "mean_map"]
 READINGS: tuple[Reading, ...] = ("pooled", "per_image", "mean_map")
 Extra = Literal["apoz", "hrank", "chip"]
 EXTRAS: tuple[Extra, ...] = ("apoz", "hrank", "chip")
+Where = Literal["reader", "convolution"]  # whose maps: as the next layer reads them, or as the convolution returns them
 BLOCK = 1 << 24  # numbers in one batch of decompositions
 
 

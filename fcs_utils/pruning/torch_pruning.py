@@ -50,8 +50,7 @@ class FCSImportance(tp.importance.Importance):  # type: ignore[misc]
         return torch.stack(found).mean(0) if found else None  # float64: single steps break ties
 
     def _score(self) -> dict[nn.Module, Tensor]:
-        readings, extras = needs(self.criterion, self.options)
-        statistics = collect_statistics(self.model, self.images, readings=readings, extras=extras)
+        statistics = collect_statistics(self.model, self.images, **needs(self.criterion, self.options)._asdict())
         if not statistics:
             raise StudyError("nothing to prune: no convolution of this network can be scored")
         scores = importance(self.criterion, model=self.model, statistics=statistics, **self.options)

@@ -18,6 +18,7 @@ from fcs_utils.training.arms import arm_label
 
 TABLES = Registry[pd.DataFrame]()
 as_table = TABLES.enter
+NEAR = 0.02  # of the dense MACs: so far may two criteria lie apart that are compared at one ratio
 
 
 def by_group(runs: pd.DataFrame, keys: Sequence[str], row: Callable[[pd.DataFrame], dict[str, Any]]) -> pd.DataFrame:
@@ -49,21 +50,29 @@ def reference_table(references: pd.DataFrame) -> pd.DataFrame:
 
 @as_table("compression", "pruned")
 def compression_table(pruned: pd.DataFrame) -> pd.DataFrame:
-    """Parameters and MACs that remain; the same for every criterion, for widths follow from the ratio alone."""
+    """Parameters and MACs that remain; the same for every criterion that ranks each layer, for widths follow from the ratio alone.
+
+    Where one threshold decides for all layers, MACs are as near as whole channels allow: the table then shows the range.
+    """
 
     def row(g: pd.DataFrame) -> dict[str, Any]:
-        if g.macs.nunique() > 1:
+        if macs_left(g).max() - macs_left(g).min() > 100 * NEAR:
             raise StudyError(f"{g.network.iloc[0]} at ratio {g.ratio.iloc[0]}: criteria have different MACs and cannot be compared")
-        first = g.iloc[0]
         return {
-            "parameters (M)": f"{first.params / 1e6:.3f}",
-            "parameters left (%)": f"{100 * first.params / first.dense_params:.1f}",
-            "MACs (M)": f"{first.macs / 1e6:.2f}",
-            "MACs left (%)": f"{macs_left(first):.1f}",
-            "kB on disk": f"{first.bytes / 1000:.0f}",
+            "parameters (M)": _span(g.params / 1e6, ".3f"),
+            "parameters left (%)": _span(100 * g.params / g.dense_params, ".1f"),
+            "MACs (M)": _span(g.macs / 1e6, ".2f"),
+            "MACs left (%)": _span(macs_left(g), ".1f"),
+            "kB on disk": _span(g.bytes / 1000, ".0f"),
         }
 
     return by_group(pruned, ["network", "ratio"], row)
+
+
+def _span(values: pd.Series, digits: str) -> str:
+    """One number where all look alike, else 'least to most'."""
+    least, most = (format(value, digits) for value in (values.min(), values.max()))
+    return least if least == most else f"{least} to {most}"
 
 
 @as_table("criteria", "pruned", "tuned")

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,11 @@ from fcs_utils.data.dataset import Dataset, load_dataset
 from fcs_utils.errors import refuse
 from fcs_utils.machine import one_thread
 from fcs_utils.models import build_seeded
-from fcs_utils.pruning.criteria import code_of, importance, needs
+from fcs_utils.pruning.criteria import code_of, importance, needs, ranking_of
 from fcs_utils.pruning.layers import Scope
 from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import ChannelStatistics, collect_statistics
-from fcs_utils.pruning.sums import Extra, Reading
+from fcs_utils.pruning.sums import Extra, Reading, Where
 from fcs_utils.pruning.surgery import prune, recalibrate
 from fcs_utils.study.guards import Deadline, file_lock
 from fcs_utils.study.records import Store, read_record
@@ -142,19 +142,17 @@ class Bench:
         scope: Scope = "inner",
         readings: Sequence[Reading] = ("pooled",),
         extras: Sequence[Extra] = (),
+        tap: Where = "reader",
     ) -> dict[str, ChannelStatistics]:
         """Channel statistics of a trained reference; one pass serves every criterion that reads the same.
 
         seed: of the calibration images; default the reference's.
         """
         seed = reference.seed if seed is None else seed
-        return self._statistics(reference, calibration, seed, scope, tuple(readings), tuple(extras))
+        return self._statistics(reference, calibration, seed, scope=scope, readings=tuple(readings), extras=tuple(extras), tap=tap)
 
-    def _collect(
-        self, reference: Reference, count: int, seed: int, scope: Scope, readings: Sequence[Reading], extras: Sequence[Extra]
-    ) -> dict[str, ChannelStatistics]:
-        images, dense = self.calibration_images(seed, count), self.trained(reference)
-        return collect_statistics(dense, images, scope=scope, readings=readings, extras=extras)
+    def _collect(self, reference: Reference, count: int, seed: int, **wanted: Any) -> dict[str, ChannelStatistics]:
+        return collect_statistics(self.trained(reference), self.calibration_images(seed, count), **wanted)
 
     def importance(self, reference: Reference, pruning: Pruning) -> dict[str, Tensor]:
         """A criterion's importance of the trained reference's channels.
@@ -163,9 +161,8 @@ class Bench:
         """
         if (code := code_of(pruning.criterion)) != pruning.source:
             raise refuse(f"source of criterion {pruning.criterion}", pruning.source, f"{code}: its module was edited; start again")
-        readings, extras = needs(pruning.criterion, pruning.options)
-        seed = _draw(reference, pruning)
-        statistics = self.statistics(reference, pruning.calibration, seed, scope=pruning.scope, readings=readings, extras=extras)
+        wanted, seed = needs(pruning.criterion, pruning.options)._asdict(), _draw(reference, pruning)
+        statistics = self.statistics(reference, pruning.calibration, seed, scope=pruning.scope, **wanted)
         calibration = self.dataset.calibration(pruning.calibration, seed)
         return importance(
             pruning.criterion,
@@ -177,11 +174,18 @@ class Bench:
         )
 
     def plan(self, run: Run) -> PruningPlan:
-        """Which channels of the trained reference a run keeps."""
+        """Which channels of the trained reference a run keeps.
+
+        Where one threshold decides for all layers, a ratio stands for the MACs that it leaves when every layer loses that share:
+        at one ratio, criteria are compared at MACs as near as whole channels allow.
+        """
         pruning, dense = run.pruning, self.trained(run.reference)
         assert pruning is not None
-        scores = self.importance(run.reference, pruning)
-        return make_plan(dense, self.example, scores, ratio=pruning.ratio, macs=pruning.macs, scope=pruning.scope)
+        scores, ranking = self.importance(run.reference, pruning), ranking_of(pruning.criterion, pruning.options)
+        make = partial(make_plan, dense, self.example, scores, scope=pruning.scope)
+        if ranking == "network" and pruning.macs is None:
+            return make(macs=make(ratio=pruning.ratio).macs_left, ranking=ranking)
+        return make(ratio=pruning.ratio, macs=pruning.macs, ranking=ranking)
 
     def cut(self, run: Run, plan: PruningPlan) -> nn.Module:
         """The compact network straight after surgery and compensation."""

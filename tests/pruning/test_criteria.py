@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.counts import keep_count, select
-from fcs_utils.pruning.criteria import CRITERIA, code_of, criterion, importance, reading_of
+from fcs_utils.pruning.criteria import CRITERIA, code_of, criterion, importance, needs, reading_of
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.sums import EXTRAS, READINGS
 from fcs_utils.study.profiles import get_profile
@@ -153,18 +154,52 @@ def test_contract(small_vgg: nn.Module, everything: dict, name: str) -> None:
 
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("redundancy", ["mean", "max", "greedy"])
-@pytest.mark.parametrize("quota", ["bin", "layer"])
-def test_every_reading_of_fcs(small_vgg: nn.Module, everything: dict, reading: str, redundancy: str, quota: str) -> None:
-    got = importance("fcs", model=small_vgg, reading=reading, redundancy=redundancy, quota=quota, **everything)
+@pytest.mark.parametrize("more", [{}, {"quota": "layer"}, {"quota": "global"}, {"order": "norm"}], ids=str)
+def test_every_reading_of_fcs(small_vgg: nn.Module, everything: dict, reading: str, redundancy: str, more: dict[str, str]) -> None:
+    got = importance("fcs", model=small_vgg, reading=reading, redundancy=redundancy, **more, **everything)
     assert all(len(score.unique()) == len(score) for score in got.values())  # no ties left
 
 
 def test_defaults_are_those_of_the_method_page() -> None:
-    known = {"reading": "pooled", "redundancy": "mean", "quota": "bin", "bins": 4, "binning": "exact", "seed": 0}
+    known = {"reading": "pooled", "redundancy": "mean", "quota": "bin", "order": "similarity", "bins": 4, "binning": "exact"}
+    known |= {"tap": "reader", "seed": 0}
     assert CRITERIA["fcs"].options() == known
     del known["redundancy"]  # which its name fixes
     assert CRITERIA["fcs_greedy"].options() == known and CRITERIA["kernel_l1"].options() == {}
-    assert reading_of("fcs_greedy", {"bins": 8}) == "pooled cosine, greedy, quota by bin, B = 8"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        # These stand in published tables.
+        ("fcs", {}, "pooled cosine, mean, quota by bin, B = 4"),
+        ("fcs_greedy", {"bins": 8}, "pooled cosine, greedy, quota by bin, B = 8"),
+        ("fcs", {"reading": "per_image", "quota": "layer"}, "per_image cosine, mean, quota by layer, B = 4"),
+        ("fcs", {"binning": "sklearn", "seed": 2}, "pooled cosine, mean, quota by bin, B = 4"),
+        # These name what is not the default.
+        ("fcs_greedy", {"order": "norm"}, "pooled cosine, greedy, lowest-norm bin first, B = 4"),
+        ("fcs", {"quota": "global", "bins": 1}, "pooled cosine, mean, one threshold for all layers, B = 1"),
+        ("fcs", {"tap": "convolution"}, "pooled cosine, mean, quota by bin, B = 4, raw convolution output"),
+    ],
+)
+def test_tables_name_the_reading(name: str, options: dict[str, Any], words: str) -> None:
+    assert reading_of(name, options) == words
+
+
+def test_where_maps_were_taken_must_be_what_the_criterion_reads(small_vgg: nn.Module, everything: dict) -> None:
+    images = everything["images"]
+    raw = collect_statistics(small_vgg, images, tap="convolution")
+    assert needs("fcs", {"tap": "convolution"}) == (("pooled",), (), "convolution") and needs("fcs").tap == "reader"
+    assert importance("fcs", model=small_vgg, statistics=raw, tap="convolution").keys() == raw.keys()
+    assert importance("kernel_l1", model=small_vgg, statistics=raw).keys() == raw.keys()  # it reads no maps
+    for name, options, statistics in [
+        ("fcs", {}, raw),
+        ("feature_norm", {}, raw),
+        ("fcs_linear", {}, raw),
+        ("fcs", {"tap": "convolution"}, everything["statistics"]),
+    ]:
+        with pytest.raises(StudyError, match=f"criterion '{name}' reads maps with tap=.*collected with tap="):
+            importance(name, model=small_vgg, statistics=statistics, **options)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +210,10 @@ def test_defaults_are_those_of_the_method_page() -> None:
         ("fcs", {"bins": 2.5}, "bins"),
         ("fcs", {"redundancy": "median"}, "redundancy='median'"),
         ("fcs", {"quota": "network"}, "quota='network'"),
+        ("fcs", {"order": "random"}, "order='random'"),
+        ("fcs", {"order": "norm", "quota": "layer"}, "quota='layer'"),
+        ("fcs_greedy", {"order": "norm", "quota": "global"}, "quota='global'"),
+        ("fcs", {"tap": "input"}, "tap='input' is not allowed; allowed: reader, convolution"),
         ("fcs", {"binning": "magic"}, "binning='magic'"),
         ("fcs", {"depth": 3}, "depth"),
         ("fcs", {"reading": "pairs"}, "reading='pairs'"),

@@ -80,6 +80,31 @@ def test_fcs_over_the_whole_layer_is_minus_the_redundancy() -> None:
     torch.testing.assert_close(fcs(SIX, bins=2, quota="layer"), want)
 
 
+def test_order_by_norm_empties_the_lowest_bin_first() -> None:
+    # The ranks inside the bins are those of the test above: 1 0 2 and 1 2 0. Importance is (bin + (rank + 1/2) / 3) / 2 bins.
+    got = fcs(SIX, bins=2, order="norm")
+    torch.testing.assert_close(got, torch.tensor([1.5, 0.5, 2.5, 4.5, 5.5, 3.5]).double() / 6)
+    # Greedy: 0 before 1 as above; in bin two the pair (3, 5) is most similar, then (4, 5): 3 goes first, then 4.
+    got = fcs(SIX, bins=2, order="norm", redundancy="greedy")
+    torch.testing.assert_close(got, torch.tensor([0.5, 1.5, 2.5, 3.5, 4.5, 5.5]).double() / 6)
+    assert select(got, 2) == [4, 5]  # quota by bin would keep the last of each bin, 2 and 5
+
+
+def test_order_by_norm_keeps_to_the_rules_for_ties_dead_and_single_channels() -> None:
+    # Bins {0, 1, 1.1}, {50} and {90, 91}: the dead one is last of all and the one that is alone first, whatever its bin.
+    similarity = torch.full((6, 6), 0.5).fill_diagonal_(1).tolist()
+    odd = toy([1.1, 0.0, 1.1, 50.0, 91.0, 90.0], similarity)
+    for redundancy in ("mean", "max", "greedy"):
+        got = fcs(odd, bins=3, order="norm", redundancy=redundancy)
+        assert got.isfinite().all() and got[3] == ALONE and got[1] == DEAD
+        # Equal redundancy: of 0 and 2 with one norm the lower index stays, of 4 and 5 the larger norm.
+        assert got.argsort(descending=True).tolist() == [3, 4, 5, 0, 2, 1]
+
+
+def test_one_threshold_for_all_layers_gives_the_numbers_of_quota_layer() -> None:
+    assert fcs(SIX, bins=2, quota="global").equal(fcs(SIX, bins=2, quota="layer"))
+
+
 def test_greedy_keeps_one_of_two_copies_and_mean_drops_both() -> None:
     # One bin; 0 and 1 are copies, 2 and 3 resemble nothing.
     copies = toy([2.0, 2.0, 2.1, 1.9], [[1, 1, 0.1, 0.1], [1, 1, 0.1, 0.1], [0.1, 0.1, 1, 0], [0.1, 0.1, 0, 1]])

@@ -134,6 +134,13 @@ def test_bad_compensation_is_refused(small_vgg: nn.Module, arguments: dict[str, 
         prune(small_vgg, plan, **arguments)
 
 
+def test_maps_that_no_layer_reads_are_refused() -> None:
+    net, images = two_layers(CONSUMERS["padded"](), norm=True), torch.randn(8, 2, 8, 8)
+    statistics = collect_statistics(net, images, tap="convolution")
+    with pytest.raises(StudyError, match="merging needs the maps that readers see; .* collected with tap='convolution'"):
+        prune(net, plan_without(net, 1), compensate="merge", statistics=statistics)
+
+
 def test_merge_leaves_the_dense_network_alone(small_vgg: nn.Module) -> None:
     images: Tensor = torch.randn(8, 3, 32, 32)
     before = {name: tensor.clone() for name, tensor in small_vgg.state_dict().items()}

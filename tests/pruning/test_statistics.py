@@ -50,6 +50,20 @@ def test_the_consumer_behind_a_flatten_sees_pooled_maps() -> None:
     assert got.consumers[0].positions.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
+@pytest.mark.parametrize("inplace", [True, False])
+def test_the_switch_takes_the_convolutions_own_output(inplace: bool) -> None:
+    # Weights 1 and -1 on the pixels 1 to 4: the second map is minus the first, and nothing of it gets past the ReLU.
+    net = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.ReLU(inplace=inplace), nn.Conv2d(2, 1, 1))
+    net[0].weight.data = torch.tensor([1.0, -1.0])[:, None, None, None]
+    image = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    raw, read = (collect_statistics(net, image, tap=tap, readings=READINGS)["0"] for tap in ("convolution", "reader"))
+    assert raw.gram.tolist() == [[30, -30], [-30, 30]] and raw.l1.tolist() == [10, 10] and raw.mean.tolist() == [2.5, -2.5]
+    assert read.gram.tolist() == [[30, 0], [0, 0]] and read.l1.tolist() == [10, 0] and read.mean.tolist() == [2.5, 0]
+    for reading in READINGS:
+        torch.testing.assert_close(raw.similarity(reading), torch.tensor([[1.0, -1], [-1, 1]]).double())
+    assert (raw.tap, read.tap) == ("convolution", "reader") and [one.name for one in raw.consumers] == ["2"]
+
+
 @pytest.mark.parametrize("name", ["vgg16", "resnet20"])
 def test_every_layer_of_a_network_in_one_pass(name: str) -> None:
     model = warm(build_seeded(1, name, num_classes=4, width=0.25))
