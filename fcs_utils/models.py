@@ -18,6 +18,7 @@ from fcs_utils.config import Channels, Classes, Width, checked
 from fcs_utils.errors import refuse
 from fcs_utils.files import untied
 from fcs_utils.running import shared, untouched
+from fcs_utils.shortcuts import PadShortcut
 
 # Simonyan and Zisserman 2015, columns D and E; "M" halves the map.
 VGG = {
@@ -57,29 +58,30 @@ class CifarVGG(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (He et al. 2016). No residual sum shares conv1, so its scope is ``inner``."""
+    """Two 3x3 convolutions beside a shortcut (He et al. 2016). No residual sum shares conv1, so its scope is ``inner``.
 
-    def __init__(self, channels: int, out: int, stride: int, shortcut: Literal["A", "B"]) -> None:
+    first: whether the block is a stage's first. With option A, its shortcut is then a module that surgery can narrow.
+    """
+
+    def __init__(self, channels: int, out: int, stride: int, shortcut: Literal["A", "B"], first: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out)
-        self.stride, self.extra = stride, out - channels
+        self.stride = stride
         self.project: nn.Module | None = None
-        if shortcut == "B" and (stride != 1 or self.extra):
+        self.shortcut: PadShortcut | None = None
+        adapts = stride != 1 or out != channels
+        if shortcut == "B" and adapts:
             self.project = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        elif shortcut == "A" and (adapts or first):
+            self.shortcut = PadShortcut(channels, out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.project is not None:
-            x = self.project(x)
-        elif self.stride != 1 or self.extra:
-            # Option A: every second pixel, zeros for the new channels, no parameters. Pooling single pixels takes them,
-            # because the gradient of a slice is not channels_last, and the layers before would run many times slower.
-            x = F.avg_pool2d(x, 1, self.stride)
-            x = F.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
-        return F.relu(x + y)
+        beside = self.project or self.shortcut
+        return F.relu((x if beside is None else beside(x)) + y)
 
 
 class CifarResNet(nn.Module):
@@ -94,7 +96,7 @@ class CifarResNet(nn.Module):
         for stage, base in enumerate((16, 32, 64)):
             out, layers = scaled(base, width), []
             for block in range(blocks):
-                layers.append(BasicBlock(channels, out, 2 if stage and not block else 1, shortcut))
+                layers.append(BasicBlock(channels, out, 2 if stage and not block else 1, shortcut, first=not block))
                 channels = out
             stages.append(nn.Sequential(*layers))
         self.stage1, self.stage2, self.stage3 = stages

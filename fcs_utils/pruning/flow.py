@@ -176,6 +176,32 @@ class Flow:
                     heapq.heappush(waiting, (after._sequence_nr(), id(after), after))
         return []
 
+    def tap(self, name: str, channels: int, consumers: list[Consumer]) -> tuple[Tap, bool]:
+        """The last tensor on every path to this layer's readers that a module's input or output shows."""
+        ends = {self.inputs.get(consumer.name) for consumer in consumers}
+        narrows = self.narrows(self.outputs[name], ends)
+        parted = len(ends) > 1 or not narrows
+        for node in narrows:
+            for consumer in consumers:
+                if self.inputs.get(consumer.name) is node:
+                    indices = consumer.positions.shape[1]
+                    if indices == 1 and self.shapes[consumer.name, "input"][1] == channels:
+                        return Tap(consumer.name, "input"), parted
+                    size = self.map_size(narrows, channels, indices) if indices > 1 else None
+                    return Tap(consumer.name, "input", consumer.positions, size), parted
+            if shown := self.outputs_of(node, channels):
+                return Tap(shown[-1], "output"), parted
+        return Tap(name, "output"), parted
+
+    def outputs_of(self, node: Node, channels: int) -> list[str]:
+        """Modules that show a node's tensor, where it has this many channels."""
+        return [name for name in self.shown.get(node, []) if self.shapes[name, "output"][1:2] == (channels,)]
+
+    def map_size(self, nodes: list[Node], channels: int, indices: int) -> tuple[int, int] | None:
+        """Height and width of the last map among nodes that has as many positions as a channel has indices."""
+        shapes = (self.shapes[shown[-1], "output"] for node in nodes if (shown := self.outputs_of(node, channels)))
+        return next(((s[2], s[3]) for s in shapes if len(s) == 4 and s[2] * s[3] == indices), None)
+
     def met_buffers(self, region: set[Node], walls: set[Node]) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape of the buffers that flow into a region of nodes, other than beside it in a concatenation."""
         met, known = [], set(region)

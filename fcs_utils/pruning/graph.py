@@ -19,6 +19,7 @@ from torch_pruning.dependency import Dependency, index_mapping
 
 from fcs_utils.errors import StudyError
 from fcs_utils.running import run_network, shared, tensors_in
+from fcs_utils.shortcuts import PadShortcut
 
 Indices = NDArray[np.int64]
 BUDGET = 1 << 22  # indices that one walk may make besides those it began with; reshapes of attention make them without end
@@ -65,7 +66,7 @@ def dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
             example_inputs=(example[:1],),
             forward_fn=run,
             output_transform=lambda output: [tensor for tensor in tensors_in(output) if tensor.grad_fn],
-            customized_pruners=dict.fromkeys(_per_channel_types(model), PerChannel()),
+            customized_pruners={**dict.fromkeys(_per_channel_types(model), PerChannel()), PadShortcut: BySides()},
             verbose=False,
         )
     except Exception as error:  # any error in the library means the same here
@@ -97,6 +98,24 @@ class PerChannel(tp.BasePruningFunc):  # type: ignore[misc]
     get_in_channels = get_out_channels
 
 
+class BySides(tp.BasePruningFunc):  # type: ignore[misc]
+    """Cuts a ``PadShortcut`` on either side by itself: what it lacks on the other side, it fills with zeros."""
+
+    def prune_out_channels(self, layer: PadShortcut, idxs: Sequence[int]) -> nn.Module:
+        layer.lose_outputs(idxs)
+        return layer
+
+    def prune_in_channels(self, layer: PadShortcut, idxs: Sequence[int]) -> nn.Module:
+        layer.lose_inputs(idxs)
+        return layer
+
+    def get_out_channels(self, layer: PadShortcut) -> int:
+        return len(layer.positions)
+
+    def get_in_channels(self, layer: PadShortcut) -> int:
+        return layer.channels
+
+
 def channels_held(module: nn.Module) -> int:
     """How many channels a module without children has one number for in each of its vectors; 0 if it is no such module."""
     own = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.numel() > 1]
@@ -108,7 +127,7 @@ def channels_held(module: nn.Module) -> int:
 def _per_channel_types(model: nn.Module) -> list[type]:
     fits: dict[type, bool] = {}
     for module in model.modules():
-        if not isinstance(module, (*KNOWN, nn.MultiheadAttention, nn.Embedding, nn.RNNBase)):
+        if not isinstance(module, (*KNOWN, PadShortcut, nn.MultiheadAttention, nn.Embedding, nn.RNNBase)):
             fits[type(module)] = fits.get(type(module), True) and channels_held(module) > 0
     return [kind for kind, good in fits.items() if good]
 

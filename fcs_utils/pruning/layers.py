@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -15,8 +15,9 @@ from fcs_utils.pruning.graph import cut_by, dependency_graph, traceable, walk
 from fcs_utils.pruning.segments import Segments
 from fcs_utils.pruning.ties import tied_parameters, unlike
 from fcs_utils.running import check_hooks, untouched
+from fcs_utils.shortcuts import PadShortcut
 
-MIXING = (nn.Conv2d, nn.Linear)  # layers that mix channels
+MIXING = (nn.Conv2d, nn.Linear, PadShortcut)  # layers that mix channels, or move them: indices before and behind differ
 # What may lie between: treats each channel by itself, so a channel can go without changing another.
 CHANNELWISE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.PReLU)
 ROUTE = "whether the forward pass leads through it depends on the image"
@@ -30,9 +31,11 @@ class Layer:
     """A convolution, who reads its output, and what must shrink with it.
 
     norm: the BatchNorm that alone reads it. followers: depthwise convolutions and gates that lose the same
-    channels. coupled: convolutions that share a residual sum with it (of very many, itself too). tap: the tensor that its consumers
-    read. parted: consumers read different tensors, and the tap is the last one that they have in common.
-    barrier: why no scope may shrink it.
+    channels. coupled: convolutions that share a residual sum with it (of very many, itself too) and lose the same channels.
+    shortcuts: those of option A that read it. beyond: convolutions on the other side of a shortcut of option A that reads it or
+    adds to it; they share a residual sum with it, but keep channels of their own. aligned: those of them whose channels lie one
+    to one beside its own. tap: the tensor that its consumers read. parted: consumers read different tensors, and the tap is the
+    last one that they have in common. barrier: why no scope may shrink it.
     """
 
     name: str
@@ -44,13 +47,16 @@ class Layer:
     tap: Tap
     parted: bool
     barrier: str | None
+    shortcuts: tuple[Consumer, ...] = ()
+    beyond: tuple[str, ...] = ()
+    aligned: tuple[str, ...] = ()
 
     def obstacle(self, scope: Scope = "inner") -> str | None:
         """Why a scope leaves this layer whole (M7), or None where it may shrink."""
         if self.barrier:
             return self.barrier
-        if scope == "inner" and self.coupled:
-            others = [name for name in self.coupled if name != self.name]
+        if scope == "inner" and (self.coupled or self.beyond):
+            others = [name for name in (*self.coupled, *self.beyond) if name != self.name]
             more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
             return f"shares a residual sum with {', '.join(others[:NAMED])}{more}"
         return None
@@ -96,7 +102,7 @@ def _apart(layers: dict[str, Layer], segments: Segments) -> dict[str, Layer]:
     missed = [name for name, layer in layers.items() if not layer.barrier and name not in segments.outputs]
     layers |= {name: replace(layers[name], barrier=ROUTE) for name in missed}
     free = {name: layer for name, layer in layers.items() if not layer.barrier}
-    readers = {name: {c.name: c.positions for c in layer.consumers} for name, layer in free.items()}
+    readers = {name: {c.name: c.positions for c in (*layer.consumers, *layer.shortcuts)} for name, layer in free.items()}
     halves: dict[str, Tensor] = {}
     for name, layer in free.items():
         if name not in halves:
@@ -114,13 +120,18 @@ def prunable_layers(model: nn.Module, images: Tensor, scope: Scope = "inner") ->
 
 @dataclass
 class _Group:
-    """What a convolution's channels meet. members: itself and the convolutions that share a residual sum with it."""
+    """What a convolution's channels meet. members: itself and the convolutions that lose the same channels.
+
+    read_by, joined_by: the shortcuts of option A that read its channels, and those whose output is added to them.
+    """
 
     members: list[str]
     consumers: list[Consumer]
     followers: list[str]
     barriers: list[str]
     large: bool = False
+    read_by: list[Consumer] = field(default_factory=list)
+    joined_by: list[str] = field(default_factory=list)
 
 
 class _Tracer:
@@ -137,6 +148,7 @@ class _Tracer:
         joined = {node for node in flow.order if node.name().startswith("Cat")}  # side by side is no sum
         self.to_images = flow.leading_to(flow.reach([flow.source], walls | joined), walls)
         self.shared: dict[str, _Group] = {}
+        self.groups: dict[str, _Group] = {}
 
     def layers(self) -> dict[str, Layer]:
         layers, ties = {name: self.layer(name, module) for name, module in convolutions(self.model)}, tied_parameters(self.model)
@@ -144,7 +156,18 @@ class _Tracer:
             if layers[name].barrier is None and (tie := unlike(self.graph, walk(self.graph, module, self.largest) or [], ties)):
                 places = ", ".join(f"{self.names[owner]}.{parameter}".lstrip(".") for owner, parameter in tie)
                 layers[name] = replace(layers[name], barrier=f"shares a parameter that would not shrink alike: {places}")
-        return layers
+        return {name: self.with_beyond(layer) for name, layer in layers.items()}
+
+    def with_beyond(self, layer: Layer) -> Layer:
+        """A layer with the convolutions on the other side of the shortcuts that it meets."""
+        if not (group := self.groups.get(layer.name)) or not (group.read_by or group.joined_by):
+            return layer
+        read_by, joined_by = {reader.name for reader in group.read_by}, {*group.joined_by}
+        links = {name: read_by & {*g.joined_by} | joined_by & {r.name for r in g.read_by} for name, g in self.groups.items()}
+        beyond = tuple(name for name, through in links.items() if through)
+        alike = {n for n in beyond if self.model.get_submodule(n).out_channels == layer.channels}
+        aligned = tuple(n for n in beyond if n in alike and any(self.model.get_submodule(s).zeros == (0, 0) for s in links[n]))
+        return replace(layer, beyond=beyond, aligned=aligned)
 
     def layer(self, name: str, module: nn.Conv2d) -> Layer:
         channels, node = module.out_channels, self.flow.outputs.get(name)
@@ -156,16 +179,16 @@ class _Tracer:
             barriers.append("depthwise convolution: follows the layer before it" if depthwise(module) else "grouped convolution")
         elif node in self.gates:
             barriers.append("gates another layer's channels and follows that layer")
-        group = self.shared.get(name) or self.group(name, module)
+        group = self.groups[name] = self.shared.get(name) or self.group(name, module)
         barriers += group.barriers
         if channels == 1:
             barriers.append("one channel only")
         users = self.flow.users.get(node, [])
         norm = self.norms.get(users[0]) if len(users) == 1 else None
         coupled = tuple(group.members) if group.large else tuple(group.members[1:])
-        tap, parted = (whole, False) if barriers else self.tap(name, channels, group.consumers)
+        tap, parted = (whole, False) if barriers else self.flow.tap(name, channels, [*group.consumers, *group.read_by])
         consumers, followers, barrier = tuple(group.consumers), tuple(group.followers), next(iter(barriers), None)
-        return Layer(name, channels, norm, consumers, followers, coupled, tap, parted, barrier)
+        return Layer(name, channels, norm, consumers, followers, coupled, tap, parted, barrier, tuple(group.read_by))
 
     def group(self, name: str, module: nn.Conv2d) -> _Group:
         group = _Group([name], [], [], [])
@@ -197,7 +220,14 @@ class _Tracer:
             group.barriers.append(f"read by the grouped convolution {called}")
         if target is module:
             return
-        if isinstance(target, MIXING) and not reads:
+        if isinstance(target, PadShortcut):
+            if len(indices) != channels:
+                group.barriers.append(f"meets {called}, whose channels do not match one to one")
+            elif reads:
+                group.read_by.append(Consumer(called, indices.reshape(channels, 1)))
+            else:
+                group.joined_by.append(called)
+        elif isinstance(target, nn.Conv2d | nn.Linear) and not reads:
             gate = isinstance(target, nn.Conv2d) and self.flow.outputs.get(called) in self.gates
             (group.followers if depthwise(target) or gate else group.members).append(called)
             if target.weight.shape[0] != channels:
@@ -225,30 +255,3 @@ class _Tracer:
             owner = self.model.get_submodule(name.rpartition(".")[0])
             if widths & {*shape} and not cut_by(self.graph, owner):
                 group.barriers.append(f"its channels meet {name}, a buffer of a {type(owner).__name__} that cannot be cut")
-
-    def tap(self, name: str, channels: int, consumers: list[Consumer]) -> tuple[Tap, bool]:
-        """The last tensor on every path to this layer's readers that a module's input or output shows."""
-        flow = self.flow
-        ends = {flow.inputs.get(consumer.name) for consumer in consumers}
-        narrows = flow.narrows(flow.outputs[name], ends)
-        parted = len(ends) > 1 or not narrows
-        for node in narrows:
-            for consumer in consumers:
-                if flow.inputs.get(consumer.name) is node:
-                    indices = consumer.positions.shape[1]
-                    if indices == 1 and flow.shapes[consumer.name, "input"][1] == channels:
-                        return Tap(consumer.name, "input"), parted
-                    size = self.map_size(narrows, channels, indices) if indices > 1 else None
-                    return Tap(consumer.name, "input", consumer.positions, size), parted
-            if shown := self.outputs_of(node, channels):
-                return Tap(shown[-1], "output"), parted
-        return Tap(name, "output"), parted
-
-    def outputs_of(self, node: Node, channels: int) -> list[str]:
-        """Modules that show a node's tensor, where it has this many channels."""
-        return [name for name in self.flow.shown.get(node, []) if self.flow.shapes[name, "output"][1:2] == (channels,)]
-
-    def map_size(self, nodes: list[Node], channels: int, indices: int) -> tuple[int, int] | None:
-        """Height and width of the last map among nodes that has as many positions as a channel has indices."""
-        shapes = (self.flow.shapes[shown[-1], "output"] for node in nodes if (shown := self.outputs_of(node, channels)))
-        return next(((s[2], s[3]) for s in shapes if len(s) == 4 and s[2] * s[3] == indices), None)

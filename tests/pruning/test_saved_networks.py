@@ -14,6 +14,7 @@ from fcs_utils.files import read_tensors, tensors_sum, write_tensors
 from fcs_utils.models import build_seeded, load_state, measure_cost
 from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.export import load_compact, save_compact
+from fcs_utils.pruning.layers import Scope
 from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.surgery import prune
 from fcs_utils.training.checkpoint import Checkpoint
@@ -77,14 +78,14 @@ def test_a_sum_of_tied_layers_loads_bit_equal(tmp_path: Path) -> None:
     assert again.one.bias is again.two.bias
 
 
-@pytest.mark.parametrize("times", [2, 3])
-def test_a_network_pruned_several_times_loads_from_its_file_alone(times: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("times", "scope"), [(2, "inner"), (3, "inner"), (3, "all")])
+def test_a_network_pruned_several_times_loads_from_its_file_alone(times: int, scope: Scope, tmp_path: Path) -> None:
     net = warm(build_seeded(0, "resnet20", num_classes=3, width=0.5), images=8)
     compact, plans = net, []
     for number in range(times):
         scores = importance("random", model=compact, seed=number)
         chosen = {name: score for name, score in scores.items() if number != 1 or "stage2" in name}  # not all layers each time
-        plans.append(make_plan(compact, torch.zeros(1, 3, 32, 32), chosen, ratio=0.3))
+        plans.append(make_plan(compact, torch.zeros(1, 3, 32, 32), chosen, ratio=0.3, scope=scope))
         compact = prune(compact, plans[-1])
     save_compact(tmp_path / "file", compact, plans)
     again = load_compact(tmp_path / "file", build_seeded(5, "resnet20", num_classes=3, width=0.5).eval())
