@@ -11,16 +11,19 @@ from torch import Tensor
 from fcs_utils.errors import refuse
 
 Ranking = Literal["layer", "network"]  # among which channels the least important are sought
+Rounding = Literal["study", "chip"]
 
 
-def keep_count(channels: int, ratio: float) -> int:
-    """How many channels stay when a share ``ratio`` of them goes (M6): the study's only rounding rule.
+def keep_count(channels: int, ratio: float, rounding: Rounding = "study") -> int:
+    """How many of C channels stay when a share ``ratio`` of them goes (M6), at least one; the only place that rounds.
+
+    rounding: ``study`` keeps C - round(ratio C); ``chip`` keeps int(C (1 - ratio)), as CHIP and HRank do.
 
     Raises StudyError for a ratio outside (0, 1).
     """
     if not isinstance(ratio, int | float) or not 0 < ratio < 1:  # also refuses NaN
         raise refuse("ratio", ratio, "above 0 and below 1, the share of channels to remove")
-    return max(1, channels - round(ratio * channels))
+    return max(1, int(channels * (1 - ratio)) if rounding == "chip" else channels - round(ratio * channels))
 
 
 def select(importance: Tensor, keep: int) -> list[int]:

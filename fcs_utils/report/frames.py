@@ -62,7 +62,7 @@ def _row(record: Record) -> dict[str, Any]:
         row |= {
             "criterion": pruning["criterion"],
             "reading": reading_of(pruning["criterion"], pruning["options"]),
-            "ratio": pruning["ratio"],
+            "ratio": pruning["ratio"],  # of other goals NaN: what compares at equal ratios leaves them out
             **{f"dense_{name}": result["dense_cost"][name] for name in ("params", "macs")},
             **{name: pruning[name] for name in ("options", "calibration", "calibration_seed", "compensate")},
         }

@@ -93,12 +93,17 @@ def _agree(run: Run, result: dict[str, Any]) -> None:
 
 def _check_plan(run: Run, plan: PruningPlan) -> None:
     """Raises StudyError for a plan whose layers do not all lose the share that the run or the plan itself names."""
+    if plan.ranking == "network":
+        return  # one threshold for all layers: how many channels each loses follows from their importance
     asked = run.pruning.ratio if run.pruning else None
     if asked not in (None, plan.ratio):
         raise StudyError(f"its plan is of ratio {plan.ratio}, the run of {asked}")
     for name, kept in plan.kept.items():
-        if len(kept) != (wanted := keep_count(plan.channels[name], plan.ratio)):
-            raise StudyError(f"its plan keeps {len(kept)} channels of {name}; ratio {plan.ratio} leaves {wanted}")
+        ratio = plan.ratio if plan.rates is None else plan.rates.get(name)
+        if ratio is None and plan.rates is not None:
+            continue  # it follows another layer
+        if len(kept) != (wanted := keep_count(plan.channels[name], ratio or 0, plan.rounding)):
+            raise StudyError(f"its plan keeps {len(kept)} channels of {name}; ratio {ratio} leaves {wanted}")
 
 
 def check_record(record: Record, where: object, run: Run | None = None) -> None:

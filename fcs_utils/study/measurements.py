@@ -91,7 +91,7 @@ def deployment(study: Study) -> dict[str, Any]:
     for reference in dict.fromkeys(run.reference for run in runs.values()):
         networks = {"dense": study.bench.trained(reference)}
         networks |= {
-            f"{run.pruning.ratio:g}": study.bench.compact(run, study.bench.plan(run))
+            run.pruning.goal.removeprefix("ratio "): study.bench.compact(run, study.bench.plan(run))
             for run in runs.values()
             if run.pruning and run.reference == reference
         }

@@ -176,16 +176,17 @@ class Bench:
     def plan(self, run: Run) -> PruningPlan:
         """Which channels of the trained reference a run keeps.
 
-        Where one threshold decides for all layers, a ratio stands for the MACs that it leaves when every layer loses that share:
-        at one ratio, criteria are compared at MACs as near as whole channels allow.
+        Where one threshold decides for all layers, a ratio stands for the MACs that it leaves when every layer loses that share,
+        and so do rates: at one ratio, criteria are compared at MACs as near as whole channels allow.
         """
         pruning, dense = run.pruning, self.trained(run.reference)
         assert pruning is not None
         scores, ranking = self.importance(run.reference, pruning), ranking_of(pruning.criterion, pruning.options)
         make = partial(make_plan, dense, self.example, scores, scope=pruning.scope)
+        goal: dict[str, Any] = pruning.model_dump(include={"ratio", "macs", "rates", "rates_as", "rounding"})
         if ranking == "network" and pruning.macs is None:
-            return make(macs=make(ratio=pruning.ratio).macs_left, ranking=ranking)
-        return make(ratio=pruning.ratio, macs=pruning.macs, ranking=ranking)
+            return make(macs=make(**goal).macs_left, ranking=ranking)
+        return make(**goal, ranking=ranking)
 
     def cut(self, run: Run, plan: PruningPlan) -> nn.Module:
         """The compact network straight after surgery and compensation."""

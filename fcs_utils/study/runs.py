@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import groupby
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fcs_utils.config import Config, Count, NotNegative, Positive, Ratio, Seed, Width
-from fcs_utils.errors import refuse_field
+from fcs_utils.errors import StudyError, refuse_field
 from fcs_utils.files import canonical_json
+from fcs_utils.pruning.counts import Rounding
+from fcs_utils.pruning.layer_rates import Shorthand, check_goal, read_rates
 from fcs_utils.training.arms import ARMS, Arm
 from fcs_utils.training.optimiser import Training
 
@@ -52,16 +55,20 @@ class Similarity(Config):
 
 
 class Pruning(Config):
-    """Which channels go: a criterion with its options, and a share of every layer, or the MACs to leave.
+    """Which channels go: a criterion with its options, and a share of every layer, the MACs to leave, or a rate for each layer.
 
-    calibration_seed: draws the calibration images; None is the reference's seed. source: SHA-256 of the file of a criterion
-    that is not this package's own, so that an edited criterion is another run; None, and in no record, for the package's own.
+    rates, rates_as, rounding: as ``make_plan`` takes them; in no record of a run without them. calibration_seed: draws the
+    calibration images; None is the reference's seed. source: SHA-256 of the file of a criterion that is not this package's own,
+    so that an edited criterion is another run; None, and in no record, for the package's own.
     """
 
     criterion: str
     options: dict[str, Option] = {}
     ratio: Ratio | None = None
     macs: Ratio | None = None
+    rates: dict[str, float] | tuple[float, ...] | None = Field(default=None, exclude_if=lambda rates: rates is None)
+    rates_as: Shorthand | None = Field(default=None, exclude_if=lambda paper: paper is None)
+    rounding: Rounding | None = Field(default=None, exclude_if=lambda rounding: rounding is None)
     scope: Literal["inner", "all"] = "inner"
     calibration: Count = 512
     calibration_seed: Seed | None = None
@@ -69,16 +76,28 @@ class Pruning(Config):
     recalibrate: bool = True
     source: str | None = Field(default=None, exclude_if=lambda source: source is None)
 
+    @field_validator("rates", mode="before")
+    @classmethod
+    def _are_rates(cls, rates: Any) -> Any:
+        return None if rates is None else read_rates(rates)
+
     @model_validator(mode="after")
-    def _ratio_or_macs(self) -> Pruning:
-        if (self.ratio is None) == (self.macs is None):
-            raise ValueError("give either ratio or macs")
+    def _one_goal(self) -> Pruning:
+        try:
+            check_goal(self.ratio, self.macs, self.rates, self.rates_as, self.rounding)
+        except StudyError as error:
+            raise ValueError(str(error)) from error
         return self
 
     @property
     def goal(self) -> str:
-        """What is asked for, in words: 'ratio 0.5' or 'MACs 0.5'."""
-        return f"ratio {self.ratio:g}" if self.ratio is not None else f"MACs {self.macs:g}"
+        """What is asked for, in words: 'ratio 0.5', 'MACs 0.5', 'rates 0*1 0.15*2 0.4*27 as chip' or 'rates of 3 layers'."""
+        if self.rates is None:
+            return f"ratio {self.ratio:g}" if self.ratio is not None else f"MACs {self.macs:g}"
+        rates = f"of {len(self.rates)} layers"
+        if not isinstance(self.rates, dict):
+            rates = " ".join(f"{rate:g}*{len([*same])}" for rate, same in groupby(self.rates))
+        return f"rates {rates}" + (f" as {self.rates_as}" if self.rates_as else "")
 
 
 class Tuning(Config):

@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from itertools import count
+from statistics import fmean
 from typing import NamedTuple
 
 from fcs_utils.data.dataset import Dataset
@@ -159,7 +160,8 @@ def expected_macs(bench: Bench, runs: Sequence[Run]) -> dict[str, int]:
 def _passes(run: Run, data: Dataset) -> float:
     """Forward passes of the dense network, one image each, that a run costs as much as; a training step is three."""
     if run.tuning and run.pruning:
-        left = run.pruning.macs or 1 - (run.pruning.ratio or 0)
+        rates = run.pruning.rates or (run.pruning.ratio or 0,)
+        left = run.pruning.macs or 1 - fmean(rates.values() if isinstance(rates, dict) else rates)
         if run.tuning.budget == "macs":
             left = 1.0  # so many epochs that it is as much as the dense network's training
         arm = run.tuning.arm

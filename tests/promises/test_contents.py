@@ -16,9 +16,10 @@ from fcs_utils.benchmarks import scoring as cost
 from fcs_utils.errors import OutOfTime, StudyError
 from fcs_utils.files import read_checksummed, read_tensors, write_atomic, write_checksummed, write_tensors
 from fcs_utils.study import measurements
+from fcs_utils.study.contents import check_record
 from fcs_utils.study.packed import to_lines
 from fcs_utils.study.records import Settings, Store, pack, read_packed, read_record, write_record
-from fcs_utils.study.runs import Reference, Run
+from fcs_utils.study.runs import Reference, Run, parse_run
 from fcs_utils.training.checkpoint import Checkpoint
 from fcs_utils.training.loop import Callbacks, fit
 from fcs_utils.training.optimiser import Training
@@ -107,6 +108,23 @@ def test_a_plan_that_keeps_another_number_of_channels_than_its_ratio_leaves_is_r
     said = f"its plan keeps {len(kept) - 1} channels of {layer}; ratio {plan['ratio']} leaves {len(kept)}"
     with pytest.warns(UserWarning, match=re.escape(said)):
         assert read_record(store, Run.model_validate(right["config"])) is None
+
+
+def test_plans_with_rates_or_with_one_threshold_follow_other_rules() -> None:
+    right = BY_KIND["pruned"]
+    plan, pruning = right["result"]["plan"], right["config"]["pruning"]
+    layer, kept = next((name, kept) for name, kept in plan["kept"].items() if len(kept) > 1)
+    other = {**plan, "kept": {**plan["kept"], layer: kept[1:]}}
+    check_record(put(right, "result.plan", {**other, "ratio": 0.4, "ranking": "network"}), "here")  # the threshold decides
+    # One layer loses more than the others: with rates of its own that is as it should be.
+    rates = {name: 1 - len(stays) / plan["channels"][name] for name, stays in other["kept"].items()}
+    run = parse_run({**right["config"], "pruning": {**pruning, "ratio": None, "rates": rates}})
+    record = {**right, "config": run.model_dump(mode="json"), "id": run.identity}
+    check_record(put(record, "result.plan", {**other, "ratio": None, "rates": rates}), "here")
+    with pytest.raises(StudyError, match=f"here: its plan keeps {len(kept)} channels of {layer}"):
+        check_record(put(record, "result.plan", {**plan, "ratio": None, "rates": rates}), "here")
+    with pytest.raises(StudyError, match="here: not a pruning plan: the plan is damaged: it must have either a ratio or rates"):
+        check_record(put(record, "result.plan", {**other, "ratio": None}), "here")
 
 
 @pytest.mark.parametrize(("kind", "path", "new"), [RECORDS[0], RECORDS[2], RECORDS[10], RECORDS[12], RECORDS[23], RECORDS[26]])

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
@@ -23,6 +24,7 @@ FAMILIES = [
     ("vgg16", {"width": 0.125}, 32, "inner"),
     ("vgg19", {"width": 0.125}, 32, "inner"),
     ("resnet20", {"width": 0.5}, 32, "inner"),
+    ("resnet20", {"width": 0.5}, 32, "all"),
     ("resnet20", {"width": 0.5, "shortcut": "B"}, 32, "inner"),
     ("resnet20", {"width": 0.5, "shortcut": "B"}, 32, "all"),
     ("resnet56", {"width": 0.25}, 32, "inner"),
@@ -44,7 +46,7 @@ def zeroed(model: nn.Module, plan: PruningPlan, images: Tensor) -> Tensor:
     """The dense network's output when every consumer reads zeros in the dropped channels."""
     lost: dict[str, list[int]] = {}
     for name, layer in trace_layers(model, images).items():
-        for consumer in layer.consumers if name in plan.kept else ():
+        for consumer in (*layer.consumers, *layer.shortcuts) if name in plan.kept else ():
             dropped = sorted(set(range(layer.channels)) - set(plan.kept[name]))
             lost.setdefault(consumer.name, []).extend(consumer.positions[dropped].flatten().tolist())
     with proof.zeroed(model, lost):
@@ -126,10 +128,27 @@ def test_scope_all_needs_no_other_statistics(criterion: str) -> None:
     assert collect_statistics(net, images, scope="inner").keys() == {"inner"}
 
 
-def test_option_a_leaves_residual_sums_whole_in_every_scope() -> None:
+class Padded(nn.Module):
+    """Option A's shortcut as other packages write it: nothing but operations."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, x.shape[1] // 2, x.shape[1] // 2))
+
+
+def test_other_peoples_padded_shortcuts_leave_residual_sums_whole_in_every_scope() -> None:
     model, images = build_seeded(0, "resnet20", num_classes=2, width=0.25), torch.zeros(1, 3, 32, 32)
+    model.stage2[0].shortcut, model.stage3[0].shortcut = Padded(), Padded()
     plan = make_plan(model, images, importance("kernel_l1", model=model), ratio=0.5, scope="all")
-    assert all(name.endswith("conv1") for name in plan.kept) and "one to one" in plan.skipped["stage1.0.conv2"]
+    assert "stage1.0.conv1" in plan.kept and not any(name.endswith("conv2") for name in plan.kept)
+    assert "one to one" in plan.skipped["stage1.0.conv2"] and "one to one" in plan.skipped["stage2.1.conv2"]
+
+
+def test_option_a_shares_its_sums_in_the_scope_inner() -> None:
+    model, images = build_seeded(0, "resnet20", num_classes=2, width=0.25), torch.zeros(1, 3, 32, 32)
+    plan = make_plan(model, images, importance("kernel_l1", model=model), ratio=0.5)
+    assert list(plan.kept) == [f"stage{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(3)]
+    assert plan.skipped["conv"].startswith("shares a residual sum with stage1.0.conv2, stage1.1.conv2")
+    assert {*prunable_layers(model, images, "all")} == {*plan.kept, *plan.skipped}
 
 
 @pytest.mark.parametrize(
@@ -276,8 +295,8 @@ def test_one_channel_is_never_removed() -> None:
         ({}, {"ratio": 0.5, "scope": "outer"}, "scope='outer'"),
         ({}, {"macs": 1.0}, "macs=1.0"),
         ({}, {"macs": -0.1}, "macs=-0.1"),
-        ({}, {}, "either ratio or macs"),
-        ({}, {"ratio": 0.5, "macs": 0.5}, "either ratio or macs"),
+        ({}, {}, "one of ratio, macs and rates"),
+        ({}, {"ratio": 0.5, "macs": 0.5}, "one of ratio, macs and rates"),
         ({"nowhere": torch.ones(3)}, {"ratio": 0.5}, "nowhere"),
         ({"features.conv1": torch.ones(3)}, {"ratio": 0.5}, "8 finite numbers"),
         ({"features.conv1": torch.full((8,), torch.nan)}, {"ratio": 0.5}, "8 finite numbers"),

@@ -16,7 +16,8 @@ from fcs_utils.config import Config
 from fcs_utils.errors import StudyError
 from fcs_utils.files import write_atomic, write_json
 from fcs_utils.study.profiles import Profile, get_profile
-from fcs_utils.study.runs import Pruning, Reference, Run, Tuning, parse_run
+from fcs_utils.study.runs import Pruning, Reference, Run, Tuning, describe, parse_run
+from fcs_utils.study.selection import parse_only
 from fcs_utils.training.optimiser import Training
 
 REFERENCE = Reference(
@@ -142,10 +143,50 @@ def test_options_belong_to_their_method(method: str, option: dict[str, object]) 
         parse_run({**TUNED.model_dump(mode="json"), "tuning": {**tuning, **option}})
 
 
+CHIP = {"criterion": "chip", "rates": "[0.]+[0.15]*2+[0.4]*27", "rates_as": "chip", "scope": "all"}
+
+
+def test_rates_are_a_goal_of_a_run_however_they_are_written() -> None:
+    written = PRUNED.model_dump(mode="json")
+    assert not {"rates", "rates_as", "rounding"} & written["pruning"].keys()  # records without rates stay as they were
+    run = parse_run({**written, "pruning": CHIP})
+    spelled = parse_run({**written, "pruning": {**CHIP, "rates": [0] + [0.15] * 2 + [0.4] * 27}})
+    again = parse_run(json.loads(json.dumps(run.model_dump(mode="json"))))
+    assert run == spelled == again and run.identity == spelled.identity == again.identity
+    assert run.pruning and run.pruning.ratio is None and len(run.pruning.rates or ()) == 30
+    assert describe(run) == "vgg16 x0.25 seed 0, chip rates 0*1 0.15*2 0.4*27 as chip"
+    named = Pruning(criterion="fcs", rates={"b": 0.5, "a": 0}, rounding="chip")
+    assert named.goal == "rates of 2 layers" and PRUNED.model_copy(update={"pruning": named}).identity != run.identity
+    other = {**CHIP, "rates": "[0.]+[0.15]*2+[0.4]*26+[0.5]"}
+    assert parse_run({**written, "pruning": other}).identity != run.identity
+    assert [run.pruning.goal for run in (PRUNED, PRUNED.model_copy(update={"pruning": Pruning(criterion="fcs", macs=0.5)}))] == [
+        "ratio 0.5",
+        "MACs 0.5",
+    ]
+    assert parse_only(["rates_as=chip"]).pick({"pruned": [PRUNED, run]}) == [run]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rates": "[0.15"}, r"pruning.rates='\[0.15' is not allowed: a text such as"),
+        ({"rates": [0.5, 1]}, "pruning.rates=.*; 2 has 1"),
+        ({"rates_as": "chop"}, "pruning.rates_as='chop'"),
+        ({"rounding": "up"}, "pruning.rounding='up'"),
+        ({"ratio": 0.5}, "give one of ratio, macs and rates"),
+        ({"rates": None, "ratio": 0.5}, "rates_as='chip' is not allowed; allowed: None"),
+    ],
+)
+def test_bad_rates_of_a_run_are_named(change: dict[str, object], message: str) -> None:
+    with pytest.raises(StudyError, match=message) as caught:
+        parse_run({**PRUNED.model_dump(mode="json"), "pruning": {**CHIP, **change}})
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("goal", [{"ratio": 0.5, "macs": 0.5}, {"ratio": None, "macs": None}])
 def test_a_plan_has_one_goal(goal: dict[str, float | None]) -> None:
     pruning = {**PRUNED.model_dump(mode="json")["pruning"], **goal}
-    with pytest.raises(StudyError, match="either ratio or macs"):
+    with pytest.raises(StudyError, match="one of ratio, macs and rates"):
         parse_run({**PRUNED.model_dump(mode="json"), "pruning": pruning})
 
 

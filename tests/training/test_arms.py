@@ -132,6 +132,21 @@ def test_expected_macs_are_those_of_the_arm(tmp_path: Path) -> None:
     assert shares == pytest.approx([1 / 2, 3 / 2, 1, 1 / 2 + 1 / 3, 1 / 2, 1], rel=1e-3)
 
 
+def test_a_run_with_rates_is_done_like_any_other(tmp_path: Path) -> None:
+    bench = Bench(Store(tmp_path, "small"), "digits[:200]", None, torch.device("cpu"))
+    do(bench, Run(reference=REFERENCE), None, lambda macs: None)
+    pruning = Pruning(criterion="kernel_l1", rates="[0.5]*12", rates_as="chip", calibration=50)
+    run = PRUNED.model_copy(update={"pruning": pruning})
+    pruned, _ = do(bench, run, None, lambda macs: None)
+    plan = pruned["plan"]
+    assert plan["ratio"] is None and plan["rounding"] == "chip" and len(plan["kept"]) == len(plan["rates"]) == 12
+    assert [len(kept) for kept in plan["kept"].values()] == [4, 4, 8, 8, 16, 16, 16] + [32] * 5
+    assert plan["macs_left"] == pruned["cost"]["macs"] / pruned["dense_cost"]["macs"]
+    # Before a run is done, its MACs are taken to fall with the mean of its rates.
+    tuned = [one.model_copy(update={"tuning": Tuning(method="tft", training=QUICK)}) for one in (PRUNED, run)]
+    assert len({*expected_macs(bench, tuned).values()}) == 1
+
+
 def test_unknown_arms_and_options_are_named() -> None:
     with pytest.raises(StudyError, match="arm='magic' is not allowed; allowed: tft, mlft, twin, kd, scratch"):
         get_arm("magic")
