@@ -210,11 +210,19 @@ def get_profile(name: str) -> Profile:
     base, _, dataset = name.partition(":")
     fields = read_profile(base)
     import_plugins(fields.get("plugins", ()))  # before its criteria and arms are checked
-    try:
-        profile = Profile.model_validate({"name": base, **fields})
-    except ValidationError as error:
-        raise refuse_field(error, f"profile {base}: ") from error
+    profile = check_fields({"name": base, **fields})
     return profile.model_copy(update={"name": name, "dataset": dataset}) if dataset else profile
+
+
+def check_fields(fields: Mapping[str, Any]) -> Profile:
+    """A profile from its fields. ``model_copy`` checks none: of what it returns, check ``model_dump()``.
+
+    Raises StudyError naming the first wrong field.
+    """
+    try:
+        return Profile.model_validate(fields)
+    except ValidationError as error:
+        raise refuse_field(error, f"profile {fields['name']}: ") from error
 
 
 def studies(name: str, datasets: Sequence[str] = ()) -> list[str]:

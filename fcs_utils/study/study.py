@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from fcs_utils.study.kinds import do
 from fcs_utils.study.networks import Bench, OnMacs
 from fcs_utils.study.packed import Record
 from fcs_utils.study.pool import executor, report_macs
-from fcs_utils.study.profiles import Profile, get_profile, import_plugins
+from fcs_utils.study.profiles import Profile, check_fields, get_profile, import_plugins
 from fcs_utils.study.rates import choose_learning_rates, margin
 from fcs_utils.study.records import Settings, Store, read_record, write_record
 from fcs_utils.study.runs import SCHEMA, Run, describe
@@ -37,7 +36,8 @@ class Study:
 
     passes: how training passes are done; records say it, because results differ by rounding, as between machines.
     plugins: modules that add criteria or arms, besides those that the profile names.
-    Raises StudyError for an unknown profile or device, passes that it lacks, and a plugin that cannot be imported.
+    Raises StudyError for an unknown profile or a wrong field of one, an unknown device, passes that it lacks, and a plugin that
+    cannot be imported.
     Nothing is created before ``run``.
     """
 
@@ -52,7 +52,7 @@ class Study:
         plugins: Sequence[str] = (),
     ) -> None:
         import_plugins(plugins)
-        self.profile = profile if isinstance(profile, Profile) else get_profile(profile)
+        self.profile = check_fields(profile.model_dump()) if isinstance(profile, Profile) else get_profile(profile)
         import_plugins(self.profile.plugins)
         self._arguments, self._plugins = (self.profile, out, data, device, passes), plugins
         self.store = Store(out, self.profile.name)
@@ -244,10 +244,12 @@ def _named(run: Run) -> str:
     return f"{run.kind}-{run.identity} ({describe(run)})"
 
 
-_opened = cache(Study)
+_opened: list[tuple[tuple[Any, ...], Study]] = []  # in a worker, one
 
 
 def _reopen(deadline: Deadline, *arguments: Any) -> Study:
-    study = _opened(*arguments)
+    if not _opened or _opened[0][0] != arguments:  # compared, because a profile cannot be hashed
+        _opened[:] = [(arguments, Study(*arguments))]
+    study = _opened[0][1]
     study.bench.deadline = deadline
     return study

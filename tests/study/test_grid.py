@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -11,6 +13,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.study.grid import check_stages, grid, name_criterion, parse_criterion
 from fcs_utils.study.profiles import Ablations, Arms, Longer, Network, Profile, Readings
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
+from fcs_utils.study.study import Study
 from fcs_utils.training.optimiser import Training
 
 LONG = Training(epochs=9, learning_rate=0.1, batch_size=32)
@@ -218,3 +221,20 @@ def test_a_profile_whose_numbers_would_count_twice_or_make_no_sense_is_refused(c
         Profile.model_validate(fields)
     first = refused.value.errors()[0]
     assert re.search(said, f"{'.'.join(map(str, first['loc']))} {first['msg']}")
+
+
+def test_a_study_checks_a_profile_that_was_changed_by_model_copy(tmp_path: Path) -> None:
+    changed = PROFILE.model_copy(update={"seeds": (0, 1, 1)})
+    with pytest.raises(StudyError, match=f"profile {PROFILE.name}: .*1 stands there twice"):
+        Study(changed, tmp_path)
+
+
+def test_a_worker_opens_a_study_once_and_another_profile_as_another_study(tmp_path: Path) -> None:
+    def sent(profile: Profile) -> Study:
+        study: Study = pickle.loads(pickle.dumps(Study(profile, tmp_path)))  # noqa: S301 - as a pool sends it to its workers
+        return study
+
+    fields = {**PROFILE.model_dump(), "arms": {**PROFILE.arms.model_dump(), "epochs": {"tft": [1], "mlft": [2]}}}
+    profile = Profile.model_validate(fields)
+    assert sent(profile) is sent(profile) and sent(PROFILE) is not sent(profile)
+    assert sent(profile).profile == profile
