@@ -62,7 +62,9 @@ def _row(record: Record) -> dict[str, Any]:
         row |= {
             "criterion": pruning["criterion"],
             "reading": reading_of(pruning["criterion"], pruning["options"]),
-            "ratio": pruning["ratio"],  # of other goals NaN: what compares at equal ratios leaves them out
+            # NaN for other goals, such as rates by layer: tables by ratio leave them out, and pairs have one goal.
+            "ratio": math.nan if pruning["ratio"] is None else pruning["ratio"],
+            "goal": canonical_json({name: pruning.get(name) for name in ("ratio", "macs", "rates", "rates_as", "rounding")}),
             **{f"dense_{name}": result["dense_cost"][name] for name in ("params", "macs")},
             **{name: pruning[name] for name in ("options", "calibration", "calibration_seed", "compensate")},
         }

@@ -111,7 +111,7 @@ def seed_differences(ours: pd.DataFrame, theirs: pd.DataFrame, value: str) -> np
     for column, word in (("reference_sha256", "reference networks"), ("device_type", "device types")):
         if column in both and (both.groupby(["network", "seed"])[column].nunique() > 1).any():
             raise StudyError(f"runs of one seed come from different {word} and cannot be paired; start again with --fresh")
-    keys = ["seed", "network", *(name for name in ("ratio", "layer") if name in ours and name in theirs)]
+    keys = ["seed", "network", *(name for name in ("ratio", "goal", "layer") if name in ours and name in theirs)]
     means = [frame.groupby(keys, dropna=False)[value].mean() for frame in (ours, theirs)]
     pairs = pd.concat(means, axis=1, keys=["ours", "theirs"], join="inner")
     if pairs.empty:

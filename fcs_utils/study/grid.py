@@ -121,7 +121,7 @@ def _tuned_for(profile: Profile, references: Iterable[Run], what: Readings | Lon
     return [_tune_run(profile, run, "tft", epochs=what.epochs) for run in cut]
 
 
-def _prune_run(profile: Profile, run: Run, criterion: str, ratio: float, **more: Any) -> Run:
+def _prune_run(profile: Profile, run: Run, criterion: str, ratio: float | None, **more: Any) -> Run:
     name, options = parse_criterion(criterion)
     check_options(name, more.setdefault("options", options))
     known = {"criterion": name, "ratio": ratio, "calibration": profile.calibration, "source": code_of(name)}

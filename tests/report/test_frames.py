@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+import pytest
 
+from fcs_utils.errors import StudyError
 from fcs_utils.report.ablations import merge_frame
 from fcs_utils.report.frames import add_targets, runs_frame
-from fcs_utils.report.tables import criteria_table
+from fcs_utils.report.inference import seed_differences
+from fcs_utils.report.tables import compression_table, criteria_table
 from fcs_utils.study.rates import choose_learning_rates, margin
 from tests.report.planted import arm
 
@@ -80,6 +83,22 @@ def test_the_recalibrated_column_is_the_accuracy_after_recalibration() -> None:
         ["merge", False, 20.0],
         ["merge", True, 40.0],
     ]
+
+
+def test_runs_without_a_ratio_are_in_no_table_by_ratio_and_pair_at_one_goal() -> None:
+    after = {"before_recalibration": {"test": 12.0}, "before_tuning": {"test": 34.0, "validation": 35.0}, "plan": {"kept": {}}}
+    records = [record("pruned", **after), record("pruned", **after), record("pruned", **after)]
+    records[1]["config"]["pruning"] |= {"ratio": None, "rates": [0.5, 0.25]}
+    records[2]["config"]["pruning"] |= {"ratio": None, "macs": 0.5}
+    records[2]["result"]["cost"] = {"params": 9, "macs": 27, "bytes": 30}
+    frame = runs_frame(records).assign(seed=range(3))
+    assert frame.ratio.isna().tolist() == [False, True, True]
+    assert compression_table(frame).ratio.tolist() == criteria_table(frame, frame).ratio.tolist() == [0.5]
+    assert seed_differences(frame, frame.assign(test=[1.0, 2.0, 3.0]), "test").tolist() == [33, 32, 31]
+    rates, macs = frame[1:2].assign(seed=0), frame[2:].assign(seed=0)
+    with pytest.raises(StudyError, match="no pairs"):
+        seed_differences(rates, macs, "test")
+    assert seed_differences(pd.concat([rates, macs]), rates.assign(test=4.0), "test").tolist() == [30]
 
 
 def test_the_margin_is_the_larger_of_two_tenths_and_one_image() -> None:
