@@ -14,6 +14,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.models import build_seeded
 from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.export import export_onnx, session
+from fcs_utils.pruning.layers import Scope
 from fcs_utils.pruning.plan import make_plan
 from fcs_utils.pruning.surgery import prune
 from tests.conftest import warm
@@ -22,10 +23,11 @@ pytest.importorskip("onnxruntime")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vgg16", "resnet20"])
-def test_an_exported_compact_network_agrees_at_every_batch(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "scope"), [("vgg16", "inner"), ("resnet20", "inner"), ("resnet20", "all")])
+def test_an_exported_compact_network_agrees_at_every_batch(tmp_path: Path, name: str, scope: Scope) -> None:
     dense = warm(build_seeded(0, name, num_classes=5, width=0.25))
-    compact = prune(dense, make_plan(dense, torch.zeros(1, 3, 32, 32), importance("kernel_l1", model=dense), ratio=0.5))
+    plan = make_plan(dense, torch.zeros(1, 3, 32, 32), importance("random", model=dense), ratio=0.5, scope=scope)
+    compact = prune(dense, plan)
     path = export_onnx(compact.train(), tmp_path / "compact.onnx", torch.randn(4, 3, 32, 32))
     assert compact.training  # as it came
     for batch in (1, 3, 64):
