@@ -1,5 +1,5 @@
 """The method: channel statistics, FCS and the baseline criteria, plans, surgery and merging."""
 
-from fcs_utils.pruning import baselines, fcs, linear
+from fcs_utils.pruning import baselines, fcs, linear, pruners
 
-__all__ = ["baselines", "fcs", "linear"]  # importing them enters their criteria into the registry
+__all__ = ["baselines", "fcs", "linear", "pruners"]  # importing them enters their criteria into the registry

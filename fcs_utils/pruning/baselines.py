@@ -80,8 +80,7 @@ def taylor(
     images: (N, C, H, W), normalised. labels: (N,) int64. The pass is its own, in eval mode, and leaves no
     gradients behind. Raises StudyError for labels that do not fit.
     """
-    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-        raise refuse("labels", f"{labels.dtype} {tuple(labels.shape)}", f"int64 ({len(images)},), one label an image")
+    check_labels(images, labels)
     wanted = pick_layers(model, images, layers)
     sums = {layer.name: torch.zeros(layer.channels, dtype=torch.float64, device=images.device) for layer in wanted}
 
@@ -100,11 +99,22 @@ def taylor(
             # Towards the input: its gradient is cheap to ask for, and no parameter's is stored.
             batch = batch.detach().contiguous(memory_format=layout).requires_grad_()
             logits = run_network(model, batch)
-            if logits.dim() != 2 or truth.min() < 0 or truth.max() >= logits.shape[1]:
-                raise refuse("labels", f"{int(truth.min())} to {int(truth.max())}", f"classes of logits {tuple(logits.shape)}")
+            check_logits(logits, truth)
             torch.autograd.grad(F.cross_entropy(logits.float(), truth, reduction="sum"), batch)
     scores = {name: total.cpu() / len(images) for name, total in sums.items()}
     return {name: score / score.norm().clamp_min(torch.finfo(score.dtype).tiny) for name, score in scores.items()}
+
+
+def check_labels(images: Tensor, labels: Tensor) -> None:
+    """Raises StudyError where there is not one class number for each image."""
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        raise refuse("labels", f"{labels.dtype} {tuple(labels.shape)}", f"int64 ({len(images)},), one label an image")
+
+
+def check_logits(logits: Tensor, labels: Tensor) -> None:
+    """Raises StudyError for labels that are no classes of these logits (N, classes)."""
+    if logits.dim() != 2 or labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise refuse("labels", f"{int(labels.min())} to {int(labels.max())}", f"classes of logits {tuple(logits.shape)}")
 
 
 @criterion("hrank", reads="statistics", reading="mean rank of the map", extra="hrank")

@@ -21,7 +21,7 @@ from fcs_utils.pruning.counts import Ranking
 from fcs_utils.pruning.statistics import ChannelStatistics, check_weights
 from fcs_utils.pruning.sums import Extra, Reading, Where
 
-Reads = Literal["noise", "weights", "statistics", "network", "gradients"]
+Reads = Literal["noise", "weights", "statistics", "network", "gradients", "pruner"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -70,9 +70,10 @@ def criterion(
 
     reads: what the function is called with, for each layer: ``noise`` (convolution, generator), ``weights``
     (convolution), ``statistics`` (ChannelStatistics), ``network`` (model, ChannelStatistics); ``gradients`` is called once
-    with (model, images, labels, names of layers or None) and returns a dict by layer. reading: how tables name it; ``{option}``
-    stands for an option's value, and a function makes the text from all of them. fixed: options that the name fixes. extra: what
-    ``collect_statistics`` must gather for it.
+    with (model, images, labels, names of layers or None) and returns a dict by layer; ``pruner`` with (a copy of the network,
+    images, labels) and returns an importance of Torch-Pruning, whose own pruner then chooses, see ``pruner_plan``. reading: how
+    tables name it; ``{option}`` stands for an option's value, and a function makes the text from all of them. fixed: options that
+    the name fixes. extra: what ``collect_statistics`` must gather for it.
 
     Raises StudyError where another function has the name.
     """
@@ -124,6 +125,11 @@ def reading_of(name: str, options: Mapping[str, Any] = {}) -> str:  # noqa: B006
     return found.reading.format(**values) if isinstance(found.reading, str) else found.reading(values)
 
 
+def scoring() -> list[str]:
+    """The names of all criteria that give channels an importance; the others are pruners, which choose by themselves."""
+    return [name for name, found in CRITERIA.items() if found.reads != "pruner"]
+
+
 def ranking_of(name: str, options: Mapping[str, Any] = {}) -> Ranking:  # noqa: B006
     """How ``make_plan`` must rank a criterion's importances: over the whole network where its option ``quota`` is "global"."""
     found = check_options(name, options)
@@ -168,6 +174,8 @@ def importance(
     network or of other weights, and values that are not finite.
     """
     found, tap = check_options(name, options), needs(name, options).tap
+    if found.reads == "pruner":
+        raise StudyError(f"criterion {name!r} is a pruner of Torch-Pruning: it chooses channels and scores none; use pruner_plan")
     if found.reads in ("statistics", "network") and statistics is None:
         raise StudyError(f"criterion {name!r} needs statistics: pass what collect_statistics returns")
     convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}

@@ -66,7 +66,7 @@ def dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
             example_inputs=(example[:1],),
             forward_fn=run,
             output_transform=lambda output: [tensor for tensor in tensors_in(output) if tensor.grad_fn],
-            customized_pruners={**dict.fromkeys(_per_channel_types(model), PerChannel()), PadShortcut: BySides()},
+            customized_pruners=cutters(model),
             verbose=False,
         )
     except Exception as error:  # any error in the library means the same here
@@ -114,6 +114,11 @@ class BySides(tp.BasePruningFunc):  # type: ignore[misc]
 
     def get_in_channels(self, layer: PadShortcut) -> int:
         return layer.channels
+
+
+def cutters(model: nn.Module) -> dict[type, tp.BasePruningFunc]:
+    """What cuts the types of modules that the library does not know."""
+    return {**dict.fromkeys(_per_channel_types(model), PerChannel()), PadShortcut: BySides()}
 
 
 def channels_held(module: nn.Module) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fcs_utils.errors import refuse
 from fcs_utils.models import Cost, measure_cost
 from fcs_utils.pruning.counts import keep_count
-from fcs_utils.pruning.criteria import CRITERIA, check_options, importance
+from fcs_utils.pruning.criteria import check_options, importance, scoring
 from fcs_utils.pruning.export import save_compact
 from fcs_utils.pruning.fcs import assign_bins
 from fcs_utils.pruning.plan import PruningPlan, make_plan
@@ -80,7 +80,7 @@ class Exploration:
         known: dict[str, Any] = {"statistics": self.statistics, "images": self.images, "labels": self.calibration.labels}
         self._scores = lru_cache(maxsize=64)(partial(importance, model=self.dense, seed=seed, **known))
         self._whole = lru_cache(maxsize=64)(self._prune_all)
-        for criterion in CRITERIA:  # Taylor's gradients take longer than an answer may
+        for criterion in scoring():  # Taylor's gradients take longer than an answer may
             self._scores(criterion, **self.options(Choice(self.layers[0], criterion)))
 
     def options(self, choice: Choice) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from IPython.display import clear_output
 from matplotlib.figure import Figure
 
 from fcs_utils.errors import StudyError
-from fcs_utils.pruning.criteria import CRITERIA
+from fcs_utils.pruning.criteria import scoring
 from fcs_utils.pruning.fcs import assign_bins
 from fcs_utils.pruning.sums import READINGS, Reading
 from fcs_utils.report import channels as pictures
@@ -51,7 +51,7 @@ class Explorer:
         self.controls = {
             "network": w.Dropdown(options=names, value=exploration.reference.network, description="network"),
             "layer": w.Dropdown(options=exploration.layers, value=first.layer, description="layer"),
-            "criterion": w.Dropdown(options=list(CRITERIA), value=first.criterion, description="criterion"),
+            "criterion": w.Dropdown(options=scoring(), value=first.criterion, description="criterion"),
             "reading": w.Dropdown(options=READINGS, value=first.reading, description="reading"),
             "bins": w.IntSlider(value=first.bins, min=1, max=16, description="bins", **late),
             "ratio": w.FloatSlider(value=first.ratio, min=0.05, max=0.95, step=0.05, description="ratio", **late),

@@ -17,9 +17,10 @@ from fcs_utils.data.dataset import Dataset, load_dataset
 from fcs_utils.errors import refuse
 from fcs_utils.machine import one_thread
 from fcs_utils.models import build_seeded
-from fcs_utils.pruning.criteria import code_of, importance, needs, ranking_of
+from fcs_utils.pruning.criteria import CRITERIA, code_of, importance, needs, ranking_of
 from fcs_utils.pruning.layers import Scope
 from fcs_utils.pruning.plan import PruningPlan, make_plan
+from fcs_utils.pruning.pruners import pruner_plan
 from fcs_utils.pruning.statistics import ChannelStatistics, collect_statistics
 from fcs_utils.pruning.sums import Extra, Reading, Where
 from fcs_utils.pruning.surgery import prune, recalibrate
@@ -155,12 +156,8 @@ class Bench:
         return collect_statistics(self.trained(reference), self.calibration_images(seed, count), **wanted)
 
     def importance(self, reference: Reference, pruning: Pruning) -> dict[str, Tensor]:
-        """A criterion's importance of the trained reference's channels.
-
-        Raises StudyError where the criterion's module was edited after this process or the study imported it.
-        """
-        if (code := code_of(pruning.criterion)) != pruning.source:
-            raise refuse(f"source of criterion {pruning.criterion}", pruning.source, f"{code}: its module was edited; start again")
+        """A criterion's importance of the trained reference's channels. Raises StudyError as ``plan`` does."""
+        _check_source(pruning)
         wanted, seed = needs(pruning.criterion, pruning.options)._asdict(), _draw(reference, pruning)
         statistics = self.statistics(reference, pruning.calibration, seed, scope=pruning.scope, **wanted)
         calibration = self.dataset.calibration(pruning.calibration, seed)
@@ -176,17 +173,27 @@ class Bench:
     def plan(self, run: Run) -> PruningPlan:
         """Which channels of the trained reference a run keeps.
 
-        Where one threshold decides for all layers, a ratio stands for the MACs that it leaves when every layer loses that share,
-        and so do rates: at one ratio, criteria are compared at MACs as near as whole channels allow.
+        Where one threshold decides for all layers, or Torch-Pruning does, a ratio stands for the MACs that it leaves when every
+        layer loses that share, and so do rates: at one ratio, criteria are compared at MACs as near as whole channels allow.
+
+        Raises StudyError where the criterion's module was edited after this process or the study imported it.
         """
         pruning, dense = run.pruning, self.trained(run.reference)
         assert pruning is not None
-        scores, ranking = self.importance(run.reference, pruning), ranking_of(pruning.criterion, pruning.options)
+        pruner, ranking = CRITERIA[pruning.criterion].reads == "pruner", ranking_of(pruning.criterion, pruning.options)
+        scores = importance("kernel_l1", model=dense) if pruner else self.importance(run.reference, pruning)
         make = partial(make_plan, dense, self.example, scores, scope=pruning.scope)
         goal: dict[str, Any] = pruning.model_dump(include={"ratio", "macs", "rates", "rates_as", "rounding"})
-        if ranking == "network" and pruning.macs is None:
-            return make(macs=make(**goal).macs_left, ranking=ranking)
-        return make(**goal, ranking=ranking)
+        if (pruner or ranking == "network") and pruning.macs is None:
+            goal = {"macs": make(**goal).macs_left}
+        return self._pruned(run.reference, pruning, goal["macs"]) if pruner else make(**goal, ranking=ranking)
+
+    def _pruned(self, reference: Reference, pruning: Pruning, macs: float) -> PruningPlan:
+        """What a pruner of Torch-Pruning prunes to leave so many MACs."""
+        _check_source(pruning)
+        data = self.dataset.calibration(pruning.calibration, _draw(reference, pruning))
+        images, dense = self.dataset.normalise(data.images), self.trained(reference)
+        return pruner_plan(pruning.criterion, model=dense, images=images, labels=data.labels, macs=macs, scope=pruning.scope)
 
     def cut(self, run: Run, plan: PruningPlan) -> nn.Module:
         """The compact network straight after surgery and compensation."""
@@ -227,6 +234,11 @@ class Bench:
         """Train a reference in place and keep its weights; returns its history and their checksum."""
         history = self.train(run, [network], run.reference.training, ARMS["tft"], on_macs)
         return history, keep_weights(self.store, run, network)
+
+
+def _check_source(pruning: Pruning) -> None:
+    if (code := code_of(pruning.criterion)) != pruning.source:
+        raise refuse(f"source of criterion {pruning.criterion}", pruning.source, f"{code}: its module was edited; start again")
 
 
 def _draw(reference: Reference, pruning: Pruning) -> int:

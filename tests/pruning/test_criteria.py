@@ -15,7 +15,7 @@ from torch import nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.counts import keep_count, select
-from fcs_utils.pruning.criteria import CRITERIA, code_of, criterion, importance, needs, reading_of
+from fcs_utils.pruning.criteria import CRITERIA, code_of, criterion, importance, needs, reading_of, scoring
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.sums import EXTRAS, READINGS
 from fcs_utils.study.profiles import get_profile
@@ -143,7 +143,7 @@ def everything(small_vgg: nn.Module) -> dict[str, object]:
     return {"statistics": statistics, "images": images, "labels": torch.arange(12) % 5}
 
 
-@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("name", scoring())
 def test_contract(small_vgg: nn.Module, everything: dict, name: str) -> None:
     got = importance(name, model=small_vgg, **everything)
     assert list(got) == list(everything["statistics"]) and reading_of(name)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fcs_utils.pruning.counts import keep_count, select
-from fcs_utils.pruning.criteria import CRITERIA, importance
+from fcs_utils.pruning.criteria import importance, scoring
 from fcs_utils.pruning.fcs import assign_bins, fcs
 from fcs_utils.pruning.flow import Consumer
 from fcs_utils.pruning.linear import elimination_order
@@ -119,7 +119,7 @@ def networks(draw: st.DrawFn) -> nn.Module:
     return network.eval()
 
 
-@given(networks(), st.sampled_from(list(CRITERIA)), st.floats(0.2, 0.8), st.sampled_from(["inner", "all"]))
+@given(networks(), st.sampled_from(scoring()), st.floats(0.2, 0.8), st.sampled_from(["inner", "all"]))
 @torch.no_grad()
 def test_surgery_is_exact_and_plans_survive_json(network: nn.Module, criterion: str, ratio: float, scope: str) -> None:
     images, labels = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 4

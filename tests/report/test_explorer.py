@@ -9,7 +9,7 @@ import pytest
 
 from fcs_utils.errors import StudyError
 from fcs_utils.models import build_model, count_macs
-from fcs_utils.pruning.criteria import CRITERIA
+from fcs_utils.pruning.criteria import scoring
 from fcs_utils.pruning.export import load_compact
 from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.explorer import WIDGET, Explorer
@@ -25,7 +25,7 @@ def here(smoke: Path) -> Exploration:
 CHOICE = Choice("features.conv2", bins=3)
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", scoring())
 def test_a_layer_shows_the_networks_plan_and_each_dropped_channels_most_similar_one(here: Exploration, criterion: str) -> None:
     choice = replace(CHOICE, criterion=criterion)
     frame, whole = here.layer(choice), here.whole(choice)

@@ -1,4 +1,4 @@
-"""Every option of FCS is a run that can be pruned and fine-tuned."""
+"""Every option of FCS, and every pruner of Torch-Pruning, is a run that can be pruned and fine-tuned."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.plan import PruningPlan
+from fcs_utils.pruning.pruners import pruner_plan
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.study.kinds import do
 from fcs_utils.study.networks import Bench
@@ -60,6 +61,25 @@ def test_a_reading_is_pruned_and_fine_tuned(bench: Bench, options: dict[str, Any
         assert abs(share - literal.macs_left) < 0.01 and plan.macs == literal.macs_left and len(rates) > 2
     else:
         assert share == pytest.approx(literal.macs_left)
+
+
+@pytest.mark.parametrize("name", ["tp_group_norm_global", "tp_group_taylor"])
+def test_a_pruner_of_torch_pruning_is_a_run_like_any_other(bench: Bench, name: str) -> None:
+    run, literal = pruned(name), bench.plan(pruned())
+    cut, _ = do(bench, run, None, lambda macs: None)
+    plan = PruningPlan.from_data(cut["plan"])
+    assert plan.kept.keys() == literal.kept.keys() and plan.macs == literal.macs_left
+    assert cut["cost"]["macs"] / cut["dense_cost"]["macs"] == pytest.approx(plan.macs_left)
+    assert abs(plan.macs_left - literal.macs_left) < 0.02 and cut["plan"] == bench.plan(run).model_dump(mode="json")
+    data = bench.dataset.calibration(50, 0)
+    images = bench.dataset.normalise(data.images)
+    given = {"model": bench.trained(REFERENCE), "images": images, "labels": data.labels, "macs": literal.macs_left}
+    assert plan == pruner_plan(name, **given)
+    tuning = Tuning(method="tft", training=TRAINING)
+    tuned, _ = do(bench, run.model_copy(update={"tuning": tuning}), {"result": cut}, lambda macs: None)
+    assert tuned["cost"] == cut["cost"] and 0 < tuned["test"] <= 100
+    at_macs = bench.plan(pruned(name, macs=0.4))
+    assert at_macs.macs == 0.4 and abs(at_macs.macs_left - 0.4) < 0.03
 
 
 def test_the_switch_scores_the_maps_that_it_names_and_merging_still_reads_those_of_the_readers(bench: Bench) -> None:
