@@ -223,6 +223,6 @@ def _check(model: nn.Module, example: Tensor, cuts: Cuts, kept: Mapping[str, lis
         raise StudyError(f"what Torch-Pruning prunes cannot be cut exactly: {fault}")
     for group in library.groups(ratio):
         group.prune()
-    got, wanted = compact.state_dict(), library.pruner.model.state_dict()
+    got, wanted = (dict([*net.named_parameters(), *net.named_buffers()]) for net in (compact, library.pruner.model))
     if odd := next((name for name in wanted if name not in got or not got[name].equal(wanted[name])), None):
         raise StudyError(f"no plan says what Torch-Pruning prunes: its network has another {odd} than this study's surgery leaves")

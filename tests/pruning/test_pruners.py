@@ -14,6 +14,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.models import build_seeded
 from fcs_utils.pruning.counts import select
 from fcs_utils.pruning.criteria import CRITERIA, importance, ranking_of, reading_of, scoring
+from fcs_utils.pruning.graph import cutters
 from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.pruners import _Library, pruner_plan
@@ -97,7 +98,7 @@ def test_a_layer_that_would_lose_everything_stays_whole_as_the_library_does() ->
 
 def network(name: str) -> nn.Module:
     shortcut = {"shortcut": "B"} if name == "resnet20" else {}
-    return warm(build_seeded(2, name, num_classes=2, width=0.25, **shortcut), images=16)
+    return warm(build_seeded(2, name.removesuffix(" A"), num_classes=2, width=0.25, **shortcut), images=16)
 
 
 BIG = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -110,6 +111,7 @@ BIG = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
         ("resnet20", "inner", "layer"),
         ("resnet20", "all", "layer"),
         ("resnet20", "all", "network"),
+        ("resnet20 A", "all", "network"),
     ],
 )
 def test_surgery_leaves_the_librarys_own_network(name: str, scope: str, ranking: str) -> None:
@@ -123,6 +125,7 @@ def test_surgery_leaves_the_librarys_own_network(name: str, scope: str, ranking:
         importance=tp.importance.GroupMagnitudeImportance(p=2),
         global_pruning=ranking == "network",
         pruning_ratio=plan.ratio,
+        customized_pruners=cutters(own),
         ignored_layers=[m for n, m in own.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and n not in able],
     ).step()
     ours, theirs = prune(net, plan).state_dict(), own.state_dict()
