@@ -99,7 +99,7 @@ def taylor(
             # Towards the input: its gradient is cheap to ask for, and no parameter's is stored.
             batch = batch.detach().contiguous(memory_format=layout).requires_grad_()
             logits = run_network(model, batch)
-            check_logits(logits, truth)
+            check_classes(logits, truth)
             torch.autograd.grad(F.cross_entropy(logits.float(), truth, reduction="sum"), batch)
     scores = {name: total.cpu() / len(images) for name, total in sums.items()}
     return {name: score / score.norm().clamp_min(torch.finfo(score.dtype).tiny) for name, score in scores.items()}
@@ -111,7 +111,7 @@ def check_labels(images: Tensor, labels: Tensor) -> None:
         raise refuse("labels", f"{labels.dtype} {tuple(labels.shape)}", f"int64 ({len(images)},), one label an image")
 
 
-def check_logits(logits: Tensor, labels: Tensor) -> None:
+def check_classes(logits: Tensor, labels: Tensor) -> None:
     """Raises StudyError for labels that are no classes of these logits (N, classes)."""
     if logits.dim() != 2 or labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise refuse("labels", f"{int(labels.min())} to {int(labels.max())}", f"classes of logits {tuple(logits.shape)}")

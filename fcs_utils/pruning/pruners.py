@@ -17,7 +17,7 @@ from torch_pruning.pruner.importance import Importance
 
 from fcs_utils.config import Images, Labels, Model, Ratio, checked
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.pruning.baselines import check_labels, check_logits
+from fcs_utils.pruning.baselines import check_classes, check_labels
 from fcs_utils.pruning.costs import Costs
 from fcs_utils.pruning.counts import nearest_ratio
 from fcs_utils.pruning.criteria import CRITERIA, check_options, criterion, importance, ranking_of
@@ -29,7 +29,7 @@ from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.proof import Proof
 from fcs_utils.running import run_network
 
-COARSE = 16  # steps in which the ratio is raised until so few MACs are left as are wanted
+STEPS = 16  # in which the ratio is raised until so few MACs are left as are wanted
 ROOTS = (nn.modules.conv._ConvNd, nn.Linear, nn.LSTM)  # what the library prunes unless told to leave it
 LOCAL: Mapping[str, Any] = {"quota": "layer"}
 GLOBAL: Mapping[str, Any] = {"quota": "global"}
@@ -84,7 +84,7 @@ def _losses(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int)
     """Cross-entropy of each image, batch by batch."""
     for batch, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
         logits = run_network(network, batch)
-        check_logits(logits, truth)
+        check_classes(logits, truth)
         yield F.cross_entropy(logits, truth, reduction="none")
 
 
@@ -205,7 +205,7 @@ def _nearest(ratios: Sequence[float], share: Any, macs: float) -> float:
     In global mode they may rise again: the library leaves a layer whole that would lose all its channels. Raises StudyError for
     a goal more than ``REACH`` outside of what the ratios leave.
     """
-    steps = [*range(0, len(ratios), -(-len(ratios) // COARSE)), len(ratios) - 1]
+    steps = [*range(0, len(ratios), -(-len(ratios) // STEPS)), len(ratios) - 1]
     end = next((step for step in steps if share(ratios[step]) <= macs), min(steps, key=lambda step: share(ratios[step])))
     least, most = share(ratios[end]), share(ratios[0])
     if not least - REACH <= macs <= most + REACH:
