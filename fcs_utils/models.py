@@ -80,7 +80,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        beside = self.project or self.shortcut
+        beside = self.shortcut if self.project is None else self.project
         return F.relu((x if beside is None else beside(x)) + y)
 
 

@@ -17,7 +17,7 @@ Rounding = Literal["study", "chip"]
 def keep_count(channels: int, ratio: float, rounding: Rounding = "study") -> int:
     """How many of C channels stay when a share ``ratio`` of them goes (M6), at least one; the only place that rounds.
 
-    rounding: ``study`` keeps C - round(ratio C); ``chip`` keeps int(C (1 - ratio)), as CHIP and HRank do.
+    rounding: ``study`` keeps C - round(ratio C); ``chip`` keeps int(C (1 - ratio)), as CHIP, HRank and Torch-Pruning do.
 
     Raises StudyError for a ratio outside (0, 1).
     """

@@ -195,7 +195,8 @@ def pruner_plan(
         scope=scope,
         macs=macs,
         macs_left=share(chosen),
-        ranking=ranking_of(name),
+        ranking=(ranking := ranking_of(name)),
+        rounding="chip" if ranking == "layer" else "study",  # the library rounds as CHIP does
     )
 
 

@@ -95,7 +95,7 @@ def _check_plan(run: Run, plan: PruningPlan) -> None:
     """Raises StudyError for a plan whose layers do not all lose the share that the run or the plan itself names."""
     if plan.ranking == "network":
         return  # one threshold for all layers: how many channels each loses follows from their importance
-    asked = run.pruning.ratio if run.pruning else None
+    asked = run.pruning.ratio if run.pruning and plan.macs is None else None  # with a goal in MACs, the ratio was searched for
     if asked not in (None, plan.ratio):
         raise StudyError(f"its plan is of ratio {plan.ratio}, the run of {asked}")
     for name, kept in plan.kept.items():

@@ -16,6 +16,7 @@ from fcs_utils.study.kinds import do
 from fcs_utils.study.networks import Bench
 from fcs_utils.study.records import Store
 from fcs_utils.study.runs import Pruning, Reference, Run, Tuning, parse_run
+from fcs_utils.study.study import Study
 from fcs_utils.training.optimiser import Training
 
 TRAINING = Training(epochs=1, learning_rate=0.05)
@@ -80,6 +81,23 @@ def test_a_pruner_of_torch_pruning_is_a_run_like_any_other(bench: Bench, name: s
     assert tuned["cost"] == cut["cost"] and 0 < tuned["test"] <= 100
     at_macs = bench.plan(pruned(name, macs=0.4))
     assert at_macs.macs == 0.4 and abs(at_macs.macs_left - 0.4) < 0.03
+
+
+@pytest.mark.parametrize(
+    "goal",
+    [
+        {"criterion": "tp_group_norm"},
+        {"criterion": "tp_bn_scale", "macs": 0.6},
+        {"criterion": "tp_group_norm_global"},
+        {"criterion": "fcs", "options": {"quota": "global"}},
+        {"criterion": "random", "macs": 0.6},
+    ],
+    ids=str,
+)
+def test_the_record_of_a_run_is_found_again(bench: Bench, goal: dict[str, Any]) -> None:
+    study = Study("smoke:digits[:200]", bench.store.root / "records")
+    run = pruned(**goal)
+    assert study.ensure(run)["result"] == study.record(run)["result"]
 
 
 def test_the_switch_scores_the_maps_that_it_names_and_merging_still_reads_those_of_the_readers(bench: Bench) -> None:
