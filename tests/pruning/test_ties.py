@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 
@@ -217,7 +218,7 @@ def test_a_shared_weight_is_folded_once(first: Callable[[], nn.Module], second: 
 @torch.no_grad()
 def test_two_readers_of_one_weight_are_merged_as_well_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     net = two_readers(conv(8, 4), conv(8, 4))
-    apart = two_readers(conv(8, 4), conv(8, 4))
+    apart = copy.deepcopy(net)
     apart.two.weight = nn.Parameter(apart.two.weight.clone())
     plan, statistics = plan_of(net), collect_statistics(net, IMAGES)
     assert apart(IMAGES).equal(net(IMAGES))
