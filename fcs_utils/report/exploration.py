@@ -69,12 +69,12 @@ class Exploration:
     def __init__(self, study: Study, network: str, seed: int, layer: str = "") -> None:
         self.study, self.bench = study, study.bench
         self.reference, self.first = open_reference(study, network, seed, layer)
-        self.dense = self.bench.trained(self.reference)
-        self.calibration = self.bench.dataset.calibration(study.profile.calibration, seed)
-        self.images = self.bench.dataset.normalise(self.calibration.images)
+        self.dense, self.data = self.bench.trained(self.reference), self.bench.data(self.reference)
+        self.calibration = self.data.calibration(study.profile.calibration, seed)
+        self.images = self.data.normalise(self.calibration.images)
         self.statistics = self.bench.statistics(self.reference, len(self.images), readings=READINGS, extras=EXTRAS)
         self.layers = list(self.statistics)
-        judges = self.bench.dataset.validation
+        judges = self.data.validation
         self.judges = replace(judges, images=judges.images[:JUDGES], labels=judges.labels[:JUDGES])
         self.dense_cost, self.dense_accuracy = measure_cost(self.dense, self.images), self._accuracy(self.dense)
         known: dict[str, Any] = {"statistics": self.statistics, "images": self.images, "labels": self.calibration.labels}
@@ -124,7 +124,7 @@ class Exploration:
         return compact, before, self._accuracy(compact)
 
     def _accuracy(self, network: nn.Module) -> float:
-        return accuracy(network, self.bench.dataset, self.judges, self.study.precision)
+        return accuracy(network, self.data, self.judges, self.study.precision)
 
     def maps(self, layer: str, image: int) -> tuple[Tensor, Tensor]:
         """A calibration image (H, W, C) uint8 and a layer's maps of it (C, H, W). Raises StudyError for a bad layer or index."""
@@ -141,11 +141,17 @@ class Exploration:
         return path
 
     def loading_code(self, path: Path) -> str:
-        """A script's lines that load a saved network, anywhere that has ``fcs_utils``."""
-        one, data = self.reference, self.bench.dataset
+        """A script's lines that load a saved network, anywhere that has ``fcs_utils``, and normalise images for it."""
+        one, data = self.reference, self.data
         arguments = f"width={one.width:g}, in_channels={data.channels}, shortcut={one.shortcut!r}"
         return (
             "from fcs_utils import build_model, load_compact\n\n"
             f"dense = build_model({one.network!r}, num_classes={len(data.classes)}, {arguments})\n"
-            f"compact = load_compact({str(path)!r}, dense).eval()"
+            f"compact = load_compact({str(path)!r}, dense).eval()\n"
+            f"mean, std = {_in_words(data.mean)}, {_in_words(data.std)}  # a channel, of images in 0..1"
         )
+
+
+def _in_words(levels: Tensor) -> str:
+    """Levels in 0..255 as a tuple of numbers in 0..1."""
+    return repr(tuple(round(level / 255, 4) for level in levels.tolist()))

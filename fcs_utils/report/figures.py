@@ -61,8 +61,8 @@ def use_house_style() -> None:
 
 
 def by_epoch(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs with their ``history`` unrolled: one row an epoch."""
-    rows = runs.explode("history", ignore_index=True)
+    """Runs with their ``history`` unrolled: one row an epoch, none of a network that was given."""
+    rows = runs[runs.history.map(len) > 0].explode("history", ignore_index=True)
     return rows.drop(columns="history").join(pd.json_normalize(rows.history.tolist()), rsuffix=" of the epoch")
 
 
@@ -110,10 +110,13 @@ def gains(runs: pd.DataFrame, by: str, base: str, label: str, styles: Mapping[st
 
 
 def training_curves(references: pd.DataFrame) -> Figure:
-    """Validation top-1 of the reference networks by epoch, one line per seed."""
+    """Validation top-1 of the reference networks by epoch, one line per seed; a dashed line where the weights were given."""
     figure, parts = panels(references, "network", 5, 3.2, sharey=True)
     for axis, _, part in parts:
         for seed, history in part.groupby("seed").history.first().items():
+            if not history:
+                axis.axhline(part.validation.iloc[0], color=PALE, ls="--", label="given, not trained here")
+                break
             curve = pd.DataFrame(history)
             axis.plot(curve.epoch, curve.validation, color=BIN_COLOURS[seed % len(BIN_COLOURS)], label=f"seed {seed}")
         axis.set(xlabel="epoch", ylabel="validation top-1 (%)")

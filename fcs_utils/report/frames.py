@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fcs_utils.files import canonical_json, write_json
+from fcs_utils.pretrained import PREFIX
 from fcs_utils.pruning.criteria import reading_of
 from fcs_utils.report import ablation_figures, ablations, arm_figures, claims, comparisons, figures, tables
 from fcs_utils.study.catalogue import STAGES
@@ -25,9 +26,10 @@ NAMES = {"vgg16": "VGG-16", "vgg19": "VGG-19", **{f"resnet{d}": f"ResNet-{d}" fo
 
 
 def network_label(reference: Mapping[str, Any]) -> str:
-    """'VGG-16', or 'VGG-16 x0.25' where the width is not one."""
-    name, width = reference["network"], reference["width"]
-    return NAMES.get(name, name) + ("" if width == 1 else f" x{width:g}")
+    """'VGG-16', or 'VGG-16 x0.25' where the width is not one; 'ResNet-56 (public)' where the weights were given."""
+    name, width, weights = reference["network"], reference["width"], reference.get("weights")
+    given = "" if weights is None else " (public)" if weights.startswith(PREFIX) else " (given)"
+    return NAMES.get(name, name) + ("" if width == 1 else f" x{width:g}") + given
 
 
 def pairable(records: Iterable[Record]) -> list[Record]:
@@ -74,6 +76,8 @@ def _row(record: Record) -> dict[str, Any]:
         return row
     history, seconds = result["history"], record["volatile"]["epoch_seconds"]
     row |= {"test": result["test"], "validation": result["validation"], "history": history}
+    if not history:  # a given reference, which was not trained here
+        return row | {"training_macs": 0, "epochs": 0, "seconds": 0.0, "epoch_seconds": []}
     row |= {"training_macs": history[-1]["training_macs"], "epochs": len(history), "seconds": seconds[-1], "epoch_seconds": seconds}
     if tuning:
         row |= {

@@ -52,6 +52,11 @@ RESULTS = {
     ),
     "tuned": _shape(TRAINED, ON_REFERENCE, dense_cost=COST, start=START, peer=JUDGED | None),
 }
+# Of a reference whose weights were given: nothing was trained, and these splits may have been seen.
+GIVEN = _shape(
+    JUDGED, cost=COST, dataset_fingerprint=str, weights_sha256=str, history=Annotated[list, Len(0, 0)],
+    seen=_list(Literal["train", "validation"]),
+)  # fmt: skip
 MACHINE = _shape(device_type=str, device=str, threads=Count, torch=str)
 VOLATILE = _shape(seconds=AMOUNT, date=str, commit=str, epoch_seconds=_list(AMOUNT) | None)
 RECORD = _shape(id=str, kind=Literal[*RESULTS], config=dict, result=dict, provenance=MACHINE, volatile=VOLATILE)
@@ -81,6 +86,7 @@ def _agree(run: Run, result: dict[str, Any]) -> None:
     """Raises StudyError for results that contradict one another or the configuration."""
     if history := result.get("history"):
         epochs, training = [one["epoch"] for one in history], run.tuning.training if run.tuning else run.reference.training
+        assert training is not None  # a given reference has no history
         most = len(epochs) if run.tuning and run.tuning.budget == "macs" else training.epochs
         if epochs != [*range(1, most + 1)] or result["best_validation_epoch"] > most:
             raise StudyError(f"its history is not of {most} epochs in order")
@@ -111,7 +117,9 @@ def check_record(record: Record, where: object, run: Run | None = None) -> None:
     if record.get("schema") != SCHEMA:
         raise StudyError(f"{where} has schema {record.get('schema')!r}; records of this version have schema {SCHEMA}")
     conform(RECORD, record, where)
-    conform(RESULTS[record["kind"]], record["result"], f"{where}: result")
+    reference = record["config"].get("reference")
+    given = record["kind"] == "reference" and isinstance(reference, dict) and "weights" in reference
+    conform(GIVEN if given else RESULTS[record["kind"]], record["result"], f"{where}: result")
     try:
         found = parse_run(record["config"])
         _agree(found, record["result"])

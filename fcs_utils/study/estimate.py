@@ -29,6 +29,7 @@ def training_throughput(device: torch.device, passes: Mode = "plain") -> Through
     way = study_loop(passes, two_at_once=at_once > 1 and device.type == "cpu")
 
     def measured(network: Network) -> float:
+        assert network.training is not None
         job = SpeedJob(
             network=network.network,
             width=network.width,
@@ -53,7 +54,9 @@ def estimate(study: Study, throughput: Throughput) -> pd.DataFrame:
     pending = {run.identity: (stage, run) for stage in reversed(STAGES) for run in study.pending([stage])}
     runs = [run for _, run in pending.values()]
     macs, needed = expected_macs(study.bench, runs), {run.reference.network for run in runs}
-    rates = {network.network: throughput(network) for network in study.profile.networks if network.network in needed}
+    used = [network for network in study.profile.networks if network.network in needed]
+    as_tuned = {"training": study.profile.tuning, "weights": None}  # a given network has no schedule of its own
+    rates = {one.network: throughput(one if one.training else one.model_copy(update=as_tuned)) for one in used}
     rows = [
         (stage, 1, macs[run.identity] / 1e12, macs[run.identity] / rates[run.reference.network] / 3600)
         for stage, run in pending.values()

@@ -66,9 +66,9 @@ def grid(profile: Profile, precision: Precision, rates: Rates | None = None) -> 
             for epochs in arms.epochs_of(method)
         ]
         scratch = [
-            run.model_copy(update={"tuning": Tuning(method="scratch", training=run.reference.training, budget=budget)})
+            run.model_copy(update={"tuning": Tuning(method="scratch", training=training, budget=budget)})
             for run in compact
-            if run.reference.seed in profile.seeds[: arms.scratch_seeds]
+            if (training := run.reference.training) and run.reference.seed in profile.seeds[: arms.scratch_seeds]
             for budget in arms.scratch
         ]
         stages["arms"] = [*tuned, *scratch]
@@ -79,11 +79,7 @@ def _references(
     profile: Profile, precision: Precision, seeds: tuple[int, ...], networks: tuple[str, ...] | None = None
 ) -> list[Run]:
     return [
-        Run(
-            reference=Reference(
-                dataset=profile.dataset, network=one.network, width=one.width, seed=seed, training=one.training, precision=precision
-            )
-        )
+        Run(reference=Reference(**dict(one), dataset=profile.dataset, seed=seed, precision=precision))
         for one in profile.networks
         if networks is None or one.network in networks
         for seed in seeds

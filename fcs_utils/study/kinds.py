@@ -39,6 +39,8 @@ def do(bench: Bench, run: Run, parent: Mapping[str, Any] | None, on_macs: OnMacs
 
 
 def _reference(bench: Bench, run: Run, on_macs: OnMacs) -> tuple[Result, Result]:
+    if run.reference.weights:
+        return _given(bench, run)
     network = bench.untrained(run.reference)
     history, sha256 = bench.train_reference(run, network, on_macs)
     result = {
@@ -49,10 +51,17 @@ def _reference(bench: Bench, run: Run, on_macs: OnMacs) -> tuple[Result, Result]
     return result, _timing(history)
 
 
+def _given(bench: Bench, run: Run) -> tuple[Result, Result]:
+    """What is known of weights that were not trained here; ``seen`` are the splits that they may have been trained on."""
+    network, sha256, _ = bench.load(run.reference)
+    result = {"cost": measure_cost(network, bench.example).as_dict(), "weights_sha256": sha256, **_accuracies(bench, network, run)}
+    return {**result, "history": [], "seen": ["train", "validation"]}, _timing([])
+
+
 def _similarity(bench: Bench, run: Run) -> tuple[Result, Result]:
     assert run.similarity is not None
     seed, options = run.reference.seed, run.similarity
-    images = bench.calibration_images(seed, options.calibration)
+    images = bench.calibration_images(run.reference, options.calibration)
     networks = {
         "trained": bench.trained(run.reference),
         "untrained": bench.untrained(run.reference, images),
@@ -65,7 +74,7 @@ def _pruned(bench: Bench, run: Run) -> tuple[Result, Result]:
     pruning, dense = run.pruning, bench.trained(run.reference)
     assert pruning is not None
     plan = bench.plan(run)
-    compact, data = bench.compact(run, plan), bench.dataset
+    compact, data = bench.compact(run, plan), bench.data(run.reference)
     result = {
         "plan": plan.model_dump(mode="json"),
         "cost": measure_cost(compact, bench.example).as_dict(),
@@ -77,7 +86,7 @@ def _pruned(bench: Bench, run: Run) -> tuple[Result, Result]:
 
 
 def _tuned(bench: Bench, run: Run, plan: PruningPlan, on_macs: OnMacs) -> tuple[Result, Result]:
-    tuning, data = run.tuning, bench.dataset
+    tuning, data = run.tuning, bench.data(run.reference)
     assert tuning is not None
     if (code := code_of_arm(tuning.method)) != tuning.source:
         raise refuse(f"source of arm {tuning.method}", tuning.source, f"{code}: its module was edited; start again")
@@ -117,7 +126,7 @@ def _peers(bench: Bench, run: Run) -> list[nn.Module]:
 
 
 def _accuracies(bench: Bench, network: nn.Module, run: Run) -> dict[str, float]:
-    data, precision = bench.dataset, run.reference.precision
+    data, precision = bench.data(run.reference), run.reference.precision
     parts = {"validation": data.validation, "test": data.test}
     return {name: accuracy(network, data, split, precision) for name, split in parts.items()}
 

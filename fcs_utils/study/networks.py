@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from fcs_utils.pruning.surgery import prune, recalibrate
 from fcs_utils.study.guards import Deadline, file_lock
 from fcs_utils.study.records import Store, read_record
 from fcs_utils.study.runs import Pruning, Reference, Run, describe
-from fcs_utils.study.weights import keep_weights, load_weights
+from fcs_utils.study.weights import keep_weights, load_given, load_weights
 from fcs_utils.training.arms import ARMS, Arm
 from fcs_utils.training.checkpoint import Checkpoint
 from fcs_utils.training.evaluate import evaluate
@@ -40,7 +41,7 @@ OnMacs = Callable[[int], None]
 
 
 class Trained(NamedTuple):
-    """A trained reference network, in eval mode, with the checksum of its weights.
+    """A reference network, trained or given, in eval mode, with the checksum of its weights.
 
     again: whether these are not the weights behind its record, but were trained again on another machine.
     """
@@ -70,12 +71,25 @@ class Bench:
 
     @property
     def example(self) -> Tensor:
-        """One normalised image (1, C, H, W), for counting."""
+        """One image (1, C, H, W), for counting only: it is not normalised for any reference."""
         return self.dataset.normalise(self.dataset.train.images[:1])
 
-    def calibration_images(self, seed: int, count: int) -> Tensor:
-        """Normalised calibration images (N, C, H, W) of a seed."""
-        return self.dataset.normalise(self.dataset.calibration(count, seed).images)
+    def data(self, reference: Reference) -> Dataset:
+        """The data set as a reference's networks see it: a given one brings its own mean and standard deviation.
+
+        Whatever a network of this reference sees comes from here. Raises StudyError where these do not fit the images.
+        """
+        if reference.normalisation is None:
+            return self.dataset
+        own = [torch.tensor(values, device=self.device) * 255 for values in reference.normalisation]
+        if len(own[0]) != self.dataset.channels:
+            raise refuse("mean", own[0].tolist(), f"{self.dataset.channels} numbers: {self.dataset.name} has so many channels")
+        return replace(self.dataset, mean=own[0], std=own[1])
+
+    def calibration_images(self, reference: Reference, count: int, seed: int | None = None) -> Tensor:
+        """Calibration images (N, C, H, W), normalised for a reference; the seed that draws them is by default the reference's."""
+        data = self.data(reference)
+        return data.normalise(data.calibration(count, reference.seed if seed is None else seed).images)
 
     def untrained(self, reference: Reference, images: Tensor | None = None) -> nn.Module:
         """The reference network as its seed made it, before training.
@@ -107,7 +121,7 @@ class Bench:
             self.store.unfinished(run.identity).unlink(missing_ok=True)
 
     def trained(self, reference: Reference) -> nn.Module:
-        """The trained reference, in eval mode; shared, so copy before changing it.
+        """The trained or given reference, in eval mode; shared, so copy before changing it.
 
         Weights that are not on this machine, and weights that are not this reference's, are trained again, with a warning
         where they then differ from those behind the record. Raises OutOfTime when the deadline comes first.
@@ -116,6 +130,8 @@ class Bench:
 
     def _load_or_train(self, reference: Reference) -> Trained:
         run, network = Run(reference=reference), self.untrained(reference)
+        if reference.weights:
+            return Trained(network.eval(), load_given(reference, network, self._source[1]), again=False)
         record = read_record(self.store, run)
         recorded = record["result"]["weights_sha256"] if record else None
         if (found := load_weights(self.store, run, network, recorded)) is None:
@@ -153,22 +169,21 @@ class Bench:
         return self._statistics(reference, calibration, seed, scope=scope, readings=tuple(readings), extras=tuple(extras), tap=tap)
 
     def _collect(self, reference: Reference, count: int, seed: int, **wanted: Any) -> dict[str, ChannelStatistics]:
-        return collect_statistics(self.trained(reference), self.calibration_images(seed, count), **wanted)
+        return collect_statistics(self.trained(reference), self.calibration_images(reference, count, seed), **wanted)
 
     def importance(self, reference: Reference, pruning: Pruning) -> dict[str, Tensor]:
         """A criterion's importance of the trained reference's channels. Raises StudyError as ``plan`` does."""
-        _check_source(pruning)
         wanted, seed = needs(pruning.criterion, pruning.options)._asdict(), _draw(reference, pruning)
         statistics = self.statistics(reference, pruning.calibration, seed, scope=pruning.scope, **wanted)
-        calibration = self.dataset.calibration(pruning.calibration, seed)
-        return importance(
-            pruning.criterion,
-            model=self.trained(reference),
-            statistics=statistics,
-            images=self.dataset.normalise(calibration.images),
-            labels=calibration.labels,
-            **{"seed": reference.seed, **pruning.options},  # type: ignore[arg-type]
-        )
+        options: dict[str, Any] = {"seed": reference.seed, **pruning.options}
+        return importance(pruning.criterion, statistics=statistics, **self._shown(reference, pruning), **options)
+
+    def _shown(self, reference: Reference, pruning: Pruning) -> dict[str, Any]:
+        """What every criterion and pruner is shown: the trained reference and its labelled calibration images."""
+        if (code := code_of(pruning.criterion)) != pruning.source:
+            raise refuse(f"source of criterion {pruning.criterion}", pruning.source, f"{code}: its module was edited; start again")
+        drawn = (data := self.data(reference)).calibration(pruning.calibration, _draw(reference, pruning))
+        return {"model": self.trained(reference), "images": data.normalise(drawn.images), "labels": drawn.labels}
 
     def plan(self, run: Run) -> PruningPlan:
         """Which channels of the trained reference a run keeps.
@@ -182,18 +197,14 @@ class Bench:
         assert pruning is not None
         pruner, ranking = CRITERIA[pruning.criterion].reads == "pruner", ranking_of(pruning.criterion, pruning.options)
         scores = importance("kernel_l1", model=dense) if pruner else self.importance(run.reference, pruning)
-        make = partial(make_plan, dense, self.example, scores, scope=pruning.scope)
+        example = (data := self.data(run.reference)).normalise(data.train.images[:1])
+        make = partial(make_plan, dense, example, scores, scope=pruning.scope)
         goal: dict[str, Any] = pruning.model_dump(include={"ratio", "macs", "rates", "rates_as", "rounding"})
         if (pruner or ranking == "network") and pruning.macs is None:
             goal = {"macs": make(**goal).macs_left}
-        return self._pruned(run.reference, pruning, goal["macs"]) if pruner else make(**goal, ranking=ranking)
-
-    def _pruned(self, reference: Reference, pruning: Pruning, macs: float) -> PruningPlan:
-        """What a pruner of Torch-Pruning prunes to leave so many MACs."""
-        _check_source(pruning)
-        data = self.dataset.calibration(pruning.calibration, _draw(reference, pruning))
-        images, dense = self.dataset.normalise(data.images), self.trained(reference)
-        return pruner_plan(pruning.criterion, model=dense, images=images, labels=data.labels, macs=macs, scope=pruning.scope)
+        if pruner:
+            return pruner_plan(pruning.criterion, macs=goal["macs"], scope=pruning.scope, **self._shown(run.reference, pruning))
+        return make(**goal, ranking=ranking)
 
     def cut(self, run: Run, plan: PruningPlan) -> nn.Module:
         """The compact network straight after surgery and compensation."""
@@ -209,7 +220,7 @@ class Bench:
         pruning, network = run.pruning, self.cut(run, plan)
         assert pruning is not None
         if pruning.recalibrate:
-            recalibrate(network, self.calibration_images(_draw(run.reference, pruning), pruning.calibration))
+            recalibrate(network, self.calibration_images(run.reference, pruning.calibration, pruning.calibration_seed))
         return network
 
     def checkpoint(self, run: Run) -> Checkpoint:
@@ -219,7 +230,7 @@ class Bench:
 
     def train(self, run: Run, networks: Sequence[nn.Module], training: Training, arm: Arm, on_macs: OnMacs) -> list[Epoch]:
         """Train the networks of a run in place, within the deadline and from its checkpoint; returns the history."""
-        data, precision = self.dataset, run.reference.precision
+        data, precision = self.data(run.reference), run.reference.precision
         callbacks = Callbacks(
             on_batch=self.deadline.check,
             on_epoch=on_macs,
@@ -232,13 +243,9 @@ class Bench:
 
     def train_reference(self, run: Run, network: nn.Module, on_macs: OnMacs = lambda macs: None) -> tuple[list[Epoch], str]:
         """Train a reference in place and keep its weights; returns its history and their checksum."""
+        assert run.reference.training is not None
         history = self.train(run, [network], run.reference.training, ARMS["tft"], on_macs)
         return history, keep_weights(self.store, run, network)
-
-
-def _check_source(pruning: Pruning) -> None:
-    if (code := code_of(pruning.criterion)) != pruning.source:
-        raise refuse(f"source of criterion {pruning.criterion}", pruning.source, f"{code}: its module was edited; start again")
 
 
 def _draw(reference: Reference, pruning: Pruning) -> int:

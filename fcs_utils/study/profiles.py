@@ -12,9 +12,10 @@ from pydantic import AfterValidator, ValidationError, field_validator, model_val
 
 from fcs_utils.benchmarks.scoring import Scoring
 from fcs_utils.benchmarks.speed import Speed
-from fcs_utils.config import Amount, Config, Count, Positive, Ratio, Seed, Width
+from fcs_utils.config import Amount, Config, Count, Positive, Ratio, Seed
 from fcs_utils.errors import StudyError, refuse, refuse_field
 from fcs_utils.study.catalogue import read_profile
+from fcs_utils.study.runs import Source
 from fcs_utils.training.arms import ARMS
 from fcs_utils.training.optimiser import Training
 
@@ -32,12 +33,8 @@ Distinct = Annotated[tuple[Item, ...], AfterValidator(_without_repeats)]
 Some = Annotated[Distinct[Item], Len(1)]  # one or more
 
 
-class Network(Config):
-    """An architecture of the grid with the schedule of its reference."""
-
-    network: str
-    width: Width = 1.0
-    training: Training
+class Network(Source):
+    """An architecture of the grid, with the schedule of its reference or the weights that are given."""
 
 
 class Arms(Config):
@@ -183,6 +180,11 @@ class Profile(Config):
             raise ValueError(f"best: {self.best!r} is none of readings.candidates: {', '.join(self.readings.candidates)}")
         if self.longer and (self.longer.network not in names or self.longer.epochs <= self.tuning.epochs):
             raise ValueError(f"longer: a network of the profile's ({', '.join(names)}) and more epochs than {self.tuning.epochs}")
+        if given := [one.network for one in self.networks if one.weights and one.network in self.arms.networks]:
+            raise ValueError(
+                f"arms.networks: the weights of {given[0]!r} are given and may have seen the validation images, on which learning "
+                "rates are chosen; allowed: networks that are trained here"
+            )
         parts = {"seeds": self.seeds, "arms.further_seeds": self.arms.further_seeds, "arms.pilot_seeds": self.arms.pilot_seeds}
         for (one, these), (other, those) in combinations(parts.items(), 2):
             if both := [seed for seed in these if seed in those]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from itertools import groupby
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fcs_utils.config import Config, Count, NotNegative, Positive, Ratio, Seed, Width
 from fcs_utils.errors import StudyError, refuse_field
 from fcs_utils.files import canonical_json
+from fcs_utils.pretrained import DIGITS, PREFIX, PUBLIC_MEAN, PUBLIC_STD
 from fcs_utils.pruning.counts import Rounding
 from fcs_utils.pruning.layer_rates import Shorthand, check_goal, read_rates
 from fcs_utils.training.arms import ARMS, Arm
@@ -20,7 +21,8 @@ from fcs_utils.training.optimiser import Training
 def describe(run: Run) -> str:
     """A run in a few words, for progress bars and errors."""
     reference = run.reference
-    words = [f"{reference.network} x{reference.width:g} seed {reference.seed}"]
+    source = f" with {reference.weights}" if reference.weights else ""
+    words = [f"{reference.network} x{reference.width:g}{source} seed {reference.seed}"]
     if run.similarity:
         words.append("similarity")
     if run.pruning:
@@ -35,16 +37,68 @@ SCHEMA = 3  # raised whenever a changed default or a bug fix changes results
 Option = str | int | float | bool
 
 
-class Reference(Config):
-    """A dense network trained from its own seed."""
+Unused = Field(default=None, exclude_if=lambda value: value is None)  # in no record where it is None
+Level = Annotated[float, Field(ge=0, le=1)]
+Spread = Annotated[float, Field(gt=0, le=1)]
 
-    dataset: str
+
+class Source(Config):
+    """A dense network and where its weights come from: from its training here, or given.
+
+    weights: ``pretrained:NAME``, one of the public networks of ``fcs_utils.pretrained``, or a safetensors file in the data folder.
+    weights_sha256: ``files.tensors_sum`` of the file's tensors, so that an edited file is another run. mean, std: what images in
+    0..1 are normalised by before the given network, one number a channel. None is the data set's own, and of a public network
+    the published ones.
+    """
+
     network: str
     width: Width = 1.0
+    training: Training | None = Unused
+    weights: str | None = Unused
+    weights_sha256: str | None = Unused
+    mean: tuple[Level, ...] | None = Unused
+    std: tuple[Spread, ...] | None = Unused
+
+    @model_validator(mode="after")
+    def _trained_or_given(self) -> Source:
+        if (self.training is None) == (self.weights is None):
+            raise ValueError("give either training or weights")
+        rest = {"weights_sha256": self.weights_sha256, "mean": self.mean, "std": self.std}
+        there = [name for name, value in rest.items() if value is not None]
+        if there and (self.weights is None or self.weights.startswith(PREFIX)):
+            raise ValueError(f"{there[0]} belongs to weights from a file")
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ValueError("mean and std belong together, one number a channel in each")
+        if self.weights and self.weights.startswith(PREFIX):
+            if (name := self.weights.removeprefix(PREFIX)) not in DIGITS:
+                raise ValueError(f"weights={self.weights!r}; allowed: {', '.join(PREFIX + known for known in DIGITS)}, or a file")
+            if (self.network, self.width) != (name, 1.0):
+                raise ValueError(f"weights={self.weights!r} are those of network {name!r} at width 1")
+        return self
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation a channel of images in 0..1 that the weights ask for; None is the data set's own."""
+        if self.weights and self.weights.startswith(PREFIX):
+            return PUBLIC_MEAN, PUBLIC_STD
+        return (self.mean, self.std) if self.mean and self.std else None
+
+
+class Reference(Source):
+    """A dense network of a study. The seed of one that is given draws its calibration images and the batches of fine-tuning."""
+
+    dataset: str
     shortcut: Literal["A", "B"] = "A"
     seed: Seed
-    training: Training
     precision: Literal["fp32", "bf16"]
+
+    @model_validator(mode="after")
+    def _file_is_known(self) -> Reference:
+        if self.weights and not self.weights.startswith(PREFIX) and self.weights_sha256 is None:
+            raise ValueError("weights_sha256 is missing; it is files.tensors_sum of the file's tensors")
+        if self.weights and self.weights.startswith(PREFIX) and self.shortcut != "A":
+            raise ValueError(f"weights={self.weights!r} are of a network with shortcuts 'A'")
+        return self
 
 
 class Similarity(Config):
@@ -66,15 +120,15 @@ class Pruning(Config):
     options: dict[str, Option] = {}
     ratio: Ratio | None = None
     macs: Ratio | None = None
-    rates: dict[str, float] | tuple[float, ...] | None = Field(default=None, exclude_if=lambda rates: rates is None)
-    rates_as: Shorthand | None = Field(default=None, exclude_if=lambda paper: paper is None)
-    rounding: Rounding | None = Field(default=None, exclude_if=lambda rounding: rounding is None)
+    rates: dict[str, float] | tuple[float, ...] | None = Unused
+    rates_as: Shorthand | None = Unused
+    rounding: Rounding | None = Unused
     scope: Literal["inner", "all"] = "inner"
     calibration: Count = 512
     calibration_seed: Seed | None = None
     compensate: Literal["none", "merge"] = "none"
     recalibrate: bool = True
-    source: str | None = Field(default=None, exclude_if=lambda source: source is None)
+    source: str | None = Unused
 
     @field_validator("rates", mode="before")
     @classmethod
@@ -117,7 +171,7 @@ class Tuning(Config):
     peer_learning_rate: Positive | None = None
     updates: Literal["simultaneous", "sequential"] = "simultaneous"
     budget: Literal["epochs", "macs"] = "epochs"
-    source: str | None = Field(default=None, exclude_if=lambda source: source is None)
+    source: str | None = Unused
 
     @field_validator("method")
     @classmethod

@@ -128,22 +128,26 @@ def perform(
 def check_needs(bench: Bench, runs: Sequence[Run], calibration: int) -> None:
     """Raises StudyError where the data set has too few training images for some runs, or images that their networks cannot take.
 
+    It raises it, too, where the weights of a given reference are missing or do not fit.
+
     calibration: images that notebooks take, whatever the runs.
     """
     data, counts = bench.dataset, {"calibration": calibration, "batch_size": 1}
     for run in runs:
         cut, training = run.pruning or run.similarity, run.tuning.training if run.tuning else run.reference.training
         counts["calibration"] = max(counts["calibration"], cut.calibration if cut else 1)
-        counts["batch_size"] = max(counts["batch_size"], training.batch_size)
+        counts["batch_size"] = max(counts["batch_size"], training.batch_size if training else 1)
     for name, needed in counts.items():
         if needed > len(data.train):
             raise refuse(name, needed, f"1 to {len(data.train)}, the training split of {data.name}")
     for reference in {(run.reference.network, run.reference.width): run.reference for run in runs}.values():
         try:
-            count_macs(bench.untrained(reference), bench.example)
+            count_macs(bench.untrained(reference), bench.data(reference).normalise(data.train.images[:1]))
         except (RuntimeError, ValueError) as error:
             why = f"a network that takes the {data.size}x{data.size} images of {data.name} ({first_line(error)})"
             raise refuse("network", reference.network, why) from error
+        if reference.weights:
+            bench.trained(reference)  # a file that is missing, or weights of another network
 
 
 def expected_macs(bench: Bench, runs: Sequence[Run]) -> dict[str, int]:
@@ -167,7 +171,7 @@ def _passes(run: Run, data: Dataset) -> float:
         arm = run.tuning.arm
         peer = {"none": [], "original": [1.0], "compact": [left]}[arm.peer]
         return run.tuning.training.epochs * len(data.train) * arm.macs_per_image([left, *peer])
-    if run.kind == "reference":
-        return 3 * run.reference.training.epochs * len(data.train)
+    if run.kind == "reference" and (training := run.reference.training):
+        return 3 * training.epochs * len(data.train)
     # No training: judged on the validation images, and before and after recalibration on the test images.
     return len(data.validation) + 2 * len(data.test)

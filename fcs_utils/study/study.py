@@ -27,6 +27,7 @@ from fcs_utils.study.records import Settings, Store, read_record, write_record
 from fcs_utils.study.runs import SCHEMA, Run, describe
 from fcs_utils.study.schedule import Schedule, check_needs, expected_macs, perform
 from fcs_utils.study.selection import parse_only
+from fcs_utils.study.weights import with_sums
 from fcs_utils.training.arms import ARMS
 from fcs_utils.training.passes import Mode, check_mode
 
@@ -54,6 +55,7 @@ class Study:
         import_plugins(plugins)
         self.profile = check_fields(profile.model_dump()) if isinstance(profile, Profile) else get_profile(profile)
         import_plugins(self.profile.plugins)
+        self.profile = with_sums(self.profile, data)
         self._arguments, self._plugins = (self.profile, out, data, device, passes), plugins
         self.store = Store(out, self.profile.name)
         self.bench = Bench(self.store, self.profile.dataset, data, pick_device(device), passes)

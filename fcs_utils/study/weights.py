@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import read_tensors, set_aside, tensors_sum, write_tensors
 from fcs_utils.models import load_state
+from fcs_utils.pretrained import PREFIX, check_state, give, read_given
+from fcs_utils.study.profiles import Profile
 from fcs_utils.study.records import Store
-from fcs_utils.study.runs import Run, describe
+from fcs_utils.study.runs import Reference, Run, describe
 
 
 def load_weights(store: Store, run: Run, network: nn.Module, recorded: str | None) -> str | None:
@@ -26,7 +27,7 @@ def load_weights(store: Store, run: Run, network: nn.Module, recorded: str | Non
             state, metadata = read_tensors(path)
             if (found := tensors_sum(state)) != recorded and metadata.get("run") != run.identity:
                 raise StudyError(f"{path} has not the weights of {describe(run)}")
-            _check_state(state, network, path)
+            check_state(state, network, path)
         except StudyError as error:
             set_aside(path, f"{error}; trained again")
         else:
@@ -48,13 +49,29 @@ def keep_weights(store: Store, run: Run, network: nn.Module) -> str:
     return tensors_sum(state)
 
 
-def _check_state(state: Mapping[str, Tensor], network: nn.Module, path: Path) -> None:
-    """Raises StudyError for weights with other names, shapes or kinds of numbers than the network's, and for NaN."""
-    wanted = network.state_dict()
-    if state.keys() != wanted.keys():
-        raise StudyError(f"{path} has other layers than the network: {min(state.keys() ^ wanted.keys())}")
-    for name, tensor in state.items():
-        like = wanted[name]
-        if tensor.shape != like.shape or tensor.is_floating_point() != like.is_floating_point() or not tensor.isfinite().all():
-            needed = f"{like.dtype} {tuple(like.shape)} and finite is needed"
-            raise StudyError(f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}; {needed}")
+def load_given(reference: Reference, network: nn.Module, data: str | Path | None) -> str:
+    """Put the weights that a given reference names into the network; returns their checksum.
+
+    Raises StudyError where the file is missing, damaged or edited, and where it does not fit the network.
+    """
+    assert reference.weights is not None
+    state = read_given(reference.weights, data)
+    found, known = tensors_sum(state), reference.weights_sha256
+    if known not in (None, found):
+        raise StudyError(f"{reference.weights} has not the weights of this run: its tensors' SHA-256 is {found}, not {known}")
+    give(network, state, reference.weights)
+    return found
+
+
+def with_sums(profile: Profile, data: str | Path | None) -> Profile:
+    """A profile with the checksum of every file of weights that it names without one, so that an edited file is another run.
+
+    Raises StudyError for a file that is missing or cannot be read.
+    """
+    networks = tuple(
+        one.model_copy(update={"weights_sha256": tensors_sum(read_given(one.weights, data))})
+        if one.weights and not one.weights.startswith(PREFIX) and one.weights_sha256 is None
+        else one
+        for one in profile.networks
+    )
+    return profile if networks == profile.networks else profile.model_copy(update={"networks": networks})

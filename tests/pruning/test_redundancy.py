@@ -68,7 +68,7 @@ def test_batchnorm_of_an_untrained_network_is_estimated_on_the_images(tmp_path) 
     bench = Bench(Store(tmp_path, "t"), "digits", None, torch.device("cpu"))
     training = Training(epochs=1, learning_rate=0.1)
     reference = Reference(dataset="digits", network="vgg16", width=0.125, seed=0, training=training, precision="fp32")
-    images = bench.calibration_images(0, 64)
+    images = bench.calibration_images(reference, 64)
     made, seen = bench.untrained(reference), bench.untrained(reference, images)
     assert made.features.conv1.weight.equal(seen.features.conv1.weight)
     assert made.features.bn1.running_mean.abs().max() == 0

@@ -103,7 +103,7 @@ def test_the_record_of_a_run_is_found_again(bench: Bench, goal: dict[str, Any]) 
 def test_the_switch_scores_the_maps_that_it_names_and_merging_still_reads_those_of_the_readers(bench: Bench) -> None:
     run = pruned(options={"tap": "convolution"})
     assert run.pruning
-    raw = collect_statistics(bench.trained(REFERENCE), bench.calibration_images(0, 50), scope="inner", tap="convolution")
+    raw = collect_statistics(bench.trained(REFERENCE), bench.calibration_images(REFERENCE, 50), scope="inner", tap="convolution")
     want = importance("fcs", model=bench.trained(REFERENCE), statistics=raw, tap="convolution")
     got = bench.importance(REFERENCE, run.pruning)
     assert all(got[name].equal(want[name]) for name in want)
