@@ -179,7 +179,7 @@ def _tables(options: argparse.Namespace) -> None:
 def _publish(options: argparse.Namespace) -> None:
     from fcs_utils.report.published import publish
 
-    print(f"published: {publish(options.profile, options.out, options.data)}")
+    print(f"published: {publish(options.profile, options.out, options.data, allow_missing=options.allow_missing)}")
 
 
 # The commands for one profile on its own data set.

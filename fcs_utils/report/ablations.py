@@ -27,7 +27,9 @@ def jaccard(first: Kept, second: Kept) -> float:
 
 def variations(ablation: pd.DataFrame) -> pd.DataFrame:
     """Runs that vary FCS itself, each with its ``variant``, at the calibration set of the literal reading."""
-    base = ablation[(ablation.criterion == "fcs") & (ablation.compensate == "none") & ablation.calibration_seed.isna()]
+    base = ablation[
+        (ablation.criterion.str.split().str[0] == "fcs") & (ablation.compensate == "none") & ablation.calibration_seed.isna()
+    ]
     varied = base.options.map(bool)
     base = base[(base.ratio == base.ratio[varied].iloc[0]) & (base.calibration == base.calibration[~varied].iloc[0])]
     named = [", ".join(f"{name} = {value}" for name, value in one.items() if name != "seed") for one in base.options]

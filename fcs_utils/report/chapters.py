@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fcs_utils.errors import refuse
-from fcs_utils.study.catalogue import Stage
+from fcs_utils.study.catalogue import STAGES, Stage
 
 PACKAGE = Path(__file__).parents[1]
 ROOT = PACKAGE.parent
@@ -32,11 +32,11 @@ NOTEBOOKS = {
     "02": Notebook("02_activation_collection", ("reference",)),
     "03": Notebook("03_similarity_and_clustering", ("reference", "similarity")),
     "04": Notebook("04_pruning", ("reference", "pruned", "ablation", "headstart")),
-    "05": Notebook("05_baseline_criteria", ("reference", "pruned", "tuned")),
+    "05": Notebook("05_baseline_criteria", ("reference", "pruned", "readings", "tuned", "longer")),
     "06": Notebook("06_tft_and_mlft", ("reference", "rates", "arms")),
     "07": Notebook("07_ablations", ("reference", "pruned", "ablation")),
     "08": Notebook("08_cost", ("reference",), measures_time=True),
-    "09": Notebook("09_paper_tables", ("reference", "similarity", "pruned", "tuned", "ablation", "headstart", "rates", "arms")),
+    "09": Notebook("09_paper_tables", STAGES),
     "explore": Notebook("explore", ("reference",)),
 }
 

@@ -187,14 +187,20 @@ def variation_gains(variations: pd.DataFrame) -> Figure:
 @as_figure("claims", "ledger")
 def forest(ledger: pd.DataFrame) -> Figure:
     """Effect and 95 % interval of every comparison behind the verdicts, coloured by verdict."""
-    channels = ledger.claim == "C1"
-    figure, axes = plt.subplots(1, 2, figsize=(11, 0.27 * max(channels.sum(), (~channels).sum()) + 1.2))
-    # C1 is in points of channels, the others in points of accuracy: two scales, two panels.
-    titles = ("C1: channels, points", "C2, C3: top-1, points")
-    for axis, title, part in zip(axes, titles, (ledger[channels], ledger[~channels]), strict=True):
+    channels, epochs = ledger.claim.isin(("C1a", "C1b")), ledger.unit == "% of epochs"
+    # C1 is in points of channels, C3 in shares of epochs, the others in points of accuracy: three scales, three panels.
+    titles = ("C1: channels, points", "C2, C3: top-1, points", "C3: epochs saved, %")
+    found = [
+        (title, ledger[rows]) for title, rows in zip(titles, (channels, ~channels & ~epochs, epochs), strict=True) if rows.any()
+    ]
+    height = 0.27 * max((len(part) for _, part in found), default=0) + 1.2
+    figure, axes = plt.subplots(1, max(1, len(found)), figsize=(max(8, 5.5 * len(found)), height), squeeze=False)
+    for axis, (title, part) in zip(axes.flat, found, strict=bool(found)):
         colours = part.verdict.map(VERDICT_COLOURS).where(part.decisive, "#b0b0b0")
         styles = ((colour, "o") for colour in colours)
-        effects(axis, zip(part.label, part.effect, part.low, part.high, styles, strict=True), capsize=3)
+        labels = part.claim.where(part.claim.isin(("C1a", "C1b")), "").str.cat(part.label, sep=" ").str.strip()
+        ends = part[["low", "high"]].clip(-100, 100) if title == titles[-1] else part[["low", "high"]]  # an end may be open
+        effects(axis, zip(labels, part.effect, ends.low, ends.high, styles, strict=True), capsize=3)
         axis.set(title=title, ylim=(-len(part) + 0.4, 0.6))
     return figure
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from fcs_utils.report.comparisons import BASELINES, counted
-from fcs_utils.report.inference import LEVEL, holm, paired, seed_differences
+from fcs_utils.report.inference import LEVEL, holm, paired, replicate_of, seed_differences
 
 POINTS = "points of top-1"
 SIDES = ("above", "below")
@@ -27,21 +27,26 @@ def sentence(
     unit: str = POINTS,
     sides: tuple[str, str] = SIDES,
     p: float = math.nan,
+    replicate: str = "trained seed",
 ) -> str:
-    """'FCS ends 1.5 points of top-1 below random channels (95 % interval 0.8 to 2.2, 3 seeds)', without the full stop.
+    """'FCS ends 1.5 points of top-1 below random channels (95 % interval 0.8 to 2.2, 3 trained seeds)', without the full stop.
 
-    low, high: 95 % interval of the effect; NaN for one seed. If it contains zero, the sentence says 'no
-    clear difference'. p: corrected for other comparisons; if it is not significant although the interval excludes zero,
-    the sentence says so. sides: the words for more and for less. Without ``ours`` the result is an item of a list.
+    low, high: 95 % interval of the effect; NaN for one pair, infinite where an end is open. If it contains zero, the sentence
+    says 'no clear difference'. p: corrected for other comparisons; if it is not significant although the interval excludes zero,
+    the sentence says so. sides: the words for more and for less, which may end in 'than'. replicate: what n counts. Without
+    ``ours`` the result is an item of a list.
     """
     known = not math.isnan(low) and low != high
     clear = known and low * high > 0
     digits = 1 if all(abs(value) >= 0.05 for value in (effect, low, high) if not math.isnan(value)) else 2
-    distance = " ".join(filter(None, (f"{abs(effect):.{digits}f}", unit, sides[effect < 0])))
-    ends = [f"{abs(end):.{digits}f}" + ("" if clear else f" {sides[end < 0]}") for end in (low, high)]
-    interval = " to ".join(sorted(ends, key=float) if clear else ends) if known else "no interval"
+    alone = [side.removesuffix(" than") for side in sides]
+    distance = " ".join(filter(None, (f"{abs(effect):.{digits}f}", unit, (sides if clear else alone)[effect < 0])))
+    nearest = sorted((low, high), key=abs) if clear else (low, high)
+    said = [f"{abs(end):.{digits}f}" + ("" if clear else f" {alone[end < 0]}") for end in nearest]
+    ends = ["an open end" if math.isinf(end) else words for end, words in zip(nearest, said, strict=True)]
+    interval = " to ".join(ends) if known else "no interval"
     if n:
-        seeds = counted(n, "seed")
+        seeds = counted(n, replicate)
         interval = f"95 % interval {interval}, {seeds}" if known else f"{seeds}, {interval}"
     if clear and p >= LEVEL:
         interval += "; not clear after correction for several comparisons"
@@ -55,7 +60,8 @@ def sentence(
 def difference(ours: pd.DataFrame, theirs: pd.DataFrame, value: str = "test", /, **words: Any) -> str:
     """What ``sentence`` says, in these words, of two sets of runs that are paired by seed."""
     found = paired(seed_differences(ours, theirs, value))
-    return sentence(found.effect, found.low, found.high, found.n, **words)
+    replicate = replicate_of(pd.concat([ours, theirs]))
+    return sentence(found.effect, found.low, found.high, found.n, **{"replicate": replicate, **words})
 
 
 def best_and_worst(runs: pd.DataFrame, by: str, base: str, verb: str = "is") -> str:
@@ -65,15 +71,31 @@ def best_and_worst(runs: pd.DataFrame, by: str, base: str, verb: str = "is") -> 
     found = {str(name): paired(seed_differences(other, own, "test")) for name, other in kinds.items()}
     corrected = dict(zip(found, holm([one.p for one in found.values()]), strict=True))
     order = sorted(found, key=lambda name: found[name].effect)
+    replicate = replicate_of(runs)
     return "; ".join(
-        sentence(one.effect, one.low, one.high, one.n, ours=f"`{name}`", theirs=f"`{base}`", verb=verb, p=corrected[name])
+        sentence(
+            *(one.effect, one.low, one.high),
+            n=one.n,
+            ours=f"`{name}`",
+            theirs=f"`{base}`",
+            verb=verb,
+            p=corrected[name],
+            replicate=replicate,
+        )
         for name, one in ((name, found[name]) for name in dict.fromkeys([*order[-1:], *order[:1]]))
     )
 
 
 def findings(ledger: pd.DataFrame) -> dict[str, str]:
     """What was found about each claim: a few sentences, from effects and intervals alone."""
-    words = {"C1": _redundancy, "C2": _criteria, "C3": _epochs, "C3 by compute": _at_equal_compute}
+    words = {
+        "C1a": _against_chance,
+        "C1b": _against_untrained,
+        "C2": _criteria,
+        "C2, best reading": _criteria,
+        "C3": _epochs,
+        "C3 by compute": _at_equal_compute,
+    }
     return {claim: ". ".join(words[claim](rows)) + "." for claim, rows in ledger.groupby("claim", sort=False)}
 
 
@@ -82,14 +104,17 @@ def headlines(ledger: pd.DataFrame) -> dict[str, str]:
     return findings(ledger[ledger.role != "network"])
 
 
+def _of(row: Any, ours: str, theirs: str, **words: Any) -> str:
+    """What ``sentence`` says of a row of the ledger."""
+    return sentence(row.effect, row.low, row.high, row.n, replicate=row.replicate, p=row.p_holm, ours=ours, theirs=theirs, **words)
+
+
 def _enumerated(rows: pd.DataFrame, name: Callable[[Any], str], unit: str = POINTS, sides: tuple[str, str] = SIDES) -> str:
-    """'0.8 points of top-1 above after 2 epochs (95 % interval 0.3 to 1.3, 5 seeds) and 0.6 above after 4 (0.2 to 1.0)'."""
+    """'0.8 points of top-1 above after 2 epochs (95 % interval 0.3 to 1.3, 5 trained seeds) and 0.6 above after 4 (0.2 to 1.0)'."""
     parts: list[str] = []
     for row in rows.itertuples():
-        shifted = [value - row.slack for value in (row.effect, row.low, row.high)]
-        p = math.nan if row.slack else row.p_holm  # of the difference from the margin, not from zero
-        first = {"n": row.n, "unit": unit} if not parts else {"unit": ""}
-        parts.append(sentence(*shifted, **first, theirs=name(row), sides=sides, p=p))
+        first = {"n": row.n, "replicate": row.replicate, "unit": unit} if not parts else {"unit": ""}
+        parts.append(sentence(row.effect, row.low, row.high, **first, theirs=name(row), sides=sides, p=row.p_holm))
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
@@ -104,36 +129,44 @@ def _headline(verdicts: pd.Series, subject: str, more: str, less: str, rest: str
     return f"{subject} is clearly {' or '.join(sides)} {rest} {cases}"
 
 
-def _redundancy(rows: pd.DataFrame) -> list[str]:
-    def listed(part: pd.DataFrame) -> str:
-        return _enumerated(part, lambda row: f"in {row.network}", "points", ("higher", "lower"))
+def _by_network(rows: pd.DataFrame, subject: str, theirs: str) -> str:
+    """A result for each network, so that none speaks for another."""
+    found = [
+        _of(row, f"in {row.network}, {'it' if number else subject}", theirs, unit="points", verb="is")
+        for number, row in enumerate(rows.itertuples())
+    ]
+    return "; ".join(found)[:1].upper() + "; ".join(found)[1:]
 
-    own = rows[rows.decisive]
-    lead = _headline(
-        own.verdict,
-        "The share of channels with a near-duplicate",
-        "larger",
-        "smaller",
-        "in trained networks than in untrained ones",
-        "(not in every network)",
-    )
-    said = [f"{lead}: {listed(own)}"]
+
+def _against_chance(rows: pd.DataFrame) -> list[str]:
+    subject = "the share of live channels with a near-duplicate in trained networks"
+    return [_by_network(rows, subject, f"the {rows.theirs.iloc[0]} that chance gives")]
+
+
+def _against_untrained(rows: pd.DataFrame) -> list[str]:
+    own = rows[rows.label == rows.network]
+    said = [_by_network(own, "the share of channels with a near-duplicate in trained networks", "that in untrained ones")]
     if len(made := rows[rows.role == "as made"]):
-        said.append(f"Against untrained networks whose BatchNorm has seen no image, the share is {listed(made)}")
+        listed = _enumerated(made, lambda row: f"in {row.network}", "points", ("higher", "lower"))
+        said.append(f"Against untrained networks whose BatchNorm has seen no image, the share is {listed}")
     return said
 
 
 def _criteria(rows: pd.DataFrame) -> list[str]:
-    def against(row: Any, name: str) -> str:
-        return sentence(row.effect, row.low, row.high, row.n, ours="FCS", theirs=name, p=row.p_holm)
+    own = "FCS" if rows.claim.iloc[0] == "C2" else f"the best reading of FCS ({rows.label.iloc[0].split(' − ')[0]})"
 
-    said = ["; ".join(against(row, f"pruning by the {BASELINES[row.theirs]}") for row in rows[rows.decisive].itertuples())]
-    said = [f"At equal MACs, {one}" for one in said if one]
+    def against(part: pd.DataFrame, start: str) -> list[str]:
+        words = [_of(row, own, f"pruning by the {BASELINES[row.theirs]}") for row in part.itertuples() if row.theirs in BASELINES]
+        return [start + "; ".join(words)] if words else []
+
+    said = against(rows[rows.role == ""], "At equal MACs, ")
     for baseline, name in BASELINES.items():
         apart = rows[(rows.role == "network") & (rows.theirs == baseline)]
         if (apart.verdict != "undecided").any() and (apart.effect > 0).nunique() > 1:
-            said.append(f"By network, against the {name}, FCS ends {_enumerated(apart, lambda row: f'on {row.network}')}")
-    return [*said, *(against(row, "pruning random channels") for row in rows[rows.theirs == "random"].itertuples())]
+            said.append(f"By network, against the {name}, {own} ends {_enumerated(apart, lambda row: f'on {row.network}')}")
+    said += [_of(row, own, "pruning random channels") for row in rows[(rows.theirs == "random") & (rows.role == "")].itertuples()]
+    said += against(rows[rows.role == "given"], "In the given networks, ")
+    return [one[:1].upper() + one[1:] for one in said]
 
 
 def _after(row: Any) -> str:
@@ -141,23 +174,45 @@ def _after(row: Any) -> str:
 
 
 def _epochs(rows: pd.DataFrame) -> list[str]:
-    same, short = rows[rows.role == "better"], rows[rows.role == "no worse"]
-    if not len(short) or not len(same):
-        return ["MLFT and TFT have no shorter schedule in common, so nothing is known about fewer epochs"]
-    lead = _headline(same.verdict, "MLFT", "ahead of", "behind", "TFT at equal epochs", "for some schedules only")
-    said = [f"{lead}: {_enumerated(same, _after)}, at {same.compute.mean():.1f} times the training compute"]
-    goal, slack = f"TFT's longest schedule ({counted(short.against.max(), 'epoch')})", f"within {short.slack.max():.2g} points"
-    reached, itself = (
-        sorted(rows[(rows.role == role) & (rows.verdict == "supported")].epochs) for role in ("no worse", "no worse itself")
-    )
-    if reached:
-        lead = f"MLFT comes {slack} of {goal} or above it after {' and '.join(map(str, reached))} epochs"
-        lead += f", and so does TFT after {' and '.join(map(str, itself))}" if itself else ""
-    elif set(short.verdict) == {"contradicted"}:
-        lead = f"MLFT does not reach the accuracy of {goal} in fewer epochs"
-    else:
-        lead = f"It is not shown that MLFT comes {slack} of {goal} in fewer epochs"
-    return [*said, f"{lead}: {_enumerated(short, _after)}"]
+    said = []
+    for network, part in rows.groupby("network", sort=False):
+        place = f"on {network}, " if rows.network.nunique() > 1 else ""
+        saving, same = part[part.role == "saving"], part[part.role == "same epochs"]
+        for row in saving.itertuples():
+            (tft,) = part[(part.role == "saving of another") & (part.theirs == "tft")].itertuples()
+            said += [place + one for one in _saving(row, tft)]
+        if len(same):
+            lead = _headline(same.verdict, "MLFT", "ahead of", "behind", "TFT at equal epochs", "for some schedules only")
+            said.append(f"{place}{lead}: {_enumerated(same, _after)}, at {same.compute.mean():.1f} times the training compute")
+    if not said:
+        return ["MLFT and TFT have no schedule in common, so nothing is known about fewer epochs"]
+    return [one[:1].upper() + one[1:] for one in said]
+
+
+def _saving(row: Any, tft: Any) -> list[str]:
+    """What MLFT saves of TFT's epochs, and how many TFT itself needs."""
+    goal = f"TFT's longest schedule ({counted(row.against, 'epoch')})"
+    if math.isnan(row.effect):
+        never = f"no schedule of MLFT, up to {counted(row.epochs, 'epoch')}, reaches the accuracy of {goal} on average"
+        known = "no interval" if row.n == 1 else "95 % interval"
+        most = f": {row.high:.1f} % at most" if math.isfinite(row.high) else ""
+        return [f"{never}, so the share of epochs that it saves is open{most} ({known}, {counted(row.n, row.replicate)})"]
+    interval = f" ({' to '.join(_length(end) for end in (row.shortest, row.longest))})" if row.n > 1 else ""
+    words = {"unit": "%", "verb": "needs", "sides": ("fewer epochs than", "more epochs than")}
+    lead = _of(row, "MLFT", f"{goal} for the same accuracy", **words)
+    said = [f"{lead}: {row.length:.1f} epochs by interpolation{interval}, at {row.compute:.1f} times TFT's training MACs"]
+    if not tft.n > 1:
+        return said
+    own = f"TFT itself needs {tft.length:.1f} epochs ({_length(tft.shortest)} to {tft.longest:.1f})"
+    if tft.shortest > tft.against - 0.05:
+        own = f"TFT itself needs all {tft.against}"
+    elif row.low > 0 and tft.shortest <= row.length:
+        own += ", so it is not shown to need more than MLFT, and nothing is claimed"
+    return [*said, own]
+
+
+def _length(end: float) -> str:
+    return "an open end" if math.isinf(end) or not end else f"{end:.1f}"
 
 
 def _at_equal_compute(rows: pd.DataFrame) -> list[str]:

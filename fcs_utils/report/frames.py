@@ -13,15 +13,39 @@ from matplotlib.figure import Figure
 from fcs_utils.files import canonical_json, write_json
 from fcs_utils.pretrained import PREFIX
 from fcs_utils.pruning.criteria import reading_of
-from fcs_utils.report import ablation_figures, ablations, arm_figures, claims, comparisons, figures, tables
+from fcs_utils.report import (
+    ablation_figures,
+    ablations,
+    arm_figures,
+    claims,
+    comparisons,
+    exchange,
+    figures,
+    latency_figures,
+    planning,
+    schedules,
+    tables,
+)
 from fcs_utils.study.catalogue import STAGES
+from fcs_utils.study.grid import name_criterion, parse_criterion
+from fcs_utils.study.measurements import kept
 from fcs_utils.study.packed import Record
 from fcs_utils.study.rates import margin
 from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
 from fcs_utils.training.arms import arm_row, is_searched
 
-REGISTERED = (ablation_figures, ablations, arm_figures, claims, figures, tables)  # importing them fills the registries
+REGISTERED = (
+    ablation_figures,
+    ablations,
+    arm_figures,
+    claims,
+    exchange,
+    figures,
+    latency_figures,
+    planning,
+    tables,
+)  # importing them fills the registries
 NAMES = {"vgg16": "VGG-16", "vgg19": "VGG-19", **{f"resnet{d}": f"ResNet-{d}" for d in (20, 32, 44, 56, 110)}}
 
 
@@ -55,18 +79,21 @@ def _row(record: Record) -> dict[str, Any]:
         "id": record["id"],
         "kind": record["kind"],
         "network": network_label(reference),
+        "architecture": f"{reference['network']} x{reference['width']:g}",
         "seed": reference["seed"],
+        "given": reference.get("weights") is not None,
         "device_type": record["provenance"]["device_type"],
         "reference_sha256": result.get("reference_sha256", result.get("weights_sha256")),
         **{name: result["cost"][name] for name in ("params", "macs", "bytes")},
     }
     if pruning:
         row |= {
-            "criterion": pruning["criterion"],
+            "criterion": name_criterion(pruning["criterion"], pruning["options"]),
             "reading": reading_of(pruning["criterion"], pruning["options"]),
             # NaN for other goals, such as rates by layer: tables by ratio leave them out, and pairs have one goal.
             "ratio": math.nan if pruning["ratio"] is None else pruning["ratio"],
             "goal": canonical_json({name: pruning.get(name) for name in ("ratio", "macs", "rates", "rates_as", "rounding")}),
+            "by_rates": pruning.get("rates") is not None,
             **{f"dense_{name}": result["dense_cost"][name] for name in ("params", "macs")},
             **{name: pruning[name] for name in ("options", "calibration", "calibration_seed", "compensate")},
         }
@@ -95,8 +122,9 @@ def similarity_frame(records: Iterable[Record]) -> pd.DataFrame:
     rows = []
     for record in pairable(records):
         reference, result = record["config"]["reference"], record["result"]
-        run = {"network": network_label(reference), "seed": reference["seed"], "device_type": record["provenance"]["device_type"]}
-        run["reference_sha256"] = result["reference_sha256"]
+        run = {"network": network_label(reference), "seed": reference["seed"], "given": reference.get("weights") is not None}
+        run |= {"device_type": record["provenance"]["device_type"], "reference_sha256": result["reference_sha256"]}
+        run["chance"] = round(100 * (1 - record["config"]["similarity"]["quantile"]), 6)
         for state, layers in result["shares"].items():
             for layer, share in layers.items():
                 found = {"near_duplicates": 100 * share["twins"], "pairs": 100 * share["pairs"], "threshold": share["threshold"]}
@@ -135,14 +163,32 @@ def add_targets(arms: pd.DataFrame, slack: float) -> pd.DataFrame:
 class Report:
     """All frames of a profile, from its records by stage; a stage without records leaves its tables out.
 
-    missing: runs without a record, in words; they become a table of their own.
+    missing: runs without a record, in words; they become a table of their own. best: the criterion that is the best reading of
+    FCS. unfinished: what is not run, with its hours. latency: what was measured of the compact networks.
     """
 
-    def __init__(self, records: Mapping[Any, Sequence[Record]], validation_images: int, missing: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        records: Mapping[Any, Sequence[Record]],
+        validation_images: int,
+        missing: Sequence[str] = (),
+        best: str | None = None,
+        unfinished: pd.DataFrame | None = None,
+        latency: Iterable[Mapping[str, Any]] = (),
+    ) -> None:
+        self.unfinished = pd.DataFrame() if unfinished is None else unfinished
         self.missing, self.slack = missing, margin(validation_images)
+        self.best = name_criterion(*parse_criterion(best)) if best else None
         self.similarity = similarity_frame(records["similarity"])
         frames = {stage: runs_frame(found) for stage, found in records.items() if stage != "similarity"}
         self.references, self.pruned, self.tuned = (frames[stage] for stage in ("reference", "pruned", "tuned"))
+        self.readings, self.longer, self.points = frames["readings"], frames["longer"], self.tuned
+        if len(self.tuned):  # at published layer rates, networks are compared with published ones
+            self.points, self.tuned = self.tuned[self.tuned.by_rates], self.tuned[~self.tuned.by_rates]
+            self.pruned = self.pruned[~self.pruned.by_rates] if len(self.pruned) else self.pruned
+        self.timed = (
+            latency_figures.with_latency(self.tuned, latency_figures.latency_frame(latency)) if len(self.tuned) else self.tuned
+        )
         self.ablation, self.headstart, self.rates = (frames[stage] for stage in ("ablation", "headstart", "rates"))
         self.variations = self.merges = self.ablation
         self.arms = self.schedules = frames["arms"]
@@ -152,11 +198,11 @@ class Report:
         if len(self.similarity):
             found += comparisons.c1(self.similarity)
         if len(self.tuned):
-            found += comparisons.c2(self.tuned)
+            found += comparisons.c2(self.tuned, self.best)
         if len(self.arms):
             self.arms = add_targets(self.arms, self.slack)
             self.schedules = self.arms[self.arms.method.map(is_searched)]
-            found += comparisons.c3(self.schedules, self.slack) + comparisons.c3_by_compute(self.schedules)
+            found += schedules.c3(self.schedules) + schedules.c3_by_compute(self.schedules)
         self.ledger = claims.ledger(found)
 
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -171,9 +217,19 @@ class Report:
         """Tables as CSV and Markdown, and the ledger as JSON."""
         for name, table in self.tables().items():
             tables.write_table(store, name, table)
-        rows = self.ledger.astype(object).where(self.ledger.notna(), None).to_dict("records")  # NaN is no JSON
+        rows = [{**row, "open": _open_ends(row)} for row in self.ledger.to_dict("records")]
+        rows = [{key: None if _is_no_number(value) else value for key, value in row.items()} for row in rows]  # NaN is no JSON
         verdicts = claims.claim_verdicts(self.ledger) if rows else {}
         write_json(store.claims(), {"verdicts": verdicts, "comparisons": rows, "missing": list(self.missing)})
+
+
+def _is_no_number(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _open_ends(row: Mapping[str, Any]) -> str:
+    """Which ends of a row's interval are open: 'low', 'high', 'low, high', or none of them."""
+    return ", ".join(end for end in ("low", "high") if math.isinf(row[end]))
 
 
 def make_report(study: Study, *, allow_missing: bool = False) -> Report:
@@ -181,12 +237,12 @@ def make_report(study: Study, *, allow_missing: bool = False) -> Report:
 
     Raises StudyError naming the missing ones; where they are allowed, they are listed in a table instead.
     """
-    images = study.settings.validation_images
+    images, best, latency = study.settings.validation_images, study.profile.best, kept(study.store, "latency")[:1]
     if not allow_missing:
-        return Report({stage: study.records([stage]) for stage in STAGES}, images)
+        return Report({stage: study.records([stage]) for stage in STAGES}, images, best=best, latency=latency)
     study.rates()
     runs = {stage: study.runs([stage]) if stage in study.grid else [] for stage in STAGES}
     missing = list(dict.fromkeys(word for stage in runs.values() for word in study.without_record(stage)))
     if "arms" not in study.grid:
         missing.append("every run of stage arms, whose learning rates follow from stage rates")
-    return Report(study.found(), images, missing)
+    return Report(study.found(), images, missing, best, planning.not_run(study), latency)

@@ -17,6 +17,7 @@ from fcs_utils.errors import StudyError
 Verdict = Literal["supported", "contradicted", "undecided"]
 LEVEL = 0.05
 POWER = 0.8
+MANY = 1000  # pairs; nobody plans for more
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,22 @@ def detectable(error: float, n: int, comparisons: int = 1) -> float:
         return float(np.nan_to_num(power, nan=1.0)) - POWER  # scipy returns NaN far out, where power is 1
 
     return error * float(brentq(missing, 0.0, 10 * critical))
+
+
+def needed(spread: float, effect: float) -> float:
+    """How many pairs find a true effect in 80 % of studies, two-sided at 5 %, where differences have this standard deviation.
+
+    Infinite for more than ``MANY``; NaN where there is no spread.
+
+        >>> needed(1.0, 1.0), needed(1.0, 0.5)
+        (10, 34)
+    """
+    if not spread > 0:  # NaN too
+        return math.nan
+    n = np.arange(2, MANY + 1)
+    power = stats.nct.sf(stats.t.ppf(1 - LEVEL / 2, n - 1), n - 1, np.sqrt(n) * effect / spread)
+    enough = n[np.nan_to_num(power, nan=1.0) >= POWER]  # scipy returns NaN far out, where power is 1
+    return int(enough[0]) if len(enough) else math.inf
 
 
 def paired(differences: Sequence[float] | np.ndarray) -> Paired:
@@ -100,14 +117,27 @@ def verdict(effect: float, p: float) -> Verdict:
     return "supported" if effect > 0 else "contradicted"
 
 
+def replicate_of(runs: pd.DataFrame) -> str:
+    """What one pair of these runs is: a trained seed, a given network, or only another tuning of one given network.
+
+    given: whether a run's reference was given rather than trained here; without the column, all were trained. Raises
+    StudyError for runs of both: their spread has two meanings.
+    """
+    given = set(runs.given) if "given" in runs else {False}
+    if len(given) > 1:
+        raise StudyError("runs on trained and on given references have no interval in common")
+    return "trained seed" if given != {True} else "network" if runs.network.nunique() > 1 else "tuning seed"
+
+
 def seed_differences(ours: pd.DataFrame, theirs: pd.DataFrame, value: str) -> np.ndarray:
     """Differences of two sets of runs by seed, each first averaged over all else that they share.
 
-    Networks and ratios that only one side has for a seed are left out, as happens in an incomplete grid. Raises
-    StudyError when no seed is left, when a seed's runs come from different reference networks, or from
-    different device types: such runs are not pairs.
+    Where ``replicate_of`` says that networks are the replicates, by network. Networks and ratios that only one side has for a
+    seed are left out, as happens in an incomplete grid. Raises StudyError when no seed is left, when a seed's runs come from
+    different reference networks, or from different device types: such runs are not pairs.
     """
     both = pd.concat([ours, theirs])
+    unit = "network" if replicate_of(both) == "network" else "seed"
     for column, word in (("reference_sha256", "reference networks"), ("device_type", "device types")):
         if column in both and (both.groupby(["network", "seed"])[column].nunique() > 1).any():
             raise StudyError(f"runs of one seed come from different {word} and cannot be paired; start again with --fresh")
@@ -116,5 +146,5 @@ def seed_differences(ours: pd.DataFrame, theirs: pd.DataFrame, value: str) -> np
     pairs = pd.concat(means, axis=1, keys=["ours", "theirs"], join="inner")
     if pairs.empty:
         raise StudyError(f"no pairs: seeds are {sorted(set(ours.seed))} against {sorted(set(theirs.seed))}")
-    by_seed = pairs.groupby("seed").mean()
+    by_seed = pairs.groupby(unit).mean()
     return (by_seed.ours - by_seed.theirs).to_numpy()

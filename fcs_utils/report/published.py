@@ -25,15 +25,16 @@ from fcs_utils.study.records import Store, pack
 from fcs_utils.study.study import Study
 
 
-def publish(profile: str, out: str | Path, data: str | Path | None = None) -> Path:
+def publish(profile: str, out: str | Path, data: str | Path | None = None, *, allow_missing: bool = False) -> Path:
     """Promote what this machine made of a profile; returns the README of the results, which shows it.
 
     Records of this machine move into ``records.jsonl``. The profile that leads the README publishes its executed notebooks and
-    figures too. Raises StudyError, changing nothing, while runs are missing, or where a record of this machine has another result
-    than the published one, or weights differ from those behind the records.
+    figures too. allow_missing: runs without a record are listed in tables, with the hours that they would take. Raises
+    StudyError, changing nothing, while runs are missing and that is not allowed, or where a record of this machine has another
+    result than the published one, or weights differ from those behind the records.
     """
     study = Study(profile, out, data)
-    store, report = study.store, make_report(study)
+    store, report = study.store, make_report(study, allow_missing=allow_missing)
     records, weights = pack(store), _weights(study)
     write_atomic(store.packed(), records)
     for path in weights:

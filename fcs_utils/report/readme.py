@@ -19,7 +19,14 @@ from fcs_utils.report.pages import TEMPLATES, title_and_question
 from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.study import Study
 
-TOPICS = {"C1": "Redundancy (C1)", "C2": "Choice of channels (C2)", "C3": "Epochs (C3)", "C3 by compute": "Compute (C3)"}
+TOPICS = {
+    "C1a": "Redundancy (C1a)",
+    "C1b": "More redundant by training (C1b, the study's own question)",
+    "C2": "Choice of channels (C2, literal reading)",
+    "C2, best reading": "Choice of channels (C2, best reading)",
+    "C3": "Epochs (C3)",
+    "C3 by compute": "Compute (C3)",
+}
 
 
 def found(report: Report, words: Mapping[str, str]) -> str:
@@ -30,7 +37,7 @@ def found(report: Report, words: Mapping[str, str]) -> str:
 def findings_block(profile: str = HEADLINE, out: str | Path = ROOT / "results") -> str:
     """The main README's findings, with the figure behind them. Reads records only."""
     study = Study(profile, out)
-    report, where = make_report(study), f"results/{study.profile.name}"
+    report, where = make_report(study, allow_missing=True), f"results/{study.profile.name}"
     return "\n".join(
         [
             f"On {study.settings.title}, with {_counted_seeds(study)} (profile `{study.profile.name}`):",
@@ -65,6 +72,7 @@ def profile_readme(study: Study, report: Report) -> str:
         figures=figures,
         chapters=chapters,
         tables=tables,
+        unfinished=report.unfinished.to_markdown(index=False) if len(report.unfinished) else "",
         claims=claims_table(shown).to_markdown(index=False, disable_numparse=True),
     )
 

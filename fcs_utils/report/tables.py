@@ -10,7 +10,7 @@ import pandas as pd
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import write_atomic
-from fcs_utils.report.inference import mean_interval
+from fcs_utils.report.inference import mean_interval, paired, replicate_of, seed_differences
 from fcs_utils.report.registry import Registry
 from fcs_utils.study.rates import best_rates
 from fcs_utils.study.records import Store
@@ -24,7 +24,13 @@ NEAR = 0.02  # of the dense MACs: so far may two criteria lie apart that are com
 def by_group(runs: pd.DataFrame, keys: Sequence[str], row: Callable[[pd.DataFrame], dict[str, Any]]) -> pd.DataFrame:
     """One row a group, in the order of appearance: the group's keys, then what ``row`` says of it, which may reword a key."""
     groups = runs.groupby(list(keys), sort=False)
-    return pd.DataFrame([dict(zip(keys, names, strict=True)) | row(group) for names, group in groups])
+    rows = [dict(zip(keys, names, strict=True)) | row(group) for names, group in groups]
+    return pd.DataFrame([{**one, **_replicates(one, group)} for one, (_, group) in zip(rows, groups, strict=True)])
+
+
+def _replicates(row: Mapping[str, Any], group: pd.DataFrame) -> dict[str, str]:
+    """What a row's n counts, where the runs say it: given networks are no trained seeds."""
+    return {"replicate": replicate_of(group)} if "n" in row and "given" in group else {}
 
 
 def macs_left(runs: pd.DataFrame) -> pd.Series:
@@ -79,12 +85,35 @@ def _span(values: pd.Series, digits: str) -> str:
 def criteria_table(pruned: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     """Test top-1 by network, ratio and criterion: straight after surgery, recalibrated, fine-tuned."""
     runs = tuned.assign(**{"MACs left (%)": macs_left(tuned).map("{:.1f}".format)})
-    known = runs.groupby(["network", "ratio", "MACs left (%)", "criterion", "reading"], sort=False)
-    after = known.agg(**{"fine-tuned (%)": ("test", mean_interval), "n": ("test", "size")}).reset_index()
+
+    def row(g: pd.DataFrame) -> dict[str, Any]:
+        return {"fine-tuned (%)": mean_interval(g.test), "n": len(g)}
+
+    after = by_group(runs, ["network", "ratio", "MACs left (%)", "criterion", "reading"], row)
     keys = ["network", "ratio", "criterion"]
     before = pruned.groupby(keys).agg(**{"pruned (%)": ("plain", mean_interval), "recalibrated (%)": ("test", mean_interval)})
     table = after.join(before, on=keys)
-    return table[[*table.columns[:5], *before.columns, "fine-tuned (%)", "n"]]
+    return table[[*table.columns[:5], *before.columns, *after.columns[5:]]]
+
+
+@as_table("readings", "readings")
+def readings_table(readings: pd.DataFrame) -> pd.DataFrame:
+    """Readings of FCS on the pilot seeds, by validation: the first is the best reading, confirmed on other seeds."""
+    base = "fcs" if "fcs" in set(readings.criterion) else readings.criterion.iloc[0]
+
+    def row(g: pd.DataFrame) -> dict[str, Any]:
+        found = paired(seed_differences(g, readings[readings.criterion == base], "validation"))
+        other = g.criterion.iloc[0] != base
+        return {
+            "validation top-1 (%)": mean_interval(g.groupby("seed").validation.mean()),
+            f"minus {base} (points)": f"{found.effect:+.2f}" if other else "",
+            "95 % interval, uncorrected": found.interval if other else "",
+            "epochs": g.epochs.iloc[0],
+            "n": g.seed.nunique(),
+        }
+
+    order = readings.groupby("criterion", sort=False).validation.mean().sort_values(ascending=False, kind="stable").index
+    return pd.concat([by_group(readings[readings.criterion == name], ["criterion", "reading"], row) for name in order])
 
 
 @as_table("arms", "arms")
@@ -138,6 +167,29 @@ def peers_table(arms: pd.DataFrame) -> pd.DataFrame:
         }
 
     return by_group(arms[arms.peer.map(bool)], ["network", "method", "epochs"], row)
+
+
+@as_table("points", "points")
+def points_table(points: pd.DataFrame) -> pd.DataFrame:
+    """Runs at the layer rates of published results, with those results above them; other training and other choices of an epoch."""
+
+    def row(g: pd.DataFrame) -> dict[str, Any]:
+        first = g.iloc[0]
+        left = {name: 100 * (1 - first[name] / first[f"dense_{name}"]) for name in ("params", "macs")}
+        return {
+            "method": f"here: {first.criterion}",
+            "parameters (M)": f"{first.params / 1e6:.2f}",
+            "pruned top-1 (%)": mean_interval(g.test),
+            "parameters removed (%)": f"{left['params']:.1f}",
+            "MACs removed (%)": f"{left['macs']:.1f}",
+            "source": f"this study, {first.epochs} epochs, final epoch",
+            "n": len(g),
+        }
+
+    own = by_group(points, ["network", "criterion"], row).drop(columns="criterion").rename(columns={"network": "architecture"})
+    quoted = published_table()
+    kinds = set(own.architecture.str.split().str[0])
+    return pd.concat([quoted[quoted.architecture.str.split().str[0].isin(kinds)], own], ignore_index=True).fillna("")
 
 
 @as_table("published")

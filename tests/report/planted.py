@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from fcs_utils.report.claims import ledger
-from fcs_utils.report.comparisons import c3, c3_by_compute
+from fcs_utils.report.schedules import c3, c3_by_compute
 
 
 def arm(method: str, curve: list[float], test: float = 0.0, seed: int = 0, macs: int = 10) -> dict[str, object]:
@@ -35,4 +35,4 @@ def ledger_of(tft: dict[int, float], mlft: dict[int, float], noise: float = 0.05
         for seed in range(6)
     ]
     frame = pd.DataFrame(rows)
-    return ledger([*c3(frame, 0.2), *c3_by_compute(frame)])
+    return ledger([*c3(frame), *c3_by_compute(frame)])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from fcs_utils.report.claims import ledger
-from fcs_utils.report.comparisons import c2
+from fcs_utils.report.claims import claim_verdicts, ledger
+from fcs_utils.report.comparisons import c2, judge
 from fcs_utils.report.findings import _headline, best_and_worst, difference, findings, headlines, sentence
 from tests.report.planted import ledger_of
 
@@ -16,25 +17,25 @@ from tests.report.planted import ledger_of
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ((-1.5, -2.24, -0.77, 3), "FCS ends 1.5 points of top-1 below random (95 % interval 0.8 to 2.2, 3 seeds)"),
-        ((2.0, 1.0, 3.0, 5), "FCS ends 2.0 points of top-1 above random (95 % interval 1.0 to 3.0, 5 seeds)"),
+        ((-1.5, -2.24, -0.77, 3), "FCS ends 1.5 points of top-1 below random (95 % interval 0.8 to 2.2, 3 trained seeds)"),
+        ((2.0, 1.0, 3.0, 5), "FCS ends 2.0 points of top-1 above random (95 % interval 1.0 to 3.0, 5 trained seeds)"),
         (
             (-0.74, -1.66, 0.17, 3),
             "FCS shows no clear difference from random: 0.7 points of top-1 below on average "
-            "(95 % interval 1.7 below to 0.2 above, 3 seeds)",
+            "(95 % interval 1.7 below to 0.2 above, 3 trained seeds)",
         ),
         (
             (0.02, -0.5, 0.54, 3),
             "FCS shows no clear difference from random: 0.02 points of top-1 above on average "
-            "(95 % interval 0.50 below to 0.54 above, 3 seeds)",
+            "(95 % interval 0.50 below to 0.54 above, 3 trained seeds)",
         ),
         (
             (1.5, math.nan, math.nan, 1),
-            "FCS shows no clear difference from random: 1.5 points of top-1 above on average (1 seed, no interval)",
+            "FCS shows no clear difference from random: 1.5 points of top-1 above on average (1 trained seed, no interval)",
         ),
         (
             (0.2, 0.2, 0.2, 3),
-            "FCS shows no clear difference from random: 0.2 points of top-1 above on average (3 seeds, no interval)",
+            "FCS shows no clear difference from random: 0.2 points of top-1 above on average (3 trained seeds, no interval)",
         ),
     ],
 )
@@ -47,22 +48,74 @@ def test_a_sentence_says_when_the_correction_takes_the_difference_back() -> None
     assert "not clear after correction" not in sentence(-2.0, -3.0, -1.0, 3, ours="FCS", theirs="random", p=0.04)
 
 
-def test_findings_name_the_schedules_and_what_counts_as_equal() -> None:
+def test_a_sentence_names_its_replicates_and_an_open_end() -> None:
+    words = sentence(2.0, 1.0, 3.0, 4, ours="FCS", theirs="random", replicate="network")
+    assert words == "FCS ends 2.0 points of top-1 above random (95 % interval 1.0 to 3.0, 4 networks)"
+    sides = ("fewer epochs than", "more epochs than")
+    open_end = sentence(75.0, 60.0, math.inf, 5, ours="A", theirs="B", verb="needs", unit="%", sides=sides)
+    assert open_end == "A needs 75.0 % fewer epochs than B (95 % interval 60.0 to an open end, 5 trained seeds)"
+    either = sentence(5.0, -math.inf, 30.0, 5, ours="A", theirs="B", verb="needs", unit="%", sides=sides)
+    assert either == (
+        "A shows no clear difference from B: 5.0 % fewer epochs on average (95 % interval an open end to 30.0 fewer epochs, "
+        "5 trained seeds)"
+    )
+
+
+def test_findings_name_the_schedules() -> None:
     known = ledger_of({2: 90, 4: 91, 8: 96}, {2: 91, 4: 92, 8: 96})
     found = findings(known)
     assert found.keys() == {"C3", "C3 by compute"}
-    same, longest = found["C3"].split(". MLFT does")
-    assert same.startswith("MLFT is ahead of TFT at equal epochs: 1.0 points of top-1 above after 2 epochs (95 % interval ")
-    assert "0.9 to 1.0, 6 seeds) and 0.9 above after 4 epochs (" in same and same.endswith("at 3.0 times the training compute")
-    # The slack is no part of what the sentence says: 91 and 92 against 96.
-    assert longest.startswith(
-        " not reach the accuracy of TFT's longest schedule (8 epochs) in fewer epochs: 5.0 points of top-1 below"
+    same = found["C3"].partition("MLFT is ahead of TFT at equal epochs for")[2] or found["C3"]
+    assert (
+        "1.0 points of top-1 above after 2 epochs (95 % interval 0.9 to 1.0, 6 trained seeds), 0.9 above after 4 epochs (" in same
     )
-    reached = findings(ledger_of({2: 90, 4: 94, 8: 94}, {2: 94, 4: 94, 8: 94}))["C3"]
-    assert "MLFT comes within 0.2 points of TFT's longest schedule (8 epochs) or above it after 2 and 4 epochs" in reached
-    assert ", and so does TFT after 4: " in reached
+    assert found["C3"].endswith("at 3.0 times the training compute.")
     assert "after 2 epochs against TFT's 8, at 0.75 times TFT's training compute" in found["C3 by compute"]
     assert headlines(known)["C3"] == found["C3"] and found["C3 by compute"].startswith(headlines(known)["C3 by compute"][:-1])
+
+
+def test_what_holds_in_some_networks_only_is_said_of_these() -> None:
+    rows = [
+        judge(claim, network, "", np.array([-1.0, 0.0, 1.0]) + mean, network=network, replicate="trained seed", theirs="1 %")
+        for claim, means in (("C1a", (50, 70)), ("C1b", (-20, -0.5)))
+        for network, mean in zip(("a", "b"), means, strict=True)
+    ]
+    found = findings(ledger(rows))
+    assert found["C1a"].startswith(
+        "In a, the share of live channels with a near-duplicate in trained networks is 50.0 points above the 1 % that chance gives"
+    )
+    assert "; in b, it is 70.0 points above the 1 % that chance gives (" in found["C1a"]
+    assert found["C1b"].startswith(
+        "In a, the share of channels with a near-duplicate in trained networks is 20.0 points below that in"
+    )
+    assert "; in b, it shows no clear difference from that in untrained ones: 0.5 points below on average (" in found["C1b"]
+    assert "not in every" not in found["C1b"] and claim_verdicts(ledger(rows)) == {"C1a": "supported", "C1b": "contradicted"}
+
+
+def test_the_best_reading_has_a_card_of_its_own_beside_the_literal_one() -> None:
+    tops = {"fcs": 89.0, "fcs bins=1": 92.0, "kernel_l1": 90.0, "feature_norm": 90.5, "random": 85.0}
+    noise = dict(zip(tops, ((0.0, 0.1, 0.2), (0.2, 0.0, 0.1), (0.1, 0.2, 0.0), (0.0, 0.2, 0.1), (0.2, 0.1, 0.0)), strict=True))
+    tuned = pd.DataFrame(
+        [
+            {"network": "n", "seed": seed, "criterion": name, "ratio": 0.5, "test": top + noise[name][seed]}
+            for name, top in tops.items()
+            for seed in range(3)
+        ]
+    )
+    known = ledger(c2(tuned, "fcs bins=1"))
+    assert claim_verdicts(known) == {"C2": "contradicted", "C2, best reading": "supported"}
+    assert known[known.decisive].effect.tolist() == pytest.approx([-1.0, -1.5, 2.0, 1.5])
+    said = findings(known)["C2, best reading"]
+    assert said.startswith(
+        "At equal MACs, the best reading of FCS (fcs bins=1) ends 2.0 points of top-1 above pruning by the kernel L1 norm"
+    )
+    assert "The best reading of FCS (fcs bins=1) ends 7.0 points of top-1 above pruning random channels" in said
+    assert claim_verdicts(ledger(c2(tuned))) == claim_verdicts(ledger(c2(tuned, "fcs"))) == {"C2": "contradicted"}
+    given = tuned.assign(given=True, network=[f"g{seed}" for seed in tuned.seed], seed=0)
+    both = ledger(c2(pd.concat([tuned.assign(given=False), given]), None))
+    assert {(row.role, row.replicate, row.n) for row in both.itertuples()} == {("", "trained seed", 3), ("given", "network", 3)}
+    assert both[both.decisive].role.eq("").all() and claim_verdicts(both) == {"C2": "contradicted"}
+    assert "In the given networks, FCS ends 1.0 points of top-1 below pruning by the kernel L1 norm" in findings(both)["C2"]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +151,8 @@ def test_findings_show_networks_apart_where_their_means_have_other_signs() -> No
 
     split = findings(ledger(c2(rows({"a": 2.0, "b": -1.0}))))["C2"]
     assert split.startswith(
-        "At equal MACs, FCS ends 0.6 points of top-1 above pruning by the kernel L1 norm (95 % interval 0.4 to 0.8, 3 seeds). "
+        "At equal MACs, FCS ends 0.6 points of top-1 above pruning by the kernel L1 norm (95 % interval 0.4 to 0.8, 3 trained "
+        "seeds). "
     )
     assert "By network, against the kernel L1 norm, FCS ends 2.1 points of top-1 above on a (" in split
     assert "0.9 below on b (" in split and "FCS ends 0.6 points of top-1 above pruning random channels" in split
@@ -108,10 +162,10 @@ def test_findings_show_networks_apart_where_their_means_have_other_signs() -> No
 def test_an_item_of_a_list_says_when_its_interval_holds_zero() -> None:
     assert sentence(0.3, -0.2, 0.9, theirs="on b", unit="") == "0.3 above on b (no clear difference: 0.2 below to 0.9 above)"
     assert sentence(4.0, -1.0, 9.0, 5, theirs="after 2 epochs").endswith(
-        "(no clear difference: 95 % interval 1.0 below to 9.0 above, 5 seeds)"
+        "(no clear difference: 95 % interval 1.0 below to 9.0 above, 5 trained seeds)"
     )
     assert sentence(0.9, 0.1, 1.7, theirs="on b", unit="") == "0.9 above on b (0.1 to 1.7)"
-    assert sentence(0.9, math.nan, math.nan, 1, theirs="on b", unit="") == "0.9 above on b (1 seed, no interval)"
+    assert sentence(0.9, math.nan, math.nan, 1, theirs="on b", unit="") == "0.9 above on b (1 trained seed, no interval)"
 
 
 def runs(**means: list[float]) -> pd.DataFrame:
@@ -131,10 +185,10 @@ def test_two_sets_of_runs_are_told_apart_only_where_their_interval_excludes_zero
     words = {"ours": "Merging", "theirs": "no merging", "verb": "is"}
     assert difference(merged, plain, **words) == (
         "Merging shows no clear difference from no merging: 2.0 points of top-1 above on average "
-        "(95 % interval 0.5 below to 4.5 above, 3 seeds)"
+        "(95 % interval 0.5 below to 4.5 above, 3 trained seeds)"
     )
     assert difference(runs(merged=[88, 87.9, 87.8]), plain, **words) == (
-        "Merging is 2.1 points of top-1 below no merging (95 % interval 1.9 to 2.3, 3 seeds)"
+        "Merging is 2.1 points of top-1 below no merging (95 % interval 1.9 to 2.3, 3 trained seeds)"
     )
 
 
@@ -142,8 +196,10 @@ def test_the_best_of_many_is_held_to_a_corrected_level() -> None:
     # b: 1.0 +- 4.30265 * 0.2 / sqrt 3, so p = 0.0131 alone; of two comparisons 0.0262 at most, of five 0.0657.
     few = runs(fcs=[90, 90, 90], b=[90.8, 91, 91.2], c=[89, 91, 90])
     best, worst = best_and_worst(few, "kind", "fcs").split("; ")
-    assert best == "`b` is 1.0 points of top-1 above `fcs` (95 % interval 0.5 to 1.5, 3 seeds)"
+    assert best == "`b` is 1.0 points of top-1 above `fcs` (95 % interval 0.5 to 1.5, 3 trained seeds)"
     assert worst.startswith("`c` shows no clear difference from `fcs`: 0.00 points of top-1 above on average")
     many = pd.concat([few, runs(**{name: [89, 91, 90] for name in "def"})])
-    assert "above `fcs` (95 % interval 0.5 to 1.5, 3 seeds; not clear after correction" in best_and_worst(many, "kind", "fcs")
+    assert "above `fcs` (95 % interval 0.5 to 1.5, 3 trained seeds; not clear after correction" in best_and_worst(
+        many, "kind", "fcs"
+    )
     assert best_and_worst(runs(fcs=[90, 90, 90], b=[91, 92, 93]), "kind", "fcs").count("`b`") == 1

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from fcs_utils.errors import StudyError
-from fcs_utils.report.inference import detectable, half_width, holm, paired, seed_differences, verdict
+from fcs_utils.report.inference import detectable, half_width, holm, needed, paired, seed_differences, verdict
 
 
 def test_paired_t_by_hand() -> None:
@@ -33,6 +33,14 @@ def test_the_smallest_effect_to_be_found_is_found_as_often_as_said() -> None:
     for _ in range(4000):
         found += paired(draw.normal(effect, 1.0, n)).p < 0.05 / comparisons
     assert found / 4000 == pytest.approx(0.8, abs=0.02)
+
+
+def test_how_many_pairs_an_effect_needs() -> None:
+    # The tables of the one-sample t test: an effect of one standard deviation takes 10 pairs, of a half 34, of 0.8 15.
+    assert [needed(1.0, 1.0), needed(1.0, 0.5), needed(0.5, 0.4), needed(2.0, 1.0)] == [10, 34, 15, 34]
+    assert needed(0.01, 0.5) == 2 and needed(50.0, 0.5) == math.inf
+    assert math.isnan(needed(0.0, 0.5)) and math.isnan(needed(math.nan, 0.5))
+    assert detectable(1 / math.sqrt(10), 10) <= 1.0 < detectable(1 / 3, 9)  # the other way round
 
 
 def test_no_spread_is_no_certainty() -> None:

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from fcs_utils.errors import StudyError
-from fcs_utils.report.comparisons import Row, c1, c2, c2_details, c3, c3_by_compute, counted
+from fcs_utils.report.comparisons import Row, c1, c2, c2_details, counted
 from fcs_utils.report.inference import holm, mean_interval, seed_differences, verdict
+from fcs_utils.report.schedules import c3, c3_by_compute
 from fcs_utils.report.tables import (
     arms_table,
     compression_table,
@@ -271,19 +272,39 @@ def shares(trained: float, untrained: float, made: float, network: str = "n") ->
     ]
 
 
-def test_c1_compares_the_trained_network_with_the_untrained_one() -> None:
+def test_c1_compares_the_trained_network_with_chance_and_with_the_untrained_one() -> None:
     found = rows(c1(pd.DataFrame([*shares(30, 20, 5), *shares(10, 40, 0, "m")])))
-    assert [(row.network, row.label, row.decisive, row.role) for row in found[:4]] == [
-        ("n", "n", True, ""),
-        ("n", "n, near-duplicates, untrained, BatchNorm as made", False, "as made"),
-        ("n", "n, pairs, untrained", False, ""),
-        ("n", "n, pairs, untrained, BatchNorm as made", False, ""),
+    assert [(row.claim, row.network, row.label, row.decisive, row.role) for row in found[:5]] == [
+        ("C1a", "n", "n", True, ""),
+        ("C1b", "n", "n", True, ""),
+        ("C1b", "n", "n, near-duplicates, untrained, BatchNorm as made", False, "as made"),
+        ("C1b", "n", "n, pairs, untrained", False, ""),
+        ("C1b", "n", "n, pairs, untrained, BatchNorm as made", False, ""),
     ]
-    # Differences of seeds 0 and 1: 10 and 11, 25 and 26; of pairs twice 10 and twice 25.
-    assert [row.effect for row in found] == [10.5, 25.5, 20, 50, -29.5, 10.5, -60, 20]
-    assert found[0].comparison == "n: channels with a near-duplicate beyond chance, trained minus untrained"
-    assert found[3].comparison == "n: pairs more similar than chance, trained minus untrained, BatchNorm as made"
-    assert {(row.claim, row.unit, row.n) for row in found} == {("C1", "points", 2)}
+    # Seeds 0 and 1 have 30.5 and 31.5, and 10.5 and 11.5, minus 1. Differences: 10 and 11, 25 and 26; of pairs 20 and 50.
+    assert [row.effect for row in found] == [30.0, 10.5, 25.5, 20, 50, 10.0, -29.5, 10.5, -60, 20]
+    assert found[0].comparison == "n: channels with a near-duplicate, trained, minus the 1 % that chance gives"
+    assert found[1].comparison == "n: channels with a near-duplicate beyond chance, trained minus untrained"
+    assert found[4].comparison == "n: pairs more similar than chance, trained minus untrained, BatchNorm as made"
+    assert {(row.unit, row.n, row.replicate) for row in found} == {("points", 2, "trained seed")}
+    (wider, *_) = rows(c1(pd.DataFrame(shares(30, 20, 5)).assign(chance=5.0)))
+    assert wider.effect == 26 and "minus the 5 % that chance gives" in wider.comparison
+
+
+def test_given_networks_are_the_replicates_of_rows_that_inform_beside_trained_ones() -> None:
+    trained = pd.DataFrame(shares(30, 20, 5)).assign(given=False)
+    given = pd.concat([pd.DataFrame(shares(share, 20, 5, name)) for name, share in (("a", 40), ("b", 50), ("c", 60))]).assign(
+        given=True
+    )
+    found = rows(c1(pd.concat([trained, given])))
+    own = [row for row in found if row.network == "given networks"]
+    # 40, 50 and 60, each 1 more for its layers and seeds and 1 less by chance.
+    assert own[0].effect == 50 and {(row.n, row.replicate, row.decisive) for row in own} == {(3, "network", False)}
+    assert {(row.n, row.replicate) for row in found if row.network == "n"} == {(2, "trained seed")}
+    alone = rows(c1(given[given.network == "a"]))
+    assert {(row.n, row.replicate) for row in alone} == {(2, "tuning seed")} and alone[0].decisive  # there are no others
+    with pytest.raises(StudyError, match="trained and on given references have no interval in common"):
+        seed_differences(trained, given, "pairs")
 
 
 def schedules(**means: dict[int, float]) -> pd.DataFrame:
@@ -306,20 +327,25 @@ def schedules(**means: dict[int, float]) -> pd.DataFrame:
     )
 
 
-def test_c3_has_two_deciding_rows_a_shorter_schedule() -> None:
-    found = rows(c3(schedules(tft={2: 80, 4: 90}, mlft={2: 85, 4: 93}, kd={2: 84}), slack=0.25))
-    said = [(row.label, row.role, row.decisive, row.epochs, row.theirs, row.against, row.slack, row.compute) for row in found]
-    assert said == [
-        ("MLFT 2 − TFT 4 epochs", "no worse", True, 2, "tft", 4, 0.25, 12 / 8),
-        ("TFT 2 − TFT 4 epochs", "no worse itself", False, 2, "tft", 4, 0.25, 4 / 8),
-        ("MLFT − TFT, 2 epochs", "better", True, 2, "tft", 2, 0.0, 3.0),
-        ("MLFT − KD, 2 epochs", "", False, 2, "kd", 2, 0.0, 2.0),
-        ("MLFT − TFT, 4 epochs", "", False, 4, "tft", 4, 0.0, 3.0),  # at the longest schedule it only informs
+def test_completed_schedules_inform_beside_the_share_of_epochs_saved() -> None:
+    found = rows(c3(schedules(tft={2: 80, 4: 90}, mlft={2: 85, 4: 93}, kd={2: 84})))
+    said = [(row.label, row.role, row.decisive, row.epochs, row.theirs, row.against, row.compute) for row in found]
+    assert [one[:3] for one in said[:3]] == [
+        ("MLFT, epochs", "saving", True),
+        ("TFT, epochs", "saving of another", False),
+        ("KD, epochs", "saving of another", False),
     ]
-    # 85 and 86 against 90, plus 0.25; 80 against 90, plus 0.25; 85 and 86 against 80 and 84; 93 and 94 against 90.
-    assert [row.effect for row in found] == pytest.approx([-4.25, -9.75, 5.5, 1.5, 3.5])
-    assert found[0].comparison == "test top-1, MLFT of 2 epochs minus TFT of 4, plus 0.25 points within which they count as equal"
-    assert found[3].comparison == "test top-1 after 2 epochs each, MLFT minus KD"
+    assert said[3:] == [
+        ("MLFT 2 − TFT 4 epochs", "to longest", False, 2, "tft", 4, 12 / 8),
+        ("TFT 2 − TFT 4 epochs", "to longest", False, 2, "tft", 4, 4 / 8),
+        ("MLFT − TFT, 2 epochs", "same epochs", False, 2, "tft", 2, 3.0),
+        ("MLFT − KD, 2 epochs", "", False, 2, "kd", 2, 2.0),
+        ("MLFT − TFT, 4 epochs", "same epochs", False, 4, "tft", 4, 3.0),
+    ]
+    # 85 and 86, and 80, against 90; 85 and 86 against 80 and 84; 93 and 94 against 90.
+    assert [row.effect for row in found[3:]] == pytest.approx([-4.5, -10, 5.5, 1.5, 3.5])
+    assert found[3].comparison == "test top-1, MLFT of 2 epochs minus TFT of 4"
+    assert found[6].comparison == "test top-1 after 2 epochs each, MLFT minus KD"
 
 
 def test_compute_is_compared_where_it_is_alike() -> None:

@@ -28,7 +28,7 @@ def test_every_notebook_has_its_page_and_nothing_asks_the_network(smoke: Path) -
         assert not re.search(r'(?:src|href)="https?:', html)
         for target in re.findall(r'(?:src|href)="([^"#:]+)"', html):
             assert (page.parent / target).exists(), (page, target)
-    assert json.loads((root / "claims.json").read_text())["verdicts"].keys() == {"C1", "C2", "C3", "C3 by compute"}
+    assert json.loads((root / "claims.json").read_text())["verdicts"].keys() == {"C1a", "C1b", "C2", "C3", "C3 by compute"}
 
 
 def test_a_second_start_does_nothing(smoke: Path) -> None:
@@ -108,7 +108,7 @@ def test_incomplete_grids_are_refused_or_list_what_is_missing(smoke: Path, tmp_p
     assert allowed.returncode == 0, allowed.stderr
     listed = (tmp_path / "smoke" / "work" / "tables" / "missing.csv").read_text()
     assert all(run.identity in listed for run in gone) and "stage arms" in listed
-    assert json.loads((tmp_path / "smoke" / "work" / "claims.json").read_text())["verdicts"].keys() == {"C1", "C2"}
+    assert json.loads((tmp_path / "smoke" / "work" / "claims.json").read_text())["verdicts"].keys() == {"C1a", "C1b", "C2"}
 
 
 def test_ablations_run_on_the_networks_and_seeds_they_name() -> None:
