@@ -67,11 +67,11 @@ def c1(similarity: pd.DataFrame) -> list[Row]:
     for part, decides in by_replicate(similarity):
         several = replicate_of(part) == "network"
         for network, group in [("given networks", part)] if several else part.groupby("network", sort=False):
-            rows += _redundancy(str(network), group, decides)
+            rows += _shares_of(str(network), group, decides)
     return rows
 
 
-def _redundancy(network: str, group: pd.DataFrame, decides: bool) -> list[Row]:
+def _shares_of(network: str, group: pd.DataFrame, decides: bool) -> list[Row]:
     states, replicate = dict(iter(group.groupby("state", sort=False))), replicate_of(group)
     trained, about = states["trained"], {"network": network, "replicate": replicate}
     unit = "network" if replicate == "network" else "seed"
@@ -105,11 +105,11 @@ def c2(tuned: pd.DataFrame, best: str | None = None) -> list[Row]:
     for claim, (criterion, words) in readings.items():
         if claim == "C2" or best != LITERAL_READING:
             for part, decides in by_replicate(tuned):
-                rows += _criteria(claim, str(criterion), words, part, decides)
+                rows += _one_reading(claim, str(criterion), words, part, decides)
     return rows
 
 
-def _criteria(claim: str, criterion: str, words: str, tuned: pd.DataFrame, decides: bool) -> list[Row]:
+def _one_reading(claim: str, criterion: str, words: str, tuned: pd.DataFrame, decides: bool) -> list[Row]:
     found = list(tuned.criterion.unique())
     if criterion not in found:
         return []

@@ -58,7 +58,7 @@ def crossing(differences: Differences) -> Crossing:
             epochs = short * (long / short) ** (-before / (after - before))
     if n == 1:
         return Crossing(epochs, math.nan, math.nan, n)
-    ends = [end for pair in pairwise(lengths) for end in _ends(differences, *pair)]
+    ends = [end for pair in pairwise(lengths) for end in _ends_between(differences, *pair)]
     first, last = (_side(differences[length]) for length in (lengths[0], lengths[-1]))
     low = 0.0 if first >= 0 else min(ends, default=lengths[-1])
     high = math.inf if last <= 0 else max(ends, default=lengths[0])
@@ -71,7 +71,7 @@ def _side(values: np.ndarray) -> int:
     return int(math.copysign(1, found.effect)) if found.p < LEVEL else 0
 
 
-def _ends(differences: Differences, short: int, long: int) -> list[float]:
+def _ends_between(differences: Differences, short: int, long: int) -> list[float]:
     """The numbers of epochs between two schedules at which an end of the interval is zero."""
     first, step = differences[short], differences[long] - differences[short]
     n, critical = len(first), stats.t.ppf(1 - LEVEL / 2, len(first) - 1)

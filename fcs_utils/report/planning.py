@@ -70,7 +70,7 @@ def _keys(run: Run) -> list[Key]:
     return [(run.kind, *network, run.pruning.criterion if run.pruning else ""), (run.kind, *network)]
 
 
-def _epochs(run: Run) -> int:
+def _epochs_of(run: Run) -> int:
     training = run.tuning.training if run.tuning else run.reference.training if run.kind == "reference" else None
     return training.epochs if training else 1
 
@@ -81,9 +81,9 @@ def hours_of(runs: Iterable[Run], records: Iterable[Record]) -> list[float]:
     for record in records:
         run = Run.model_validate(record["config"])
         for key in _keys(run):
-            seconds.setdefault(key, []).append(record["volatile"]["seconds"] / _epochs(run))
+            seconds.setdefault(key, []).append(record["volatile"]["seconds"] / _epochs_of(run))
     found = ((run, next((seconds[key] for key in _keys(run) if key in seconds), None)) for run in runs)
-    return [math.nan if like is None else mean(like) * _epochs(run) / 3600 for run, like in found]
+    return [math.nan if like is None else mean(like) * _epochs_of(run) / 3600 for run, like in found]
 
 
 def not_run(study: Study) -> pd.DataFrame:

@@ -64,7 +64,9 @@ def c3(arms: pd.DataFrame) -> list[Row]:
 def _network(network: str, arms: pd.DataFrame, prefix: str, decides: bool) -> list[Row]:
     goal, there = longest_tft(arms), list(arms.method.unique())
     order = ["mlft", "tft", *(method for method in there if method not in ("mlft", "tft"))]
-    rows = [_saving(network, arms, method, prefix, decides and method == "mlft") for method in order if from_goal(arms, method)]
+    rows = [
+        _saved_epochs(network, arms, method, prefix, decides and method == "mlft") for method in order if from_goal(arms, method)
+    ]
     for epochs in sorted(set(arms.epochs)):
         length = counted(epochs, "epoch")
         for method in ("mlft", "tft") if epochs != goal else ():
@@ -80,7 +82,7 @@ def _network(network: str, arms: pd.DataFrame, prefix: str, decides: bool) -> li
     return rows
 
 
-def _saving(network: str, arms: pd.DataFrame, method: str, prefix: str, decides: bool) -> Row:
+def _saved_epochs(network: str, arms: pd.DataFrame, method: str, prefix: str, decides: bool) -> Row:
     """The share of TFT's epochs that an arm saves, as a row of the ledger."""
     goal, differences = longest_tft(arms), from_goal(arms, method)
     own = tft_needs(arms)
