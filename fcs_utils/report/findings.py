@@ -190,7 +190,7 @@ def _epochs(rows: pd.DataFrame) -> list[str]:
 
 
 def _saving(row: Any, tft: Any) -> list[str]:
-    """What MLFT saves of TFT's epochs, and how many TFT itself needs."""
+    """What MLFT saves of TFT's epochs, and whether TFT itself needs as many."""
     goal = f"TFT's longest schedule ({counted(row.against, 'epoch')})"
     if math.isnan(row.effect):
         never = f"no schedule of MLFT, up to {counted(row.epochs, 'epoch')}, reaches the accuracy of {goal} on average"
@@ -205,7 +205,7 @@ def _saving(row: Any, tft: Any) -> list[str]:
         return said
     own = f"TFT itself needs {tft.length:.1f} epochs ({_length(tft.shortest)} to {tft.longest:.1f})"
     if tft.shortest > tft.against - 0.05:
-        own = f"TFT itself needs all {tft.against}"
+        own = "every shorter schedule of TFT ends below that"
     elif row.low > 0 and tft.shortest <= row.length:
         own += ", so it is not shown to need more than MLFT, and nothing is claimed"
     return [*said, own]
