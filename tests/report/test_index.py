@@ -79,7 +79,8 @@ def test_sections_come_in_the_order_of_the_layout(study: Study) -> None:
     found = sections(study)
     left_out = ["Not run", "More tables and figures"]  # of a complete study; what is registered from outside would come last
     assert titles[-2:] == left_out and [*found][1:-1] == titles[:-2]
-    assert list(re.findall(r"tables/(\w+).csv", found["Does mutual learning pay? (C3)"])) == ["arms", "exchange", "power", "rates", "peers"]
+    tables = re.findall(r"tables/(\w+).csv", found["Does mutual learning pay? (C3)"])
+    assert tables == ["arms", "exchange", "power", "rates", "peers"]
 
 
 @pytest.mark.usefixtures("outside")
