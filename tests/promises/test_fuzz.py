@@ -25,7 +25,7 @@ from fcs_utils.study.runs import Run, parse_run
 from tests.data.pictures import FILES, put
 from tests.data.test_imagefolder import ARCHIVES
 from tests.pruning.test_properties import networks
-from tests.pruning.test_surgery import zeroed
+from tests.pruning.toys import zeroed
 from tests.study.test_runs import TUNED
 
 SCALARS = st.one_of(

@@ -15,7 +15,7 @@ from fcs_utils.pruning.counts import distinct_ratios, nearest_ratio
 from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.plan import make_plan
 from fcs_utils.pruning.surgery import prune
-from tests.pruning.test_layers import Net, conv, mean
+from tests.pruning.toys import Net, conv, mean
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(7))
 

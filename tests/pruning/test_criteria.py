@@ -1,11 +1,10 @@
-"""The registry of criteria, and the baselines on toy layers whose answers are worked out by hand."""
+"""The registry of criteria: what each one gives, asks for and refuses, and criteria from outside."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,126 +13,13 @@ import torch
 from torch import nn
 
 from fcs_utils.errors import StudyError
-from fcs_utils.pruning.counts import keep_count, select
 from fcs_utils.pruning.criteria import CRITERIA, code_of, criterion, importance, needs, reading_of, scoring
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.sums import EXTRAS, READINGS
 from fcs_utils.study.profiles import get_profile
 from fcs_utils.study.study import Study
-from tests.pruning.test_fcs import SIX, toy
-
-
-@pytest.mark.parametrize(
-    ("channels", "ratio", "kept"),
-    # Peers disagree at 16 and 0.1: int(16 * 0.9) keeps 14, 16 - int(1.6) keeps 15; here 16 - round(1.6) = 14.
-    [(16, 0.1, 14), (10, 0.7, 3), (64, 0.5, 32), (5, 0.5, 3), (3, 0.5, 1), (1, 0.9, 1), (2, 0.99, 1), (4, 0.01, 4)],
-)
-def test_one_rounding_rule(channels: int, ratio: float, kept: int) -> None:
-    assert keep_count(channels, ratio) == kept
-
-
-@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, math.nan, math.inf])
-def test_ratio_outside_zero_to_one_is_refused(ratio: float) -> None:
-    with pytest.raises(StudyError, match="ratio"):
-        keep_count(8, ratio)
-
-
-def test_select_keeps_the_largest_sorted_and_breaks_ties_to_the_lower_index() -> None:
-    assert select(torch.tensor([0.1, 0.9, 0.5, 0.9]), 2) == [1, 3]
-    assert select(torch.tensor([1.0, 1.0, 1.0]), 2) == [0, 1]
-
-
-def layer(weights: list[list[float]]) -> nn.Module:
-    conv = nn.Conv2d(2, len(weights), 1, bias=False)
-    conv.weight.data = torch.tensor(weights, dtype=torch.float32)[:, :, None, None]
-    return nn.Sequential(conv)
-
-
-def test_kernel_l1_is_the_filter_norm() -> None:
-    got = importance("kernel_l1", model=layer([[1, -2], [0.5, 0.5], [0, 0]]))
-    torch.testing.assert_close(got["0"], torch.tensor([3.0, 1.0, 0.0]).double())
-
-
-def test_feature_norm_is_the_l1_norm() -> None:
-    got = importance("feature_norm", model=layer([[1, 1]] * 6), statistics={"0": SIX})
-    assert got["0"].tolist() == SIX.l1.tolist()
-
-
-def test_random_depends_on_its_seed_only() -> None:
-    model = layer([[1, 1]] * 6)
-    first, again, other = (importance("random", model=model, seed=seed)["0"] for seed in (1, 1, 2))
-    assert first.equal(again) and not first.equal(other)
-    assert importance("random", model=model)["0"].equal(importance("random", model=model, seed=0)["0"])
-
-
-def test_random_gives_layers_of_one_width_numbers_of_their_own() -> None:
-    model = nn.Sequential(*(nn.Conv2d(4, 4, 1) for _ in range(3)))
-    found = importance("random", model=model, seed=1)
-    assert len({value for scores in found.values() for value in scores.tolist()}) == 12
-
-
-def test_kernel_l2_is_the_euclidean_filter_norm() -> None:
-    got = importance("kernel_l2", model=layer([[3, -4], [1, 0], [0, 0]]))
-    torch.testing.assert_close(got["0"], torch.tensor([5.0, 1.0, 0.0]).double())
-
-
-def test_fpgm_sums_distances_to_the_other_filters() -> None:
-    # On a line at 0, 3 and 4: distances 3 + 4, 3 + 1, 4 + 1. The middle filter is nearest to the median.
-    got = importance("fpgm", model=layer([[0, 0], [3, 0], [4, 0]]))
-    torch.testing.assert_close(got["0"], torch.tensor([7.0, 4.0, 5.0]).double())
-
-
-def test_bn_scale_reads_the_norm_behind_and_misses_it_where_there_is_none() -> None:
-    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    model[1].weight.data = torch.tensor([0.5, -2.0, 0.0])
-    statistics = collect_statistics(model, torch.randn(4, 2, 3, 3), layers=["0"])
-    assert importance("bn_scale", model=model, statistics=statistics)["0"].tolist() == [0.5, 2.0, 0.0]
-    with pytest.raises(StudyError, match="needs a BatchNorm"):
-        importance("bn_scale", model=model, statistics=collect_statistics(model, torch.randn(4, 2, 3, 3)))
-
-
-def test_criteria_from_the_pass_hand_over_what_it_found() -> None:
-    extras = {"apoz": torch.tensor([0.25, 0.5]), "hrank": torch.tensor([3.0, 2.0]), "chip": torch.tensor([0.1, 0.9])}
-    two = replace(toy([1.0, 2.0], [[1, 0], [0, 1]]), extras=extras)
-    assert [importance(n, model=layer([[1, 1]] * 2), statistics={"0": two})["0"].tolist() for n in extras] == [
-        [0.75, 0.5],
-        pytest.approx([3.0, 2.0]),
-        pytest.approx([0.1, 0.9]),
-    ]
-    with pytest.raises(StudyError, match="extras"):
-        importance("chip", model=layer([[1, 1]] * 6), statistics={"0": SIX})
-
-
-@pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_taylor_is_activation_times_gradient(scale: float) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(3 * 16, 2)).eval()
-    images, labels = scale * torch.randn(5, 1, 6, 6), torch.tensor([0, 1, 1, 0, 1])
-    want = torch.zeros(3, dtype=torch.float64)
-    for image, label in zip(images, labels, strict=True):
-        maps = model[0](image[None]).relu().detach().requires_grad_()
-        nn.functional.cross_entropy(model[3](maps.flatten(1)), label[None]).backward()
-        want += (maps * maps.grad).sum((0, 2, 3)).abs().double()
-    model.zero_grad()
-    got = importance("taylor", model=model, images=images, labels=labels)["0"]
-    torch.testing.assert_close(got, want / want.norm(), rtol=1e-4, atol=1e-6)
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (None, "needs images and labels"),
-        (torch.zeros(3).long(), "labels"),
-        (torch.zeros(4), "labels"),
-        (torch.full((4,), 9), "labels='9 to 9'"),
-        (torch.tensor([0, 5, 1, 2]), "labels='0 to 5'"),  # five classes
-        (torch.tensor([0, -1, 1, 2]), "labels=Tensor"),
-    ],
-)
-def test_taylor_asks_for_labels_that_fit(small_vgg: nn.Module, labels: torch.Tensor | None, message: str) -> None:
-    with pytest.raises(StudyError, match=message):
-        importance("taylor", model=small_vgg, images=torch.randn(4, 3, 32, 32), labels=labels)
+from tests.pruning.test_baselines import layer
+from tests.pruning.test_fcs import SIX
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +33,8 @@ def everything(small_vgg: nn.Module) -> dict[str, object]:
 def test_contract(small_vgg: nn.Module, everything: dict, name: str) -> None:
     got = importance(name, model=small_vgg, **everything)
     assert list(got) == list(everything["statistics"]) and reading_of(name)
-    for layer, score in got.items():
-        channels = small_vgg.get_submodule(layer).out_channels
+    for name, score in got.items():
+        channels = small_vgg.get_submodule(name).out_channels
         assert score.shape == (channels,) and score.dtype == torch.float64 and score.isfinite().all()
 
 

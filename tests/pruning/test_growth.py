@@ -12,13 +12,8 @@ from torch import Tensor, nn
 
 from fcs_utils.pruning import layers as layers_module
 from fcs_utils.pruning.layers import trace_layers
-from tests.pruning.test_layers import conv
 from tests.pruning.test_tracing import pruned_exactly
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
+from tests.pruning.toys import conv
 
 
 def chain(depth: int) -> nn.Module:

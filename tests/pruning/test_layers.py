@@ -16,33 +16,7 @@ from fcs_utils.pruning.layers import trace_layers
 from fcs_utils.pruning.plan import make_plan
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.surgery import prune
-from tests.pruning.test_surgery import zeroed
-
-
-class Net(nn.Module):
-    """Layers by name and a forward pass over them, written in one line."""
-
-    def __init__(self, forward: Callable[[nn.Module, Tensor], Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.route = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.route(self, x)
-
-
-def conv(inputs: int, outputs: int, **options: object) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, padding=1, **options)
-
-
-def mean(x: Tensor) -> Tensor:
-    return x.mean((2, 3))
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
+from tests.pruning.toys import Net, conv, mean, zeroed
 
 
 def branching(pool: bool) -> Net:

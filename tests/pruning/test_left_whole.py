@@ -16,14 +16,8 @@ from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.surgery import prune as cut
-from tests.pruning.test_layers import Net, conv, mean
 from tests.pruning.test_tracing import pruned_exactly
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
+from tests.pruning.toys import Net, conv, mean
 
 # Layers that hold more than weights
 

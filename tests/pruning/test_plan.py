@@ -1,14 +1,18 @@
-"""What a plan says besides the channels that it keeps."""
+"""Which channels a plan keeps, what it says besides, and which plans are refused."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 import torch
 from torch import nn
 
 from fcs_utils.errors import StudyError
+from fcs_utils.models import build_seeded, count_macs
 from fcs_utils.pruning.criteria import importance, ranking_of
 from fcs_utils.pruning.plan import PruningPlan, make_plan
+from fcs_utils.pruning.surgery import prune
 from tests.pruning.test_fcs import toy
 
 
@@ -109,3 +113,103 @@ def test_a_plan_names_each_layer_with_its_width() -> None:
     for change in ({"kept": {}, "channels": {}}, {"channels": {"a": 3, "b": 3}}, {"channels": {"a": 2}}, {"kept": {"a": [0, 3]}}):
         with pytest.raises(StudyError, match="the plan is damaged"):
             PruningPlan.from_data({**good, **change})
+
+
+@pytest.mark.parametrize(
+    ("name", "scope"),
+    [("vgg16", "inner"), ("resnet20", "inner"), pytest.param("torchvision/mobilenet_v2", "all", marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize("target", [0.8, 0.5, 0.25])
+def test_macs_find_the_nearest_reachable_network(name: str, scope: str, target: float) -> None:
+    model = build_seeded(0, name, num_classes=3, **({} if "/" in name else {"width": 0.25})).eval()
+    example = torch.zeros(1, 3, 64, 64)
+    scores = importance("kernel_l1", model=model)
+    plan = make_plan(model, example, scores, macs=target, scope=scope)
+    left = count_macs(prune(model, plan), example) / count_macs(model, example)
+    assert plan.macs == target and plan.macs_left == pytest.approx(left)
+    # No ratio near it comes nearer, and the share falls as the ratio grows.
+    others = [make_plan(model, example, scores, ratio=plan.ratio + step, scope=scope).macs_left for step in (-0.02, 0.02)]
+    assert others[0] > left > others[1]
+    assert abs(left - target) <= min(abs(other - target) for other in others) + 1e-12
+
+
+def test_plan_keeps_the_most_important_and_names_what_stays_whole() -> None:
+    model, images = build_seeded(0, "resnet20", num_classes=2, width=0.25), torch.zeros(1, 3, 32, 32)
+    scores = {"stage1.0.conv1": torch.tensor([0.1, 0.4, 0.3, 0.2])}
+    plan = make_plan(model, images, scores, ratio=0.5)
+    assert plan.kept == {"stage1.0.conv1": [1, 2]} and plan.channels == {"stage1.0.conv1": 4}
+    assert plan.skipped["stage1.1.conv1"] == "no importance given"
+    assert "residual sum" in plan.skipped["stage1.0.conv2"]
+
+
+def test_a_printed_plan_shows_channels_before_and_after_and_the_macs_left() -> None:
+    plan = PruningPlan(
+        kept={"features.conv1": [0, 2, 3], "head": [1]},
+        channels={"features.conv1": 64, "head": 8},
+        skipped={"conv9": "called twice"},
+        input_shape=(3, 32, 32),
+        ratio=0.5,
+        macs=0.5,
+        macs_left=0.5123,
+    )
+    assert str(plan).splitlines() == [
+        "layer           channels    kept",
+        "features.conv1        64       3",
+        "head                   8       1",
+        "51.2% of the MACs are left, 50.0% was the goal",
+        "convolutions left whole: 1; plan.skipped gives the reasons",
+    ]
+    bare = plan.model_copy(update={"macs": None, "macs_left": None, "skipped": {}})
+    assert str(bare).splitlines() == str(plan).splitlines()[:3]
+
+
+def test_plan_goes_to_json_and_back(small_vgg: nn.Module) -> None:
+    plan = make_plan(small_vgg, torch.zeros(1, 3, 32, 32), importance("kernel_l1", model=small_vgg), ratio=0.3)
+    assert PruningPlan.from_json(plan.model_dump_json()) == plan
+    with pytest.raises(StudyError, match="not a pruning plan"):
+        PruningPlan.from_json(plan.model_dump_json()[:-40])
+
+
+@pytest.mark.parametrize("kept", [[], [3, 1], [0, 0], [-1, 2], [0, 8], None])
+def test_an_edited_plan_is_refused(small_vgg: nn.Module, kept: list[int] | None) -> None:
+    plan = make_plan(small_vgg, torch.zeros(1, 3, 32, 32), importance("kernel_l1", model=small_vgg), ratio=0.5)
+    data = json.loads(plan.model_dump_json())
+    if kept is None:
+        del data["channels"]["features.conv1"]
+    else:
+        data["kept"]["features.conv1"] = kept
+    with pytest.raises(StudyError, match="damaged"):
+        PruningPlan.from_data(data)
+    with pytest.raises(StudyError, match="damaged"):
+        PruningPlan.from_json(json.dumps(data))
+
+
+def test_nothing_to_prune_says_why() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(StudyError, match="network's outputs"):
+        make_plan(model, torch.zeros(1, 3, 8, 8), {"0": torch.ones(4)}, ratio=0.5)
+
+
+def test_one_channel_is_never_removed() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    plan = make_plan(model, torch.zeros(1, 3, 12, 12), importance("kernel_l1", model=model), ratio=0.9)
+    assert plan.skipped["0"] == "one channel only" and len(plan.kept["2"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "arguments", "message"),
+    [
+        ({}, {"ratio": 1.5}, "ratio=1.5"),
+        ({}, {"ratio": 0.5, "scope": "outer"}, "scope='outer'"),
+        ({}, {"macs": 1.0}, "macs=1.0"),
+        ({}, {"macs": -0.1}, "macs=-0.1"),
+        ({}, {}, "one of ratio, macs and rates"),
+        ({}, {"ratio": 0.5, "macs": 0.5}, "one of ratio, macs and rates"),
+        ({"nowhere": torch.ones(3)}, {"ratio": 0.5}, "nowhere"),
+        ({"features.conv1": torch.ones(3)}, {"ratio": 0.5}, "8 finite numbers"),
+        ({"features.conv1": torch.full((8,), torch.nan)}, {"ratio": 0.5}, "8 finite numbers"),
+    ],
+)
+def test_bad_plans_are_refused(small_vgg: nn.Module, scores: dict, arguments: dict, message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        make_plan(small_vgg, torch.zeros(1, 3, 32, 32), scores, **arguments)

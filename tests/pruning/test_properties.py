@@ -17,7 +17,7 @@ from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import ChannelStatistics, collect_statistics
 from fcs_utils.pruning.sums import EXTRAS, READINGS
 from fcs_utils.pruning.surgery import prune
-from tests.pruning.test_surgery import zeroed
+from tests.pruning.toys import zeroed
 
 
 @st.composite

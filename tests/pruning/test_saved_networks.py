@@ -19,7 +19,8 @@ from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.surgery import prune
 from fcs_utils.training.checkpoint import Checkpoint
 from tests.conftest import warm
-from tests.pruning.test_ties import IMAGES, Net, a_sum, conv, plan_of, two_heads, two_names, two_norms, two_readers
+from tests.pruning.tied import IMAGES, a_sum, conv, plan_of, two_heads, two_names, two_norms, two_readers
+from tests.pruning.toys import Net
 
 
 def assert_equal_bits(found: nn.Module, wanted: nn.Module) -> None:

@@ -18,13 +18,7 @@ from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import collect_statistics, feature_maps
 from fcs_utils.pruning.surgery import prune as cut
 from fcs_utils.pruning.surgery import recalibrate
-from tests.pruning.test_layers import Net, conv, mean
-from tests.pruning.test_surgery import zeroed
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
+from tests.pruning.toys import Net, conv, mean, zeroed
 
 
 def pruned_exactly(net: nn.Module, images: Tensor, scope: str = "inner") -> PruningPlan:

@@ -19,12 +19,7 @@ from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import collect_statistics, feature_maps
 from fcs_utils.pruning.surgery import prune as cut
 from fcs_utils.pruning.torch_pruning import FCSImportance
-from tests.pruning.test_layers import conv
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
+from tests.pruning.toys import conv
 
 
 class Failing(nn.Module):

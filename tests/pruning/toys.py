@@ -1,0 +1,43 @@
+"""Small networks written in one line, and what surgery has to equal, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from fcs_utils.pruning import proof
+from fcs_utils.pruning.layers import trace_layers
+from fcs_utils.pruning.plan import PruningPlan
+
+
+class Net(nn.Module):
+    """Layers by name and a forward pass over them, written in one line."""
+
+    def __init__(self, forward: Callable[[nn.Module, Tensor], Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.route = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.route(self, x)
+
+
+def conv(inputs: int, outputs: int, **options: object) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, **options)
+
+
+def mean(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+def zeroed(model: nn.Module, plan: PruningPlan, images: Tensor) -> Tensor:
+    """The dense network's output when every consumer reads zeros in the dropped channels."""
+    lost: dict[str, list[int]] = {}
+    for name, layer in trace_layers(model, images).items():
+        for consumer in (*layer.consumers, *layer.shortcuts) if name in plan.kept else ():
+            dropped = sorted(set(range(layer.channels)) - set(plan.kept[name]))
+            lost.setdefault(consumer.name, []).extend(consumer.positions[dropped].flatten().tolist())
+    with proof.zeroed(model, lost):
+        return model(images)
