@@ -8,7 +8,9 @@ What people use is offered here and loaded at first use, so importing the packag
 
 - ``collect_statistics``: channel norms and Gram matrices of a network on calibration images, in one pass
 - ``importance``: one number per channel by any criterion; higher means keep
-- ``make_plan``: which channels stay, for a share of channels or of MACs
+- ``make_plan``: which channels stay, for a share of channels, of MACs or of a measured latency
+- ``plan_by_hand``: a plan that keeps the channels that you name
+- ``prune_in_rounds``: prune a little, train, and again
 - ``prune``: a smaller copy of the network by a plan
 - ``recalibrate``: BatchNorm statistics estimated again on calibration images
 - ``save_compact``, ``load_compact``: files of compact networks
@@ -39,7 +41,9 @@ _HOME = {
     "load_dataset": "data.dataset",
     "make_plan": "pruning.plan",
     "mutual": "training.losses",
+    "plan_by_hand": "pruning.by_hand",
     "prune": "pruning.surgery",
+    "prune_in_rounds": "study.rounds",
     "recalibrate": "pruning.surgery",
     "save_compact": "pruning.export",
 }

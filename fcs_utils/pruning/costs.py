@@ -28,6 +28,11 @@ class Costs:
         """The share that a compact network has."""
         return count_macs(compact, self.example) / self.total
 
+    def by_layer(self, compact: nn.Module) -> dict[str, tuple[int, int]]:
+        """Multiply-adds of one image by convolution and linear layer: dense, and in a compact network."""
+        left = module_macs(compact, self.example)
+        return {name: (macs, left.get(name, 0)) for name, macs in self.dense.items()}
+
     def estimate(self, groups: Groups, keep: Mapping[str, int]) -> float:
         """The share when each group keeps so many channels, worked out without cutting.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -26,19 +27,36 @@ def keep_count(channels: int, ratio: float, rounding: Rounding = "study") -> int
     return max(1, int(channels * (1 - ratio)) if rounding == "chip" else channels - round(ratio * channels))
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What the number of channels that a layer keeps must be, whatever the goal: a multiple of a number, and not too small.
+
+    A layer whose width is no multiple, or that would have to keep more than it has, stays whole.
+    """
+
+    multiple: int = 1
+    least: int = 1
+
+    def fit(self, keep: int, channels: int) -> int:
+        """The smallest number allowed that is not below ``keep``: the limits never take a channel that the goal leaves."""
+        return min(channels, -(-max(keep, self.least) // self.multiple) * self.multiple)
+
+
 def select(importance: Tensor, keep: int) -> list[int]:
     """Indices of the ``keep`` most important channels, sorted; equals go to the lower index."""
     return sorted(importance.argsort(descending=True, stable=True)[:keep].tolist())
 
 
-def network_counts(scores: Mapping[str, Tensor], ratio: float) -> dict[str, int]:
+def network_counts(scores: Mapping[str, Tensor], ratio: float, floors: Mapping[str, int] | None = None) -> dict[str, int]:
     """How many channels each layer keeps when a share ``ratio`` of all layers' channels goes, those below one threshold.
 
-    scores: (C,) by layer, comparable between layers. Every layer keeps one channel, its most important. Of equals at the
-    threshold, those of the layer that stands first go.
+    scores: (C,) by layer, comparable between layers. floors: the fewest channels that a layer keeps, by default one; its most
+    important ones stay. Of equals at the threshold, those of the layer that stands first go.
     """
-    owners = torch.cat([torch.full((len(score) - 1,), number) for number, score in enumerate(scores.values())])
-    values = torch.cat([score.sort().values[:-1] for score in scores.values()])
+    least = {name: min(len(score), floors[name] if floors else 1) for name, score in scores.items()}
+    able = [len(score) - least[name] for name, score in scores.items()]
+    owners = torch.cat([torch.full((count,), number) for number, count in enumerate(able)])
+    values = torch.cat([score.sort().values[:count] for score, count in zip(scores.values(), able, strict=True)])
     channels = sum(map(len, scores.values()))
     gone = owners[values.argsort(stable=True)[: channels - keep_count(channels, ratio)]].bincount(minlength=len(scores))
     return {name: len(score) - lost for (name, score), lost in zip(scores.items(), gone.tolist(), strict=True)}

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.costs import Costs
-from fcs_utils.pruning.counts import Ranking, Rounding, distinct_ratios, keep_count, nearest_ratio, network_counts, select
-from fcs_utils.pruning.cutting import Cuts
+from fcs_utils.pruning.counts import nearest_ratio, select
+from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.pruning.layers import ROUTE, Layer
+from fcs_utils.pruning.options import PlanOptions
 from fcs_utils.pruning.proof import Proof, exact_groups
+from fcs_utils.pruning.sensitivity import Descent, evaluated, evaluated_curve, reconstruction_curve
 
 REACH = 0.05  # of the dense network's MACs: so far may a goal lie outside of what the layers can leave
 
@@ -22,10 +24,10 @@ REACH = 0.05  # of the dense network's MACs: so far may a goal lie outside of wh
 class Draft:
     """A plan in the making.
 
-    model, example, importances, ranking, rounding: see ``make_plan``. groups: convolutions that shrink together, by the first of
-    them. skipped: why other convolutions stay whole. rates: by those first convolutions, the share of channels to remove, where
-    each has its own. After ``settle``: kept, what each layer keeps; skipped, complete; ratio; left, the share of MACs.
-    Raises StudyError where no group is left to prune.
+    model, example, importances: see ``make_plan``. groups: convolutions that shrink together, by the first of them. skipped: why
+    other convolutions stay whole. options: how many channels each keeps at a ratio. After ``settle``, which may be called again for
+    another goal: kept, what each layer keeps; whole, why layers of these groups lose no channel; ratio; left, the share of MACs;
+    compact, the network. Raises StudyError where no group is left to prune.
     """
 
     def __init__(
@@ -36,12 +38,12 @@ class Draft:
         importances: Mapping[str, Tensor],
         groups: Mapping[str, list[str]],
         skipped: Mapping[str, str],
-        ranking: Ranking = "layer",
-        rates: Mapping[str, float] | None = None,
-        rounding: Rounding = "study",
+        options: PlanOptions,
     ) -> None:
         self.layers, self.importances, self.groups, self.skipped = layers, importances, dict(groups), dict(skipped)
-        self.ranking, self.rates, self.rounding = ranking, rates, rounding
+        self.model, self.options = model, options
+        self.kept: dict[str, list[int]] = {}
+        self.whole: dict[str, str] = {}
         if not groups:
             raise self._nothing()
         self.shape = (example.shape[1], example.shape[2], example.shape[3])
@@ -49,27 +51,29 @@ class Draft:
         for name in self.cuts.unseen:
             self.skipped |= dict.fromkeys(self.groups.pop(name), ROUTE)
         self.costs = Costs(model, example, layers)
-        self.kept: dict[str, list[int]] = {}
         self.ratio: float | None = None
         self.left = 1.0
+        self.compact = model
         self._measuring = False  # whether estimates of MACs were found to be off
+        self._descent: tuple[list[str], Descent] | None = None
 
     def settle(self, ratio: float | None, macs: float | None) -> None:
         """Find the channels that stay, at a ratio, nearest to a share of MACs, or without both at each layer's own rate.
 
         Raises StudyError for macs out of reach, and when no group is left to prune.
         """
+        self.kept, self.whole = {}, {}
         while self.groups:
             if macs is not None:
                 ratio = nearest_ratio(self._ratios(), cache(self._share), macs)
             self.ratio, chosen = ratio, self._chosen(ratio)
             whole = [name for name, kept in chosen.items() if len(kept[name]) == self.layers[name].channels]
-            compact, faults = exact_groups(self.cuts, {name: chosen[name] for name in chosen if name not in whole}, self.proof)
+            self.compact, faults = exact_groups(self.cuts, {name: chosen[name] for name in chosen if name not in whole}, self.proof)
             for name, fault in faults.items():
                 self.skipped |= dict.fromkeys(self.groups.pop(name), fault)
             if faults and macs is not None:
                 continue
-            estimate, measured = self._share(ratio), self.costs.measured(compact)
+            estimate, measured = self._share(ratio), self.costs.measured(self.compact)
             self.left = estimate if math.isclose(estimate, measured, rel_tol=1e-9) else measured
             if macs is None or self._measuring or self.left == estimate:
                 break
@@ -78,20 +82,24 @@ class Draft:
             self._check_reach(macs)
         for name, members in self.groups.items():
             if name in whole:
-                share = f"ratio {self._rate(name, self.ratio):g} of {self.layers[name].channels} channels rounds to none"
-                self.skipped |= dict.fromkeys(members, share if self.ranking == "layer" else "its channels lie above the threshold")
+                self.whole |= dict.fromkeys(members, self._why_whole(name))
             else:
                 self.kept |= chosen[name]
         if not self.kept:
             raise self._nothing()
 
     def _nothing(self) -> StudyError:
-        return StudyError("nothing to prune: " + "; ".join(f"{name}: {why}" for name, why in self.skipped.items()))
+        reasons = self.skipped | self.whole
+        return StudyError("nothing to prune: " + "; ".join(f"{name}: {reasons[name]}" for name in self.layers if name in reasons))
 
-    def _rate(self, name: str, ratio: float | None) -> float:
-        rate = self.rates[name] if self.rates is not None else ratio
-        assert rate is not None
-        return rate
+    def _why_whole(self, name: str) -> str:
+        if self.options.ranking == "network" or self.options.allocation == "global":
+            return "its channels lie above the threshold"
+        if self.options.allocation == "sensitivity":
+            return "other layers save MACs at less harm"
+        rate, width = self.options.rates[name] if self.options.rates is not None else self.ratio, self.layers[name].channels
+        multiple = f" in multiples of {self.options.limits.multiple}" if self.options.limits.multiple > 1 else ""
+        return f"ratio {rate:g} of {width} channels{multiple} rounds to none"
 
     def _score(self, name: str, members: Sequence[str]) -> Tensor:
         """The mean importance of a group, and of the other side of an identity shortcut: at equal rates both keep the same."""
@@ -101,20 +109,49 @@ class Draft:
     def _chosen(self, ratio: float | None) -> dict[str, dict[str, list[int]]]:
         """By group, what its convolutions keep, and those that follow them."""
         scores = {name: self._score(name, members) for name, members in self.groups.items()}
-        if self.ranking == "network":
-            assert ratio is not None
-            counts = network_counts(scores, ratio)
-        else:
-            counts = {name: keep_count(len(score), self._rate(name, ratio), self.rounding) for name, score in scores.items()}
+        counts = self.options.counts(scores, ratio, self._sought(scores))
         chosen = {}
-        for name, members in self.groups.items():
-            followers = {follower: None for member in members for follower in self.layers[member].followers}
-            chosen[name] = dict.fromkeys([*members, *followers], select(scores[name], counts[name]))
+        for name in self.groups:
+            chosen[name] = dict.fromkeys(self._losing(name), select(scores[name], counts[name]))
         return chosen
 
+    def _losing(self, name: str) -> list[str]:
+        """A group's convolutions, and those that follow them."""
+        members = self.groups[name]
+        return [*dict.fromkeys([*members, *(follower for member in members for follower in self.layers[member].followers)])]
+
+    def _sought(self, scores: Mapping[str, Tensor]) -> Descent | None:
+        """Where sensitivity decides, the way down from the dense network, worked out once for the groups that are left."""
+        if self.options.allocation != "sensitivity":
+            return None
+        if self._descent is None or self._descent[0] != [*scores]:
+            known, curves = self.options.statistics, dict[str, Tensor]()
+            best = evaluated(self.options.evaluate, duplicate(self.model), "evaluate") if self.options.evaluate else 0.0
+            for name, score in scores.items():
+                if self.options.evaluate:
+                    curves[name] = evaluated_curve(self.cuts, self._losing(name), score, self.options.evaluate, best)
+                elif known is not None:
+                    order = score.argsort(descending=True, stable=True).tolist()
+                    found = [reconstruction_curve(self.model, known[one], order) for one in self.groups[name] if one in known]
+                    curves[name] = torch.stack(found).mean(0)
+            floors = {name: self.options.floor(len(score)) for name, score in scores.items()}
+            share = partial(self.costs.estimate, self.groups)
+            self._descent = [*scores], Descent(curves, share, self.options.limits, floors)
+        return self._descent[1]
+
     def _ratios(self) -> list[float]:
-        widths = [self.layers[name].channels for name in self.groups]
-        return distinct_ratios({sum(widths)} if self.ranking == "network" else {*widths})
+        scores = {name: self._score(name, members) for name, members in self.groups.items()}
+        return self.options.ratios([self.layers[name].channels for name in self.groups], self._sought(scores))
+
+    def cut(self, macs: float) -> nn.Module:
+        """The compact network for a share of MACs, in eval mode."""
+        self.settle(None, macs)
+        return self.compact
+
+    def reach(self) -> tuple[float, float]:
+        """The least and the most of the MACs that the groups can leave, as shares."""
+        ratios = self._ratios()
+        return self._share(ratios[-1]), self._share(ratios[0])
 
     def _share(self, ratio: float | None) -> float:
         """The share of MACs left at a ratio, or at each layer's own rate."""
@@ -131,8 +168,7 @@ class Draft:
         return estimate if math.isclose(estimate, measured, rel_tol=1e-9) else measured
 
     def _check_reach(self, macs: float) -> None:
-        ratios = self._ratios()
-        least, most = self._share(ratios[-1]), self._share(ratios[0])
+        least, most = self.reach()
         if least - REACH <= macs <= most + REACH:
             return  # between two choices of whole channels
         pruned, (name, why) = sum(map(len, self.groups.values())), next(iter(self.skipped.items()), ("", ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -43,15 +44,19 @@ def read_rates(value: Any) -> dict[str, float] | tuple[float, ...]:
 LayerRates = Annotated[Mapping[str, float] | Sequence[float] | str, PlainValidator(read_rates)]
 
 
-def check_goal(
-    ratio: float | None, macs: float | None, rates: object, rates_as: object, rounding: object, ranking: Ranking = "layer"
-) -> None:
-    """Raises StudyError unless a plan has one goal that makes sense, and options that belong to it."""
-    if (ratio, macs, rates).count(None) != 2:
-        raise StudyError(f"give one of ratio, macs and rates; got ratio={ratio!r}, macs={macs!r}, rates={rates!r}")
+def check_goal(goals: Mapping[str, Any], rates_as: object, rounding: object, ranking: Ranking = "layer") -> None:
+    """Raises StudyError unless a plan has one goal that makes sense, and options that belong to it.
+
+    goals: by name, ``ratio``, ``macs``, ``rates`` and others, such as ``latency``; all but one are None.
+    """
+    ratio, macs, rates = (goals[name] for name in ("ratio", "macs", "rates"))
+    if sum(value is not None for value in goals.values()) != 1:
+        *first, last = goals
+        got = ", ".join(f"{name}={value!r}" for name, value in goals.items())
+        raise StudyError(f"give one of {', '.join(first)} and {last}; got {got}")
     if rates_as is not None and (rates is None or isinstance(rates, Mapping)):
         raise refuse("rates_as", rates_as, "None: it says whose shorthand a list of rates is")
-    if (macs is not None or ranking == "network") and rounding not in (None, "study"):
+    if ((ratio is None and rates is None) or ranking == "network") and rounding not in (None, "study"):
         raise refuse("rounding", rounding, "'study' where macs is the goal or ranking is 'network'")
     if rates is not None and ranking != "layer":
         raise refuse("ranking", ranking, "'layer' where layers have rates of their own")
@@ -61,21 +66,29 @@ def check_goal(
         keep_count(1, ratio)  # refuses a bad ratio before any work
 
 
+def fits(name: str, pattern: str) -> bool:
+    """Whether a layer is meant: by its own name, the name of a module that holds it, or a pattern such as ``layer4.*.conv1``."""
+    return fnmatchcase(name, pattern) or name.startswith(pattern + ".")
+
+
 def rates_by_layer(
     rates: Mapping[str, float] | Sequence[float], rates_as: Shorthand | None, layers: Mapping[str, Layer], scope: Scope
 ) -> dict[str, float]:
     """The rate of every layer that a scope may shrink; 0 for those that are not named.
 
-    A list holds one number for each of these layers in the network's order, or what a paper's shorthand stands for.
+    A list holds one number for each of these layers in the network's order, or what a paper's shorthand stands for. Names may be
+    patterns (``fits``), which leave out layers that the scope cannot shrink. A layer's own name counts before patterns, and a
+    longer pattern before a shorter one.
 
-    Raises StudyError for unknown names, a list of another length, a rate above 0 for a layer that cannot be pruned, and different
-    rates in layers that lose the same channels.
+    Raises StudyError for names that no layer has, a list of another length, a rate above 0 for a layer that cannot be pruned, and
+    different rates in layers that lose the same channels.
     """
     able = [name for name, layer in layers.items() if layer.obstacle(scope) is None]
     if isinstance(rates, Mapping):
-        if unknown := sorted(rates.keys() - layers.keys()):
+        if unknown := sorted(word for word in rates if not any(fits(name, word) for name in layers)):
             raise refuse("rates", unknown, f"the network's convolutions: {', '.join(layers)}")
-        found = dict(rates)
+        found = {name: rate for name in able if (rate := _by_pattern(name, rates)) is not None}
+        found |= {name: rate for name, rate in rates.items() if name in layers}
     else:
         places, what = ([[name] for name in able], f"one for each layer of scope {scope!r}, in the network's order")
         if rates_as:
@@ -92,6 +105,16 @@ def rates_by_layer(
             said = f"{name}={complete[name]:g}, {odd}={complete[odd]:g}"
             raise StudyError(f"rates differ in layers that share a residual sum and lose the same channels: {said}")
     return complete
+
+
+def _by_pattern(name: str, rates: Mapping[str, float]) -> float | None:
+    """The rate of a layer by the longest pattern that it fits. Raises StudyError where two as long ask for different rates."""
+    if not (matching := [word for word in rates if fits(name, word)]):
+        return None
+    longest = [word for word in matching if len(word) == max(map(len, matching))]
+    if name not in rates and len({rates[word] for word in longest}) > 1:
+        raise StudyError(f"rates: {' and '.join(map(repr, longest))} ask for different rates of {name}; name it by itself")
+    return rates[longest[0]]
 
 
 def _chip(layers: Mapping[str, Layer]) -> tuple[list[list[str]], str]:

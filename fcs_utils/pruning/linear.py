@@ -16,6 +16,7 @@ from fcs_utils.pruning.criteria import criterion
 from fcs_utils.pruning.flow import Consumer
 from fcs_utils.pruning.statistics import ChannelStatistics
 
+POSITIONS = 2.5  # for each kept channel: a fit to about as many positions as channels is exact on them and wild elsewhere
 RIDGE = 1e-6  # of the mean diagonal: keeps singular Gram matrices invertible, too small to blur a scaled copy
 
 

@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.flow import Consumer
 from fcs_utils.pruning.layers import Layer, trace_layers
-from fcs_utils.pruning.linear import read_weights, reconstruction
+from fcs_utils.pruning.linear import POSITIONS, read_weights, reconstruction
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.statistics import ChannelStatistics, check_weights
 from fcs_utils.pruning.ties import tied_parameters
-
-POSITIONS = 2.5  # for each kept channel: a fit to about as many positions as channels is exact on them and wild elsewhere
 
 
 @torch.no_grad()

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from fcs_utils.config import Images, Model, checked
+from fcs_utils.config import Count, Images, Model, checked
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.pruning.counts import Ranking, Rounding
+from fcs_utils.pruning.counts import Limits, Ranking, Rounding
+from fcs_utils.pruning.cutting import duplicate
 from fcs_utils.pruning.draft import Draft
+from fcs_utils.pruning.latency_goal import Latency, check_latency, reach_latency
 from fcs_utils.pruning.layer_rates import LayerRates, Shorthand, check_goal, rates_by_layer, read_rates
 from fcs_utils.pruning.layers import Layer, Scope, trace_layers
+from fcs_utils.pruning.options import Allocation, Evaluate, PlanOptions
+from fcs_utils.pruning.statistics import ChannelStatistics
+
+REASON = 60  # characters of a reason in a table
 
 
 class PruningPlan(BaseModel):
     """Which channels stay, as plain data that can be stored, replayed and compared.
 
-    kept: sorted kept output channels of every convolution that loses some, followers included. channels:
-    those layers' full widths. skipped: why other convolutions stay whole. input_shape: (C, H, W) of one
-    image. ratio: the share of channels removed from every layer, or with ``ranking`` "network" from all of them together; None
-    where layers have rates of their own. macs: the share of MACs asked for, where the ratio was found from it; macs_left: the share
-    that this plan leaves, as measured on the compact network. rates: the share of channels to remove by layer, of layers that
-    lose some. rounding: see ``counts.keep_count``.
+    kept: sorted kept output channels of every convolution that loses some, followers included. channels: those layers' full
+    widths. skipped: why other convolutions stay whole. input_shape: (C, H, W) of one image. ratio: the share of channels removed
+    from every layer, or where one threshold decides, from all of them together; None where layers have rates of their own. macs:
+    the share of MACs asked for, where the ratio was found from it; macs_left: the share that this plan leaves, as measured on the
+    compact network. rates: the share of channels to remove by layer, of layers that lose some. rounding: see
+    ``counts.keep_count``. allocation, multiple, min_channels, latency: as asked for, see ``make_plan``; a plan that names its
+    channels itself has the allocation "hand" and neither ratio nor rates. latency_left: as measured, in the unit of ``latency``.
+    layer_macs: multiply-adds of one image before and after, by layer, for the table that ``print`` shows.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,13 +50,19 @@ class PruningPlan(BaseModel):
     ranking: Ranking = Field(default="layer", exclude_if=lambda ranking: ranking == "layer")
     rates: dict[str, float] | None = Field(default=None, exclude_if=lambda rates: rates is None)
     rounding: Rounding = Field(default="study", exclude_if=lambda rounding: rounding == "study")
+    allocation: Allocation | Literal["hand"] = Field(default="uniform", exclude_if=lambda allocation: allocation == "uniform")
+    multiple: Count = Field(default=1, exclude_if=lambda multiple: multiple == 1)
+    min_channels: Count = Field(default=1, exclude_if=lambda least: least == 1)
+    latency: Latency | None = Field(default=None, exclude_if=lambda latency: latency is None)
+    latency_left: float | None = Field(default=None, exclude_if=lambda latency: latency is None)
+    layer_macs: dict[str, tuple[int, int]] = Field(default={}, exclude_if=lambda macs: not macs)
 
     @model_validator(mode="after")
     def _whole(self) -> PruningPlan:
         if not self.kept or self.kept.keys() != self.channels.keys():
             raise ValueError("the plan is damaged: 'kept' and 'channels' must name the same convolutions, one or more")
-        if (self.ratio is None) == (self.rates is None):
-            raise ValueError("the plan is damaged: it must have either a ratio or rates")
+        if (self.ratio is not None) + (self.rates is not None) + (self.allocation == "hand") != 1:
+            raise ValueError("the plan is damaged: it must have either a ratio or rates, or allocation='hand'")
         for name, indices in self.kept.items():
             width = self.channels[name]
             if not indices or indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= width:
@@ -55,15 +70,28 @@ class PruningPlan(BaseModel):
         return self
 
     def __str__(self) -> str:
-        """A table for reading: each layer's channels before and after, then the share of MACs left."""
-        longest = max(len("layer"), *map(len, self.kept))
-        lines = [f"{'layer':<{longest}}  channels    kept"]
-        lines += [f"{name:<{longest}}  {self.channels[name]:>8}  {len(kept):>6}" for name, kept in self.kept.items()]
-        if self.macs_left is not None:
-            goal = "" if self.macs is None else f", {self.macs:.1%} was the goal"
-            lines.append(f"{self.macs_left:.1%} of the MACs are left{goal}")
-        if self.skipped:
-            lines.append(f"convolutions left whole: {len(self.skipped)}; plan.skipped gives the reasons")
+        """A table: what each layer keeps, of how many channels, its share of the dense MACs, and why it stays whole."""
+        total = sum(dense for dense, _ in self.layer_macs.values())
+        rows = [("layer", "kept", "of", *(("MACs (%)", "left (%)") if total else ()), "")]
+        names = [name for name in self.layer_macs if name in self.kept or name in self.skipped]
+        for name in names or [*self.kept, *self.skipped]:
+            macs = [f"{100 * one / total:.1f}" for one in self.layer_macs[name]] if total else []
+            counts = (str(len(self.kept[name])), str(self.channels[name])) if name in self.kept else ("all", "")
+            reason = self.skipped.get(name, "")
+            rows.append((name, *counts, *macs, reason if len(reason) <= REASON else reason[: REASON - 3] + "..."))
+        sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(
+                [row[0].ljust(sizes[0]), *(c.rjust(n) for c, n in zip(row[1:-1], sizes[1:-1], strict=True)), row[-1]]
+            ).rstrip()
+            for row in rows
+        ]
+        for what, left, goal in (("MACs", self.macs_left, self.macs), ("latency", self.latency_left, self.latency)):
+            if left is not None:
+                amount = f"{left:.3g}ms" if isinstance(goal, str) else f"{left:.1%}"
+                asked = goal if isinstance(goal, str) else f"{goal:.1%}" if goal is not None else None
+                verb = "is" if what == "latency" else "are"
+                lines.append(f"{amount} of the {what} {verb} left" + (f", {asked} was the goal" if asked else ""))
         return "\n".join(lines)
 
     @classmethod
@@ -93,56 +121,78 @@ def make_plan(
     ratio: float | None = None,
     macs: float | None = None,
     rates: LayerRates | None = None,
+    latency: Latency | None = None,
     rates_as: Shorthand | None = None,
     rounding: Rounding | None = None,
     scope: Scope = "inner",
     ranking: Ranking = "layer",
+    allocation: Allocation = "uniform",
+    keep: Sequence[str] = (),
+    multiple: Count = 1,
+    min_channels: Count = 1,
+    statistics: Mapping[str, ChannelStatistics] | None = None,
+    evaluate: Evaluate | None = None,
+    measure: Evaluate | None = None,
 ) -> PruningPlan:
-    """Choose the channels that stay: every layer loses the same share of its channels (M6), or its own, or what lies below one
-    threshold.
+    """Choose the channels that stay, for one goal: ``ratio``, ``macs``, ``rates`` or ``latency`` (M6, M7).
 
-    example: images (N, C, H, W), one is enough. importances: (C,) by convolution name, higher = keep; layers
-    without one stay whole. ratio: the share of channels to remove. macs, instead of ratio: the share of the dense
-    network's MACs to leave; the plan comes as near as whole channels allow. rates, instead of both: the share of channels to
-    remove from each layer, by name (layers that are not named stay whole), or as a list with one number a prunable layer in the
-    network's order. rates_as: whose shorthand a list is: ``chip`` (Sui et al. 2021). rounding: ``study`` or ``chip``, see
-    ``counts.keep_count``; by default the shorthand's own, else ``study``. scope: ``inner`` leaves layers that share a
-    residual sum whole; ``all`` removes the same channels from each of them, by their mean importance (M7), where all of
-    them have one. ranking: ``network`` compares importances between layers, and one threshold for all of them decides how many
-    channels each layer loses (M6); it keeps one at least. The ratio is then the share of all their channels.
-    ``skipped`` of the plan says why a layer stays whole.
+    example: images (N, C, H, W), one is enough. importances: (C,) by convolution name, higher = keep; others stay whole. ratio:
+    the share of channels to remove. macs: the share of MACs to leave. rates: the share of channels to remove by layer, by name or
+    pattern such as ``layer4.*`` (others stay whole), or in the network's order. latency: a share of the dense network's, or
+    "12.5ms"; ``measure`` takes a network and returns milliseconds. rates_as: whose shorthand a list is, ``chip``. rounding: see
+    ``counts.keep_count``. scope: ``all`` prunes residual sums, too. ranking: ``network`` compares importances between layers.
+    allocation: ``uniform``; ``global`` compares them after scaling; ``sensitivity`` takes channels where they harm least, by
+    ``statistics`` (reconstruction) or ``evaluate`` (takes a network, returns its accuracy). keep: names, modules or patterns of
+    layers that lose no channel, nor do others of their residual sum. multiple: what stays is a multiple of it, not less than the
+    goal leaves. min_channels: the fewest that stay.
 
-    The plan is tried on a copy, which is compared with the dense network as ``proof.Proof`` says. Layers that cannot be cut
-    exactly stay whole; the others are still pruned. One cut is enough when all are exact, and each layer that is not
-    takes about two more for every doubling of the network's depth.
+    The plan is tried on a copy (``proof.Proof``). Layers that cannot be cut exactly stay whole, and ``skipped`` says why.
 
-    Raises StudyError for a bad ratio, macs, rates, scope or ranking, for an importance that does not fit, and when no layer is left
-    to prune. Macs more than 0.05 outside of what the layers can leave are refused with what can be reached. A list of rates of
-    another length is refused with the number wanted, and so are different rates in layers that lose the same channels.
+    Raises StudyError for bad values, options that do not go together, a goal out of reach, and when no layer is left to prune.
 
-        make_plan(vgg16, images, scores, rates={"features.conv13": 0.75})  # this layer alone
+        make_plan(resnet50, images, scores, macs=0.5, scope="all", multiple=8, keep=["layer1", "*.downsample.*"])
         make_plan(resnet56, images, scores, rates="[0.]+[0.15]*2+[0.4]*27", rates_as="chip", scope="all")
     """
-    check_goal(ratio, macs, rates, rates_as, rounding, ranking)
+    goals = {"ratio": ratio, "macs": macs, "rates": rates, "latency": latency}
+    check_goal(goals, rates_as, rounding, ranking)
+    check_latency(latency, measure)
+    limits, how = Limits(multiple, min_channels), rounding or rates_as or "study"
+    options = PlanOptions(scope, ranking, allocation, None, how, limits, tuple(keep), statistics, evaluate)
+    options.check(goals)
     layers = trace_layers(model, example)
     _check_importances(importances, layers)
     own = None if rates is None else rates_by_layer(read_rates(rates), rates_as, layers, scope)
-    groups, skipped = _groups(layers, importances, scope, own or {})
-    draft = Draft(model, example, layers, importances, groups, skipped, ranking, own, rounding or rates_as or "study")
-    draft.settle(ratio, macs)
-    names = [name for name in layers if name in draft.kept]  # in the network's order
+    options = replace(options, rates=own)
+    draft = Draft(model, example, layers, importances, *options.groups(layers, importances), options)
+    found = None
+    if latency is not None and measure is not None:
+        least, most = draft.reach()
+        _, found = reach_latency(latency, measure, duplicate(model), draft.cut, least, most)
+    else:
+        draft.settle(ratio, macs)
+    return _plan(draft, macs=macs, latency=latency, latency_left=found)
+
+
+def _plan(draft: Draft, **goal: Any) -> PruningPlan:
+    """The plan of a settled draft."""
+    options, reasons = draft.options, draft.skipped | draft.whole
+    names = [name for name in draft.layers if name in draft.kept]  # in the network's order
     return PruningPlan(
         kept={name: draft.kept[name] for name in names},
-        channels={name: layers[name].channels for name in names},
-        skipped={name: draft.skipped[name] for name in layers if name in draft.skipped and name not in draft.kept},
+        channels={name: draft.layers[name].channels for name in names},
+        skipped={name: reasons[name] for name in draft.layers if name in reasons and name not in draft.kept},
         input_shape=draft.shape,
         ratio=draft.ratio,
-        scope=scope,
-        macs=macs,
+        scope=options.scope,
         macs_left=draft.left,
-        ranking=ranking,
-        rates={name: rate for name, rate in own.items() if rate} if own else None,
-        rounding=draft.rounding,
+        ranking=options.ranking,
+        rates={name: rate for name, rate in options.rates.items() if rate} if options.rates else None,
+        rounding=options.rounding,
+        allocation=options.allocation,
+        multiple=options.limits.multiple,
+        min_channels=options.limits.least,
+        layer_macs=draft.costs.by_layer(draft.compact),
+        **goal,
     )
 
 
@@ -154,33 +204,3 @@ def _check_importances(importances: Mapping[str, Tensor], layers: Mapping[str, L
             raise StudyError(
                 f"importance of {name} must be {layers[name].channels} finite numbers, got {score.dtype} {tuple(score.shape)}"
             )
-
-
-def _groups(
-    layers: Mapping[str, Layer], importances: Mapping[str, Tensor], scope: Scope, rates: Mapping[str, float]
-) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Layers that shrink together, by their first, and why others do not. Raises StudyError for a rate of one that cannot."""
-    groups: dict[str, list[str]] = {}
-    skipped: dict[str, str] = {}
-    seen: set[str] = set()
-    for name, layer in layers.items():
-        if name in seen:
-            continue
-        members = [name]
-        if scope == "all" and layer.coupled and not layer.barrier:
-            members = [member for member in layers if member == name or member in layer.coupled]
-        reason = next((why for member in members if (why := layers[member].obstacle(scope))), None)
-        missing = [member for member in members if member not in importances]
-        if not reason and missing:
-            reason = "no importance given" + (f" for {', '.join(missing)} of its residual sum" if len(members) > 1 else "")
-        seen.update(members)
-        if reason:
-            skipped |= dict.fromkeys(members, reason)
-        else:
-            groups[name] = members
-    for name, rate in rates.items():
-        if rate and name in skipped:
-            raise refuse(f"rates.{name}", rate, f"0 here: {skipped[name]}")
-        if not rate:
-            skipped |= dict.fromkeys(groups.pop(name, ()), "its rate is 0")
-    return groups, skipped

@@ -76,7 +76,7 @@ def _pruned(bench: Bench, run: Run) -> tuple[Result, Result]:
     plan = bench.plan(run)
     compact, data = bench.compact(run, plan), bench.data(run.reference)
     result = {
-        "plan": plan.model_dump(mode="json"),
+        "plan": plan.model_dump(mode="json", exclude={"layer_macs"}),  # follows from the plan
         "cost": measure_cost(compact, bench.example).as_dict(),
         "dense_cost": measure_cost(dense, bench.example).as_dict(),
         "before_recalibration": {"test": accuracy(bench.cut(run, plan), data, data.test, run.reference.precision)},

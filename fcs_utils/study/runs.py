@@ -138,7 +138,7 @@ class Pruning(Config):
     @model_validator(mode="after")
     def _one_goal(self) -> Pruning:
         try:
-            check_goal(self.ratio, self.macs, self.rates, self.rates_as, self.rounding)
+            check_goal({"ratio": self.ratio, "macs": self.macs, "rates": self.rates}, self.rates_as, self.rounding)
         except StudyError as error:
             raise ValueError(str(error)) from error
         return self

@@ -50,8 +50,8 @@ CALLS: list[tuple[str, Call, str]] = [
     ("ratio nan", lambda net: make_plan(net, IMAGES, SCORES, ratio=math.nan), "ratio=nan is not allowed"),
     ("ratio as text", lambda net: make_plan(net, IMAGES, SCORES, ratio="half"), "ratio='half' is not allowed"),  # type: ignore[arg-type]
     ("macs 1", lambda net: make_plan(net, IMAGES, SCORES, macs=1.0), "macs=1.0 is not allowed"),
-    ("ratio and macs", lambda net: make_plan(net, IMAGES, SCORES, ratio=0.5, macs=0.5), "one of ratio, macs and rates"),
-    ("neither", lambda net: make_plan(net, IMAGES, SCORES), "one of ratio, macs and rates"),
+    ("ratio and macs", lambda net: make_plan(net, IMAGES, SCORES, ratio=0.5, macs=0.5), "one of ratio, macs, rates and latency"),
+    ("neither", lambda net: make_plan(net, IMAGES, SCORES), "one of ratio, macs, rates and latency"),
     ("scope", lambda net: make_plan(net, IMAGES, SCORES, ratio=0.5, scope="most"), "scope='most' is not allowed"),  # type: ignore[arg-type]
     ("unknown layer", lambda net: make_plan(net, IMAGES, {"9": torch.ones(6)}, ratio=0.5), "importances=['9'] is not allowed"),
     ("too few scores", lambda net: make_plan(net, IMAGES, {"0": torch.ones(5)}, ratio=0.5), "must be 6 finite numbers"),

@@ -74,7 +74,10 @@ def test_plans_with_rates_are_stored_and_others_stay_as_they_were() -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "two goals": ({"rates": [0.5] * 3, "ratio": 0.5}, "give one of ratio, macs and rates; got ratio=0.5, macs=None, rates="),
+    "two goals": (
+        {"rates": [0.5] * 3, "ratio": 0.5},
+        "give one of ratio, macs, rates and latency; got ratio=0.5, macs=None, rates=",
+    ),
     "too few": ({"rates": [0.5, 0.5]}, "rates='2 numbers' is not allowed; allowed: 3 numbers, one for each layer of scope 'inner'"),
     "too many": ({"rates": "[0.5]*4"}, "rates='4 numbers' is not allowed; allowed: 3 numbers"),
     "too few for chip": ({"rates": [0.5] * 3, "rates_as": "chip"}, "allowed: 2 numbers, one for each convolution but the last"),

@@ -153,11 +153,11 @@ def test_a_printed_plan_shows_channels_before_and_after_and_the_macs_left() -> N
         macs_left=0.5123,
     )
     assert str(plan).splitlines() == [
-        "layer           channels    kept",
-        "features.conv1        64       3",
-        "head                   8       1",
+        "layer           kept  of",
+        "features.conv1     3  64",
+        "head               1   8",
+        "conv9            all      called twice",
         "51.2% of the MACs are left, 50.0% was the goal",
-        "convolutions left whole: 1; plan.skipped gives the reasons",
     ]
     bare = plan.model_copy(update={"macs": None, "macs_left": None, "skipped": {}})
     assert str(bare).splitlines() == str(plan).splitlines()[:3]
@@ -203,8 +203,8 @@ def test_one_channel_is_never_removed() -> None:
         ({}, {"ratio": 0.5, "scope": "outer"}, "scope='outer'"),
         ({}, {"macs": 1.0}, "macs=1.0"),
         ({}, {"macs": -0.1}, "macs=-0.1"),
-        ({}, {}, "one of ratio, macs and rates"),
-        ({}, {"ratio": 0.5, "macs": 0.5}, "one of ratio, macs and rates"),
+        ({}, {}, "one of ratio, macs, rates and latency"),
+        ({}, {"ratio": 0.5, "macs": 0.5}, "one of ratio, macs, rates and latency"),
         ({"nowhere": torch.ones(3)}, {"ratio": 0.5}, "nowhere"),
         ({"features.conv1": torch.ones(3)}, {"ratio": 0.5}, "8 finite numbers"),
         ({"features.conv1": torch.full((8,), torch.nan)}, {"ratio": 0.5}, "8 finite numbers"),
