@@ -11,7 +11,6 @@ from markdown_it import MarkdownIt
 
 from fcs_utils.report.chapters import NOTEBOOKS, Notebook
 from fcs_utils.report.pages import to_html
-from fcs_utils.study.catalogue import profile_names
 
 # Equations as $...$, $`...`$, $$...$$ and ```math; other code first, so that a dollar inside it stays a dollar.
 MATH = re.compile(
@@ -74,8 +73,7 @@ def test_pages_draw_formulas_and_leave_code_and_money_alone(formula: str, displa
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS.values(), ids=lambda n: n.name)
-def test_parameters_name_every_profile(notebook: Notebook) -> None:
+def test_the_parameters_say_where_profiles_are_listed(notebook: Notebook) -> None:
     cells = nbformat.read(notebook.source, as_version=4).cells
     (parameters,) = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    listed = parameters.splitlines()[0].partition("# ")[2].partition(";")[0]
-    assert re.split(", | or ", listed) == list(profile_names())
+    assert "# any that fcs-mlft study --help lists;" in parameters.splitlines()[0]
