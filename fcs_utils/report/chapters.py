@@ -16,11 +16,15 @@ KEEPS_FIGURES = "FCS_KEEPS_FIGURES"  # set for the notebooks that a study execut
 
 @dataclass(frozen=True)
 class Notebook:
-    """A chapter: its file's stem, the stages of runs it needs, and whether it measures time and wants the machine alone."""
+    """A chapter: its file's stem and the stages of runs it needs.
+
+    measures_time: whether it wants the machine alone. images: whether it shows images of the data set, or runs networks on them.
+    """
 
     name: str
     stages: tuple[Stage, ...]
     measures_time: bool = False
+    images: bool = False
 
     @property
     def source(self) -> Path:
@@ -28,16 +32,16 @@ class Notebook:
 
 
 NOTEBOOKS = {
-    "01": Notebook("01_reference_networks", ("reference",)),
-    "02": Notebook("02_activation_collection", ("reference",)),
-    "03": Notebook("03_similarity_and_clustering", ("reference", "similarity")),
-    "04": Notebook("04_pruning", ("reference", "pruned", "ablation", "headstart")),
-    "05": Notebook("05_baseline_criteria", ("reference", "pruned", "readings", "tuned", "longer")),
-    "06": Notebook("06_tft_and_mlft", ("reference", "rates", "arms")),
+    "01": Notebook("01_reference_networks", ("reference",), images=True),
+    "02": Notebook("02_activation_collection", ("reference",), images=True),
+    "03": Notebook("03_similarity_and_clustering", ("reference", "similarity"), images=True),
+    "04": Notebook("04_pruning", ("reference", "pruned", "ablation", "headstart"), images=True),
+    "05": Notebook("05_baseline_criteria", ("reference", "pruned", "readings", "tuned", "longer", "given", "points")),
+    "06": Notebook("06_tft_and_mlft", ("reference", "rates", "arms", "recipe")),
     "07": Notebook("07_ablations", ("reference", "pruned", "ablation")),
     "08": Notebook("08_cost", ("reference",), measures_time=True),
     "09": Notebook("09_paper_tables", STAGES),
-    "explore": Notebook("explore", ("reference",)),
+    "explore": Notebook("explore", ("reference",), images=True),
 }
 
 

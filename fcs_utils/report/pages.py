@@ -98,10 +98,13 @@ def render_page(store: Store, notebook: Notebook, shared: Mapping[str, Any]) -> 
     _write_page(store.page(notebook.name), title_and_question(notebook)[0], body, {**shared, "up": "../"}, notebook.name)
 
 
-def render_index(study: Study, shared: Mapping[str, Any], report: Report | None, older: Collection[str] = ()) -> None:
+def render_index(
+    study: Study, shared: Mapping[str, Any], report: Report | None, older: Collection[str] = (), absent: str = ""
+) -> None:
     """The page to open: verdicts, and every table and figure of the registries, in the order of ``index.toml``.
 
-    report: None while runs are missing. older: numbers of the chapters whose pages are of an earlier start.
+    report: None while runs are missing. older: numbers of the chapters whose pages are of an earlier start. absent: why there are
+    no images, which some chapters need.
     """
     store = study.store
     context: dict[str, Any] = {"missing": list(study.missing()), "summary": study.profile.summary, "sections": []}
@@ -109,7 +112,10 @@ def render_index(study: Study, shared: Mapping[str, Any], report: Report | None,
         said, verdicts = headlines(report.ledger), claim_verdicts(report.ledger)
         context["claims"] = [(claim, STATEMENTS[claim], verdict, said[claim]) for claim, verdict in verdicts.items()]
         context["sections"] = _sections(store, report)
-    chapters = [(n.name, *title_and_question(n), store.page(n.name).exists(), number in older) for number, n in NOTEBOOKS.items()]
+    chapters = [
+        (n.name, *title_and_question(n), store.page(n.name).exists(), number in older, absent if n.images else "")
+        for number, n in NOTEBOOKS.items()
+    ]
     body = TEMPLATES.get_template("index.html.j2").render(
         chapters=chapters, figure_links=lambda name: figure_links(store, name, ""), html_table=html_table, **context, **shared
     )

@@ -28,8 +28,8 @@ def build(profile: str, out: str | Path, data: str | None, numbers: str | None =
     """Do the runs that are missing, execute the notebooks that are stale, render the pages; returns the index.
 
     The index comes first, from the records that are there, and pages appear as their notebooks are done. All of it goes to the
-    results' ``work`` folder. Raises StudyError for a failing notebook (its executed copy is kept) and everything ``Study.run``
-    raises.
+    results' ``work`` folder. Where every run has its record and the images are not at hand, the chapters that need them are left
+    out and say so. Raises StudyError for a failing notebook (its executed copy is kept) and everything ``Study.run`` raises.
     """
     store, wanted = Store(out, profile), pick_notebooks(numbers)
     if _current(store, wanted):
@@ -45,7 +45,10 @@ def build(profile: str, out: str | Path, data: str | None, numbers: str | None =
     stages = dict.fromkeys(stage for notebook in wanted.values() for stage in notebook.stages)
     at_once = pick_workers(workers, study.bench.device)
     study.run(stages, workers=at_once)
-    _ = study.bench.dataset  # missing data is one clear error here, not a traceback in a cell
+    absent = _why_no_images(study)
+    if absent:
+        print(f"chapters left out: {', '.join(one.name for one in wanted.values() if one.images)}: {absent}", file=sys.stderr)
+        wanted = {number: notebook for number, notebook in wanted.items() if not notebook.images}
     if inputs != inputs_of(store):
         inputs, report = _render_overview(study)
     stale = _stale(store, wanted)
@@ -55,7 +58,7 @@ def build(profile: str, out: str | Path, data: str | None, numbers: str | None =
         keep_state(store, number, read[number], made_by(store, notebook))
         shared = pages.shared_parts(study)
         pages.render_page(store, notebook, shared)
-        pages.render_index(study, shared, report, _stale(store, NOTEBOOKS))
+        pages.render_index(study, shared, report, _stale(store, NOTEBOOKS), absent)
 
     parameters = {"profile": profile, "out": _from_root(out)}
     os.environ["FCS_DATA"] = str(data_folder(data).resolve())  # kernels inherit it: a copy does not name a folder of this machine
@@ -66,12 +69,21 @@ def build(profile: str, out: str | Path, data: str | None, numbers: str | None =
         there = [notebook for number, notebook in NOTEBOOKS.items() if intact(store, number)]  # old copies too, but no damaged ones
         for notebook in there:
             pages.render_page(store, notebook, shared)
-        pages.render_index(study, shared, report, _stale(store, NOTEBOOKS))
+        pages.render_index(study, shared, report, _stale(store, NOTEBOOKS), absent)
         made = [path for notebook in there for path in (store.executed(notebook.name), store.page(notebook.name))]
         folders = [path.parent for path in (store.figure("any"), store.table("any")) if path.parent.exists()]
         made += [path for folder in folders for path in folder.iterdir() if path.suffix != ".tmp"]
         keep_state(store, PAGES, inputs, [store.index(), *([store.claims()] if report else []), *made])
     return store.index()
+
+
+def _why_no_images(study: Study) -> str:
+    """What is wrong with the data set, in one line: once, and not as a traceback in a cell. Empty where it can be read."""
+    try:
+        _ = study.bench.dataset
+    except StudyError as error:
+        return str(error)
+    return ""
 
 
 def _render_overview(study: Study) -> tuple[str, Report | None]:
