@@ -23,6 +23,7 @@ from fcs_utils.report import (
     figures,
     latency_figures,
     planning,
+    recipe,
     schedules,
     tables,
 )
@@ -44,6 +45,7 @@ REGISTERED = (
     figures,
     latency_figures,
     planning,
+    recipe,
     tables,
 )  # importing them fills the registries
 NAMES = {"vgg16": "VGG-16", "vgg19": "VGG-19", **{f"resnet{d}": f"ResNet-{d}" for d in (20, 32, 44, 56, 110)}}
@@ -93,7 +95,6 @@ def _row(record: Record) -> dict[str, Any]:
             # NaN for other goals, such as rates by layer: tables by ratio leave them out, and pairs have one goal.
             "ratio": math.nan if pruning["ratio"] is None else pruning["ratio"],
             "goal": canonical_json({name: pruning.get(name) for name in ("ratio", "macs", "rates", "rates_as", "rounding")}),
-            "by_rates": pruning.get("rates") is not None,
             **{f"dense_{name}": result["dense_cost"][name] for name in ("params", "macs")},
             **{name: pruning[name] for name in ("options", "calibration", "calibration_seed", "compensate")},
         }
@@ -164,7 +165,8 @@ class Report:
     """All frames of a profile, from its records by stage; a stage without records leaves its tables out.
 
     missing: runs without a record, in words; they become a table of their own. best: the criterion that is the best reading of
-    FCS. unfinished: what is not run, with its hours. latency: what was measured of the compact networks.
+    FCS. default: the one that the recipe's combinations are compared with. unfinished: what is not run, with its hours.
+    latency: what was measured of the compact networks.
     """
 
     def __init__(
@@ -175,6 +177,7 @@ class Report:
         best: str | None = None,
         unfinished: pd.DataFrame | None = None,
         latency: Iterable[Mapping[str, Any]] = (),
+        default: str = "",
     ) -> None:
         self.unfinished = pd.DataFrame() if unfinished is None else unfinished
         self.missing, self.slack = missing, margin(validation_images)
@@ -182,10 +185,11 @@ class Report:
         self.similarity = similarity_frame(records["similarity"])
         frames = {stage: runs_frame(found) for stage, found in records.items() if stage != "similarity"}
         self.references, self.pruned, self.tuned = (frames[stage] for stage in ("reference", "pruned", "tuned"))
-        self.readings, self.longer, self.points = frames["readings"], frames["longer"], self.tuned
-        if len(self.tuned):  # at published layer rates, networks are compared with published ones
-            self.points, self.tuned = self.tuned[self.tuned.by_rates], self.tuned[~self.tuned.by_rates]
-            self.pruned = self.pruned[~self.pruned.by_rates] if len(self.pruned) else self.pruned
+        self.readings, self.longer = frames["readings"], frames["longer"]
+        self.points, self.recipe, self.default = frames["points"], frames["recipe"], default
+        if len(given := frames["given"]):  # they stand beside the networks that are trained here, in tables of their own rows
+            self.pruned = pd.concat([self.pruned, given[given.kind == "pruned"]], ignore_index=True)
+            self.tuned = pd.concat([self.tuned, given[given.kind == "tuned"]], ignore_index=True)
         self.timed = (
             latency_figures.with_latency(self.tuned, latency_figures.latency_frame(latency)) if len(self.tuned) else self.tuned
         )
@@ -238,11 +242,15 @@ def make_report(study: Study, *, allow_missing: bool = False) -> Report:
     Raises StudyError naming the missing ones; where they are allowed, they are listed in a table instead.
     """
     images, best, latency = study.settings.validation_images, study.profile.best, kept(study.store, "latency")[:1]
+    default = study.profile.recipe.default if study.profile.recipe else ""
     if not allow_missing:
-        return Report({stage: study.records([stage]) for stage in STAGES}, images, best=best, latency=latency)
+        return Report({stage: study.records([stage]) for stage in STAGES}, images, (), best, None, latency, default)
     study.rates()
     runs = {stage: study.runs([stage]) if stage in study.grid else [] for stage in STAGES}
     missing = list(dict.fromkeys(word for stage in runs.values() for word in study.without_record(stage)))
-    if "arms" not in study.grid:
-        missing.append("every run of stage arms, whose learning rates follow from stage rates")
-    return Report(study.found(), images, missing, best, planning.not_run(study), latency)
+    missing += [
+        f"every run of stage {stage}, whose learning rates follow from stage rates"
+        for stage in study.missing()
+        if stage not in study.grid
+    ]
+    return Report(study.found(), images, missing, best, planning.not_run(study), latency, default)

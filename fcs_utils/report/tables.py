@@ -87,7 +87,7 @@ def criteria_table(pruned: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     runs = tuned.assign(**{"MACs left (%)": macs_left(tuned).map("{:.1f}".format)})
 
     def row(g: pd.DataFrame) -> dict[str, Any]:
-        return {"fine-tuned (%)": mean_interval(g.test), "n": len(g)}
+        return {"fine-tuned (%)": mean_interval(g.test), "epochs": g.epochs.iloc[0], "n": len(g)}
 
     after = by_group(runs, ["network", "ratio", "MACs left (%)", "criterion", "reading"], row)
     keys = ["network", "ratio", "criterion"]

@@ -16,8 +16,23 @@ DATASET = re.compile(r"\w[\w:.@\[\]-]*")
 HEADLINE = "cifar"  # the profile whose findings stand in the README
 
 # In the order of the study; each notebook needs some of them.
-Stage = Literal["reference", "similarity", "pruned", "readings", "tuned", "longer", "ablation", "headstart", "rates", "arms"]
+Stage = Literal[
+    "reference",
+    "similarity",
+    "pruned",
+    "readings",
+    "tuned",
+    "longer",
+    "given",
+    "points",
+    "ablation",
+    "headstart",
+    "rates",
+    "arms",
+    "recipe",
+]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+AFTER_RATES: tuple[Stage, ...] = ("arms", "recipe")  # their learning rates follow from stage ``rates``
 ABOUT_STAGES: dict[Stage, str] = {
     "reference": "train the networks that are pruned",
     "similarity": "measure how similar their channels are, against untrained networks and chance (C1)",
@@ -25,10 +40,13 @@ ABOUT_STAGES: dict[Stage, str] = {
     "readings": "fine-tune readings of FCS on pilot seeds, to choose the best on validation",
     "tuned": "fine-tune every pruned network by one schedule, to compare criteria (C2)",
     "longer": "fine-tune one network at one ratio for longer, to see whether the order of criteria changes",
+    "given": "prune and fine-tune networks whose weights are given, to compare criteria on them",
+    "points": "prune at the layer rates of published results, and fine-tune",
     "ablation": "vary FCS one choice at a time, before fine-tuning",
     "headstart": "fine-tune from plain and from merged weights",
     "rates": "choose the learning rate of each way to fine-tune, on validation",
     "arms": "fine-tune by TFT, MLFT and their controls for several schedules (C3)",
+    "recipe": "combine criteria, ways of surgery and arms at equal training compute",
 }
 
 

@@ -11,8 +11,8 @@ from fcs_utils.benchmarks.speed import SpeedJob, measure_speed, study_loop
 from fcs_utils.machine import pick_workers
 from fcs_utils.models import build_seeded, count_macs
 from fcs_utils.study.catalogue import STAGES
-from fcs_utils.study.profiles import Network
 from fcs_utils.study.schedule import expected_macs
+from fcs_utils.study.sections import Network
 from fcs_utils.study.study import Study
 from fcs_utils.training.passes import Mode
 

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from fcs_utils.errors import refuse
 from fcs_utils.pruning.criteria import check_options, code_of
 from fcs_utils.study.catalogue import STAGES, Stage
-from fcs_utils.study.profiles import Longer, Profile, Readings
+from fcs_utils.study.profiles import Profile
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
+from fcs_utils.study.sections import Given, Longer, Network, Point, Readings
 from fcs_utils.training.arms import code_of_arm
 
 Rates = Mapping[tuple[str, str], float]  # the learning rate of a network's arm
@@ -28,27 +29,34 @@ def check_stages(stages: Iterable[Stage] | None) -> tuple[Stage, ...]:
 def grid(profile: Profile, precision: Precision, rates: Rates | None = None) -> dict[Stage, list[Run]]:
     """Every run of a profile by stage. Runs that two stages share appear in both and are done once.
 
-    rates: the chosen learning rates; without them the stage ``arms`` is left out, for it is not known yet.
+    rates: the chosen learning rates; without them the stages ``AFTER_RATES`` are left out, for they are not known yet.
     Raises StudyError for an unknown criterion or option, and for a criterion that is in no module.
     """
     ablations, arms = profile.ablations, profile.arms
-    references = _references(profile, precision, profile.seeds)
-    further = _references(profile, precision, arms.further_seeds, arms.networks)
+    trained = [one for one in profile.networks if one.network in arms.networks]
+    references = _references(profile, precision, profile.networks, profile.seeds)
+    further = _references(profile, precision, trained, arms.further_seeds)
+    given = _references(profile, precision, profile.given.networks, profile.seeds[:1]) if profile.given else []
+    points = [(point, run) for point in profile.points for run in _references(profile, precision, (point.network,), point.seeds)]
     cut = [_prune_run(profile, run, c, ratio) for run in references for ratio in profile.ratios for c in profile.criteria]
     compact = [_prune_run(profile, run, arms.criterion, arms.ratio) for run in references if run.reference.network in arms.networks]
     more = [_prune_run(profile, run, arms.criterion, arms.ratio) for run in further]
     headstart = [
         _prune_run(profile, run, arms.criterion, arms.ratio, compensate=how) for run in compact for how in ("none", "merge")
     ]
-    first = _references(profile, precision, arms.pilot_seeds, arms.networks)
+    first = _references(profile, precision, trained, arms.pilot_seeds)
     pilots = [_prune_run(profile, run, arms.criterion, arms.ratio) for run in first]
     stages: dict[Stage, list[Run]] = {
-        "reference": [*references, *further],
-        "similarity": [r.model_copy(update={"similarity": Similarity(calibration=profile.calibration)}) for r in references],
+        "reference": [*references, *further, *given, *(run for _, run in points)],
+        "similarity": [
+            run.model_copy(update={"similarity": Similarity(calibration=profile.calibration)}) for run in (*references, *given)
+        ],
         "pruned": cut,
         "readings": _tuned_for(profile, first, profile.readings, profile.readings.candidates) if profile.readings else [],
         "tuned": [_tune_run(profile, run, "tft") for run in cut],
         "longer": _tuned_for(profile, references, profile.longer, profile.criteria) if profile.longer else [],
+        "given": _with_tuned(profile, given, profile.given) if profile.given else [],
+        "points": [run for point, dense in points for run in _at_point(profile, dense, point)],
         "ablation": [varied for run in references for varied in _ablated(profile, run)],
         "headstart": [_tune_run(profile, run, "tft", epochs=ablations.headstart) for run in headstart],
         "rates": [
@@ -71,17 +79,14 @@ def grid(profile: Profile, precision: Precision, rates: Rates | None = None) -> 
             if (training := run.reference.training) and run.reference.seed in profile.seeds[: arms.scratch_seeds]
             for budget in arms.scratch
         ]
-        stages["arms"] = [*tuned, *scratch]
+        stages |= {"arms": [*tuned, *scratch], "recipe": _recipe(profile, references, rates)}
     return stages
 
 
-def _references(
-    profile: Profile, precision: Precision, seeds: tuple[int, ...], networks: tuple[str, ...] | None = None
-) -> list[Run]:
+def _references(profile: Profile, precision: Precision, networks: Iterable[Network], seeds: Iterable[int]) -> list[Run]:
     return [
         Run(reference=Reference(**dict(one), dataset=profile.dataset, seed=seed, precision=precision))
-        for one in profile.networks
-        if networks is None or one.network in networks
+        for one in networks
         for seed in seeds
     ]
 
@@ -110,11 +115,40 @@ def name_criterion(name: str, options: Mapping[str, Any]) -> str:
     return " ".join([name, *map("{}={}".format, sorted(options), words)])
 
 
-def _tuned_for(profile: Profile, references: Iterable[Run], what: Readings | Longer, criteria: Iterable[str]) -> list[Run]:
+def _tuned_for(profile: Profile, references: Iterable[Run], what: Readings | Longer | Given, criteria: Iterable[str]) -> list[Run]:
     """Every criterion at one ratio, fine-tuned by TFT for a number of epochs of its own."""
     chosen = [run for run in references if not isinstance(what, Longer) or run.reference.network == what.network]
     cut = [_prune_run(profile, run, criterion, what.ratio) for run in chosen for criterion in criteria]
     return [_tune_run(profile, run, "tft", epochs=what.epochs) for run in cut]
+
+
+def _with_tuned(profile: Profile, references: Iterable[Run], what: Given) -> list[Run]:
+    """Every criterion on given networks, before and after fine-tuning."""
+    tuned = _tuned_for(profile, references, what, what.criteria)
+    return [*(run.model_copy(update={"tuning": None}) for run in tuned), *tuned]
+
+
+def _at_point(profile: Profile, reference: Run, point: Point) -> list[Run]:
+    goal = point.model_dump(include={"rates", "rates_as", "rounding", "scope"})
+    cut = [_prune_run(profile, reference, criterion, None, **goal) for criterion in point.criteria]
+    return [_tune_run(profile, run, "tft", epochs=point.epochs) for run in cut]
+
+
+def _recipe(profile: Profile, references: Iterable[Run], rates: Rates) -> list[Run]:
+    if not (recipe := profile.recipe):
+        return []
+    ways = [(criterion, how) for criterion in recipe.criteria for how in recipe.compensate]
+    runs = []
+    for reference in (run for run in references if run.reference.network in profile.arms.networks):
+        by_default = _prune_run(profile, reference, recipe.default, recipe.ratio)
+        cut = [by_default, *(_prune_run(profile, reference, criterion, recipe.ratio, compensate=how) for criterion, how in ways)]
+        runs += [
+            _tune_run(profile, run, method, epochs=epochs, learning_rate=rates[run.reference.network, method])
+            for run in cut
+            for method, epochs in recipe.epochs.items()
+            if method == "tft" or run is not by_default
+        ]
+    return runs
 
 
 def _prune_run(profile: Profile, run: Run, criterion: str, ratio: float | None, **more: Any) -> Run:

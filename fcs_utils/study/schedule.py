@@ -140,7 +140,7 @@ def check_needs(bench: Bench, runs: Sequence[Run], calibration: int) -> None:
     for name, needed in counts.items():
         if needed > len(data.train):
             raise refuse(name, needed, f"1 to {len(data.train)}, the training split of {data.name}")
-    for reference in {(run.reference.network, run.reference.width): run.reference for run in runs}.values():
+    for reference in {(r.reference.network, r.reference.width, r.reference.weights): r.reference for r in runs}.values():
         try:
             count_macs(bench.untrained(reference), bench.data(reference).normalise(data.train.images[:1]))
         except (RuntimeError, ValueError) as error:

@@ -14,7 +14,7 @@ from fcs_utils.config import checked
 from fcs_utils.errors import StudyError, is_out_of_memory, refuse
 from fcs_utils.machine import describe_machine, describe_moment, one_thread, pick_device
 from fcs_utils.pruning.criteria import CRITERIA
-from fcs_utils.study.catalogue import STAGES, Stage
+from fcs_utils.study.catalogue import AFTER_RATES, STAGES, Stage
 from fcs_utils.study.grid import Rates, check_stages, grid
 from fcs_utils.study.guards import Deadline
 from fcs_utils.study.kinds import do
@@ -67,8 +67,8 @@ class Study:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker opens the same study once and keeps it, with its networks and statistics.
-        outside = [one.module for one in CRITERIA.values() if one.outside and one.code]  # imported by hand, perhaps
-        outside += [arm.module for arm in ARMS.values() if arm.code]
+        found = [one.module for one in CRITERIA.values() if one.outside and one.code]  # imported by hand, perhaps
+        outside = [*found, *(arm.module for arm in ARMS.values() if arm.code)]
         return _reopen, (self.bench.deadline, *self._arguments, tuple(dict.fromkeys((*self._plugins, *outside))))
 
     def runs(self, stages: Iterable[Stage] | None = None, only: Sequence[str] = ()) -> list[Run]:
@@ -84,14 +84,15 @@ class Study:
     def _wanted(self, stages: Iterable[Stage] | None, only: Sequence[str]) -> tuple[list[Run], list[Run]]:
         """The runs that are known and, while the arms' are not, those that stand for them: the cost is the same at each rate."""
         wanted, selection, arms = check_stages(stages), parse_only(only), self.profile.arms
-        if unknown := "arms" in wanted and self.rates() is None:
+        late = [stage for stage in wanted if stage in AFTER_RATES]
+        if unknown := bool(late) and self.rates() is None:
             keys = [(network, method) for network in arms.networks for method in arms.methods]
             grids = [grid(self.profile, self.precision, dict.fromkeys(keys, rate)) for rate in arms.learning_rates]
         else:
             grids = [self.grid]
         selection.check(*({stage: one[stage] for stage in wanted} for one in grids))
-        known = selection.pick({stage: grids[0][stage] for stage in wanted if not (unknown and stage == "arms")})
-        likely = [selection.pick({"arms": one["arms"]}) for one in grids] if unknown else []
+        known = selection.pick({stage: grids[0][stage] for stage in wanted if not (unknown and stage in late)})
+        likely = [selection.pick({stage: one[stage] for stage in late}) for one in grids] if unknown else []
         return known, next(filter(None, likely), [])
 
     def rates(self) -> Rates | None:
@@ -105,8 +106,8 @@ class Study:
 
     def missing(self) -> dict[Stage, int]:
         """How many runs of each stage have no record yet; stages that are complete are left out."""
-        known = self.rates() is not None
-        counts = {stage: len(self.without_record(runs)) for stage, runs in self.grid.items()} | ({} if known else {"arms": 1})
+        undecided = () if self.rates() is not None else AFTER_RATES if self.profile.recipe else ("arms",)
+        counts = {stage: len(self.without_record(runs)) for stage, runs in self.grid.items()} | dict.fromkeys(undecided, 1)
         return {stage: count for stage, count in counts.items() if count}
 
     def _how_to_go_on(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -13,6 +14,7 @@ from fcs_utils.pretrained import PREFIX, check_state, give, read_given
 from fcs_utils.study.profiles import Profile
 from fcs_utils.study.records import Store
 from fcs_utils.study.runs import Reference, Run, describe
+from fcs_utils.study.sections import Network
 
 
 def load_weights(store: Store, run: Run, network: nn.Module, recorded: str | None) -> str | None:
@@ -68,10 +70,14 @@ def with_sums(profile: Profile, data: str | Path | None) -> Profile:
 
     Raises StudyError for a file that is missing or cannot be read.
     """
-    networks = tuple(
-        one.model_copy(update={"weights_sha256": tensors_sum(read_given(one.weights, data))})
-        if one.weights and not one.weights.startswith(PREFIX) and one.weights_sha256 is None
-        else one
-        for one in profile.networks
-    )
-    return profile if networks == profile.networks else profile.model_copy(update={"networks": networks})
+
+    def with_sum(one: Network) -> Network:
+        if not one.weights or one.weights.startswith(PREFIX) or one.weights_sha256 is not None:
+            return one
+        return one.model_copy(update={"weights_sha256": tensors_sum(read_given(one.weights, data))})
+
+    found: dict[str, Any] = {"networks": tuple(map(with_sum, profile.networks))}
+    found["points"] = tuple(point.model_copy(update={"network": with_sum(point.network)}) for point in profile.points)
+    if profile.given:
+        found["given"] = profile.given.model_copy(update={"networks": tuple(map(with_sum, profile.given.networks))})
+    return profile.model_copy(update=found)

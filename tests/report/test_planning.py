@@ -14,6 +14,7 @@ from fcs_utils.report.comparisons import judge
 from fcs_utils.report.exchange import order_table
 from fcs_utils.report.latency_figures import latency_frame, with_latency
 from fcs_utils.report.planning import hours_of, power_table
+from fcs_utils.report.recipe import recipe_table
 from fcs_utils.report.tables import compression_table, points_table, readings_table
 from fcs_utils.study.runs import Pruning, Reference, Run, Tuning
 from fcs_utils.training.optimiser import Training
@@ -146,3 +147,29 @@ def test_accuracies_meet_the_time_that_was_measured_of_their_widths() -> None:
         {"architecture": ["vgg16 x0.25", "vgg16 x1", "vgg16 x0.25"], "ratio": [0.5, 0.5, 0.3], "test": [1.0, 2.0, 3.0]}
     )
     assert with_latency(tuned, latency).test.tolist() == [1.0] and not len(with_latency(tuned, latency_frame([])))
+
+
+def test_the_recipe_is_ranked_on_validation_and_compared_with_the_default() -> None:
+    tops = {  # validation and test of two seeds
+        ("tp_group_norm", "none", "tft"): ((80.0, 80.0), (79.0, 81.0)),
+        ("fcs_linear", "merge", "kd"): ((82.0, 84.0), (81.0, 84.0)),
+        ("fcs_linear", "none", "tft"): ((90.0, 74.0), (70.0, 70.0)),
+    }
+    rows = [
+        {
+            **{"id": f"{names}{seed}", "network": "n", "criterion": names[0], "compensate": names[1], "method": names[2]},
+            **{"seed": seed, "epochs": 5, "training_macs": 2e12, "validation": top[0][seed], "test": top[1][seed]},
+        }
+        for names, top in tops.items()
+        for seed in (0, 1)
+    ]
+    found = recipe_table(pd.DataFrame(rows), "tp_group_norm")
+    assert found[["criterion", "surgery", "arm"]].to_numpy().tolist() == [
+        ["fcs_linear", "merged", "KD"],
+        ["fcs_linear", "plain", "TFT"],
+        ["tp_group_norm", "plain", "TFT"],
+    ]
+    # 2 and 3 points: the mean and 12.706 * 0.5 on either side; -9 and -11.
+    assert found["minus tp_group_norm, plain, TFT (points)"].tolist() == ["+2.50", "-10.00", ""]
+    assert found["95 % interval, uncorrected"].tolist() == ["-3.85 to +8.85", "-22.71 to +2.71", ""]
+    assert found.n.tolist() == [2, 2, 2] and set(found["training MACs (T)"]) == {"2.000"}

@@ -104,14 +104,14 @@ def test_criteria() -> None:
         {"criterion": "fcs", "test": 30.0},
         {"criterion": "fcs", "test": 34.0},
         {"criterion": "random", "test": 25.0},
-        **{"network": "n", "ratio": 0.5, "reading": "a reading", **PRUNED},
+        **{"network": "n", "ratio": 0.5, "reading": "a reading", "epochs": 8, **PRUNED},
     )
     found = criteria_table(before, after).to_dict("records")
     shared = {"network": "n", "ratio": 0.5, "MACs left (%)": "37.5", "reading": "a reading"}
     cells = {"pruned (%)": "10.00", "recalibrated (%)": "20.00", "fine-tuned (%)": "32.00 ± 25.41"}
-    assert found[0] == {**shared, "criterion": "fcs", **cells, "n": 2}
+    assert found[0] == {**shared, "criterion": "fcs", **cells, "epochs": 8, "n": 2}
     cells = {"pruned (%)": "1.00", "recalibrated (%)": "2.00", "fine-tuned (%)": "25.00"}
-    assert found[1] == {**shared, "criterion": "random", **cells, "n": 1}
+    assert found[1] == {**shared, "criterion": "random", **cells, "epochs": 8, "n": 1}
 
 
 def test_arms() -> None:

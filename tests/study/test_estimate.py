@@ -13,7 +13,8 @@ from fcs_utils.study import estimate as estimates
 from fcs_utils.study.catalogue import STAGES
 from fcs_utils.study.estimate import estimate, training_throughput
 from fcs_utils.study.grid import grid
-from fcs_utils.study.profiles import Network, get_profile
+from fcs_utils.study.profiles import get_profile
+from fcs_utils.study.sections import Network
 from fcs_utils.study.study import Study
 from tests.conftest import study_command
 

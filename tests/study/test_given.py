@@ -17,18 +17,19 @@ from fcs_utils.data.dataset import Dataset, Split
 from fcs_utils.errors import StudyError
 from fcs_utils.files import read_checksummed, tensors_sum, write_checksummed
 from fcs_utils.models import RESNET_BLOCKS, build_seeded
-from fcs_utils.pretrained import DIGITS
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.surgery import recalibrate
 from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.figures import by_epoch, training_curves
 from fcs_utils.report.frames import Report, make_report, runs_frame
+from fcs_utils.study.catalogue import STAGES, Stage
 from fcs_utils.study.estimate import estimate
 from fcs_utils.study.networks import Bench
-from fcs_utils.study.profiles import Network, Profile, get_profile
+from fcs_utils.study.profiles import Profile, get_profile
 from fcs_utils.study.records import pack, read_record
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning, describe, parse_run
 from fcs_utils.study.schedule import expected_macs
+from fcs_utils.study.sections import Given, Network
 from fcs_utils.study.study import Study
 from fcs_utils.training.optimiser import Training
 from tests.conftest import warm
@@ -219,51 +220,6 @@ def test_what_does_not_fit_is_refused_before_any_work(data: Path, tmp_path: Path
         Study(public, tmp_path / "out", data).run(["reference"])
 
 
-NETWORK = {"network": "resnet20", "weights": "pretrained:resnet20"}
-WRONG: list[tuple[dict[str, Any], str]] = [
-    ({**NETWORK, "training": SCHEDULE}, "give either training or weights"),
-    ({"network": "resnet20"}, "give either training or weights"),
-    ({**NETWORK, "weights": "pretrained:resnet110"}, "allowed: pretrained:resnet20, .*, pretrained:resnet56, or a file"),
-    ({**NETWORK, "network": "resnet32"}, "are those of network 'resnet20' at width 1"),
-    ({**NETWORK, "width": 0.5}, "are those of network 'resnet20' at width 1"),
-    ({**NETWORK, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}, "mean belongs to weights from a file"),
-    ({"network": "resnet20", "training": SCHEDULE, "weights_sha256": "0"}, "weights_sha256 belongs to weights from a file"),
-    ({"network": "resnet20", "weights": FILE, "mean": (0.5,)}, "mean and std belong together"),
-    ({"network": "resnet20", "weights": FILE, "mean": (0.5,), "std": (0.5, 0.5)}, "one number a channel in each"),
-    ({"network": "resnet20", "weights": FILE, "mean": (125.3,), "std": (63.0,)}, "mean.0=125.3"),
-    ({"network": "resnet20", "weights": FILE, "mean": (0.5,), "std": (0.0,)}, "std.0=0.0"),
-]
-
-
-@pytest.mark.parametrize(("fields", "said"), WRONG)
-def test_a_wrong_source_of_weights_is_named(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(StudyError, match=said):
-        Network(**fields)
-
-
-def test_a_reference_names_the_checksum_of_a_file_and_public_shortcuts() -> None:
-    base = {"dataset": "digits", "network": "resnet20", "seed": 0, "precision": "fp32"}
-    with pytest.raises(StudyError, match="weights_sha256 is missing"):
-        Reference(**base, weights=FILE)
-    with pytest.raises(StudyError, match="shortcuts 'A'"):
-        Reference(**base, weights="pretrained:resnet20", shortcut="B")
-    public = Reference(**base, weights="pretrained:resnet20")
-    assert public.normalisation == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert public.model_dump().keys() == {"dataset", "network", "width", "shortcut", "seed", "precision", "weights"}
-    # A golden identity, as those in test_runs.py.
-    assert Run(reference=public).identity == "1c550ad0396ad037"
-
-
-@pytest.mark.parametrize("weights", [f"pretrained:{name}" for name in DIGITS][:1] + [FILE])
-def test_rates_are_never_chosen_on_given_networks(weights: str) -> None:
-    fields = get_profile("smoke").model_dump()
-    fields["networks"] = [fields["networks"][0], {"network": "resnet20", "weights": weights}]
-    assert Profile.model_validate(fields).networks[1].weights == weights
-    fields["arms"]["networks"] = ("vgg16", "resnet20")
-    with pytest.raises(ValueError, match="arms.networks: the weights of 'resnet20' are given and may have seen the validation"):
-        Profile.model_validate(fields)
-
-
 @pytest.mark.parametrize(
     ("field", "new"),
     [("history", [{"epoch": 1}]), ("seen", ["test"]), ("seen", ...), ("test", 101.0), ("weights_sha256", None), ("cost", {})],
@@ -282,13 +238,24 @@ def test_a_wrong_record_of_a_given_reference_is_named(data: Path, tmp_path: Path
     assert runs_frame([record]).epochs.tolist() == [0]
 
 
-def test_trained_and_given_networks_stand_in_one_report(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_given_networks_stand_in_the_tables_beside_those_trained_here_and_do_not_decide(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()
-    trained = Network(network="resnet32", width=0.125, training=SCHEDULE)
-    both = profile().model_copy(update={"networks": (trained, *profile().networks)})
-    study = small(both, tmp_path, data)
-    found = {"reference": study.run(["reference"]), "similarity": study.run(["similarity"])}
-    report = Report({stage: found.get(stage, []) for stage in study.found()}, 10)
+    trained, names = Network(network="resnet32", width=0.125, training=SCHEDULE), ("kernel_l1", "fcs")
+    given = Given(networks=profile().networks, criteria=names, ratio=0.5, epochs=2)
+    changes = {"networks": (trained,), "ratios": (0.5,), "criteria": names, "given": given}
+    study = small(profile().model_copy(update=changes), tmp_path, data)
+    stages: tuple[Stage, ...] = ("reference", "similarity", "pruned", "tuned", "given")
+    found = {stage: study.run([stage]) for stage in stages}
+    report = Report({stage: found.get(stage, []) for stage in STAGES}, 10)
+    both = ["ResNet-32 x0.125", "ResNet-20 x0.25 (given)"]
     assert [*report.references.epochs] == [1, 0] and len(by_epoch(report.references)) == 1
-    assert [axis.get_title() for axis in training_curves(report.references).axes] == ["ResNet-32 x0.125", "ResNet-20 x0.25 (given)"]
-    assert report.tables()["similarity"].network.unique().tolist() == ["ResNet-32 x0.125", "ResNet-20 x0.25 (given)"]
+    assert [axis.get_title() for axis in training_curves(report.references).axes] == both
+    tables = report.tables()
+    assert tables["similarity"].network.unique().tolist() == tables["criteria"].network.unique().tolist() == both
+    rows = tables["criteria"].query("criterion == 'fcs'").to_dict("records")
+    assert [(row["epochs"], row["n"], row["replicate"]) for row in rows] == [(1, 1, "trained seed"), (2, 1, "tuning seed")]
+    assert not any("" in (row["pruned (%)"], row["recalibrated (%)"]) for row in rows)
+    c2 = report.ledger[report.ledger.claim == "C2"]
+    assert [(row.decisive, row.role) for row in c2.itertuples() if row.theirs == "kernel_l1"] == [(True, ""), (False, "given")]

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from fcs_utils.errors import StudyError
 from fcs_utils.study.grid import check_stages, grid, name_criterion, parse_criterion
-from fcs_utils.study.profiles import Ablations, Arms, Longer, Network, Profile, Readings
+from fcs_utils.study.profiles import Profile
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
+from fcs_utils.study.sections import Ablations, Arms, Longer, Network, Readings
 from fcs_utils.study.study import Study
 from fcs_utils.training.optimiser import Training
 

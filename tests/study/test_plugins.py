@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fcs_utils.errors import StudyError
-from fcs_utils.study import profiles, runs
+from fcs_utils.study import runs, sections
 from fcs_utils.study.grid import grid
 from fcs_utils.study.profiles import get_profile, import_plugins
 from fcs_utils.study.runs import Run
@@ -83,7 +83,7 @@ register_arm(Arm("own", "own arm", loss=lambda: cross_entropy))
 def test_an_arm_from_outside_is_part_of_its_runs_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(arms, "ARMS", dict(arms.ARMS))
-    for module in (runs, profiles):
+    for module in (runs, sections):
         monkeypatch.setattr(module, "ARMS", arms.ARMS)
     smoke, found = get_profile("smoke"), []
     for edit in ("", "# edited"):

@@ -15,7 +15,8 @@ from fcs_utils.report.chapters import NOTEBOOKS
 from fcs_utils.report.pages import shared_parts
 from fcs_utils.study.grid import grid
 from fcs_utils.study.guards import Deadline
-from fcs_utils.study.profiles import Ablations, get_profile
+from fcs_utils.study.profiles import get_profile
+from fcs_utils.study.sections import Ablations
 from fcs_utils.study.study import Study
 from tests.conftest import study_command
 

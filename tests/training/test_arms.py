@@ -20,10 +20,10 @@ from fcs_utils.files import module_sum
 from fcs_utils.models import count_macs
 from fcs_utils.study.kinds import do
 from fcs_utils.study.networks import Bench
-from fcs_utils.study.profiles import Arms
 from fcs_utils.study.records import Store
 from fcs_utils.study.runs import Pruning, Reference, Run, Tuning, parse_run
 from fcs_utils.study.schedule import expected_macs
+from fcs_utils.study.sections import Arms
 from fcs_utils.training import loop, losses
 from fcs_utils.training.arms import ARMS, Arm, arm_label, arm_row, get_arm, is_searched, register_arm
 from fcs_utils.training.evaluate import evaluate
