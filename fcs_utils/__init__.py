@@ -27,7 +27,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "FCSImportance": "pruning.torch_pruning",

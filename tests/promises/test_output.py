@@ -13,14 +13,14 @@ import pytest
 from fcs_utils.cli import ALLOCATOR
 from tests.conftest import ROOT
 
-COMMANDS = ["--help", "--version", "study --help", "run --profile smoke --list", "tables --profile fashion --out OUT", "runn"]
+COMMANDS = ["--help", "--version", "study --help", "run --profile smoke --list", "tables --profile quick --out OUT", "runn"]
 
 
 @pytest.mark.parametrize("words", COMMANDS)
 @pytest.mark.parametrize("closed", ["the reader has gone", "stdout is closed", "both are closed"])
 def test_no_command_shows_a_traceback_when_nobody_reads(words: str, closed: str, tmp_path: Path) -> None:
     if "OUT" in words:
-        shutil.copytree(ROOT / "results" / "fashion", tmp_path / "fashion", ignore=shutil.ignore_patterns("weights"))
+        shutil.copytree(ROOT / "results" / "quick", tmp_path / "quick", ignore=shutil.ignore_patterns("weights"))
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "fcs_utils", *words.replace("OUT", str(tmp_path)).split()]
