@@ -220,11 +220,12 @@ def grid_cost_table(found: Mapping[Any, Sequence[Mapping[str, Any]]]) -> pd.Data
     """What each stage took: runs, training MACs, and hours of one thread or GPU. A run of two stages counts once."""
     rows, seen = [], set[str]()
     for stage, records in found.items():
-        own = [record for record in records if record["id"] not in seen]
+        if not (own := [record for record in records if record["id"] not in seen]):
+            continue
         seen |= {record["id"] for record in own}
         macs = sum(history[-1]["training_macs"] for r in own if (history := r["result"].get("history")))
         seconds = sum(record["volatile"]["seconds"] for record in own)
-        spent = f"{macs / 1e12:,.1f}", f"{seconds / 3600:.2f}", f"{seconds / max(1, len(own)):.1f}"
+        spent = f"{macs / 1e12:,.1f}", f"{seconds / 3600:.2f}", f"{seconds / len(own):.1f}"
         rows.append((stage, len(own), *spent))
     return pd.DataFrame(rows, columns=["stage", "runs", "training (10^12 MACs)", "hours of one thread or GPU", "seconds a run"])
 
