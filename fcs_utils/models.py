@@ -1,8 +1,7 @@
-"""Networks by name: VGG and ResNet in their CIFAR form, and torchvision's classifiers."""
+"""Networks by name: VGG and ResNet in their CIFAR form, and those that other code builds; and what they cost."""
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fcs_utils.builders import build_elsewhere, is_elsewhere
 from fcs_utils.config import Channels, Classes, Width, checked
 from fcs_utils.errors import refuse
 from fcs_utils.files import untied
@@ -113,7 +113,8 @@ def build_model(
 ) -> nn.Module:
     """A network with new random weights, drawn from torch's global generator.
 
-    ``name``: ``vgg16``, ``vgg19``, ``resnet20|32|44|56|110``, or ``torchvision/NAME``. ``width`` multiplies
+    ``name``: ``vgg16``, ``vgg19``, ``resnet20|32|44|56|110``, ``torchvision/NAME``, ``timm:NAME``, or ``module:function`` of your
+    own, which is imported and called, and so runs your code (``builders.build_elsewhere``). ``width`` multiplies
     every layer's channels; ``shortcut`` is He et al.'s option for the CIFAR ResNets. At most 100,000 classes,
     8 times the width and images of 10,000 channels are taken, so that no slip of the hand asks for all memory.
 
@@ -121,14 +122,16 @@ def build_model(
     """
     if shortcut != "A" and name not in RESNET_BLOCKS:
         raise refuse("shortcut", shortcut, f"'A' for {name}: only {', '.join(RESNET_BLOCKS)} have a choice")
-    if name.startswith("torchvision/"):
-        return _torchvision(name, num_classes, width, in_channels)
+    if is_elsewhere(name):
+        if width != 1.0:
+            raise refuse("width", width, f"1.0 for {name}, whose channels are fixed")
+        return build_elsewhere(name, num_classes, in_channels)
     if name in VGG:
         network: nn.Module = CifarVGG(VGG[name], num_classes, width, in_channels)
     elif name in RESNET_BLOCKS:
         network = CifarResNet(RESNET_BLOCKS[name], num_classes, width, in_channels, shortcut)
     else:
-        raise refuse("network", name, ", ".join([*VGG, *RESNET_BLOCKS, "torchvision/NAME"]))
+        raise refuse("network", name, ", ".join([*VGG, *RESNET_BLOCKS, "torchvision/NAME", "timm:NAME", "MODULE:FUNCTION"]))
     _initialise_convolutions(network)
     return network
 
@@ -147,28 +150,6 @@ def initialise(network: nn.Module, seed: int) -> None:
             if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
                 module.reset_parameters()
         _initialise_convolutions(network)
-
-
-def _torchvision(name: str, num_classes: int, width: float, in_channels: int) -> nn.Module:
-    import torchvision
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    short = name.removeprefix("torchvision/")
-    if short not in known:
-        raise refuse("network", name, "torchvision/ and one of " + ", ".join(known))
-    if width != 1.0:
-        raise refuse("width", width, f"1.0 for {name}: torchvision fixes its channels")
-    # Auxiliary heads serve their own recipe of training; with them a network returns three tensors in place of logits.
-    plain = {"aux_logits": False, "init_weights": True} if short in ("googlenet", "inception_v3") else {}
-    network = torchvision.models.get_model(short, weights=None, num_classes=num_classes, **plain)
-    if in_channels != 3:
-        path, first = next((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d))
-        fresh = copy.deepcopy(first)
-        fresh.in_channels = in_channels
-        fresh.weight = nn.Parameter(first.weight.new_empty(first.out_channels, in_channels, *first.kernel_size))
-        fresh.reset_parameters()
-        network.set_submodule(path, fresh)
-    return network
 
 
 def build_seeded(seed: int, name: str, **options: object) -> nn.Module:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from fcs_utils.builders import code_of_network
 from fcs_utils.errors import refuse
 from fcs_utils.pruning.criteria import check_options, code_of
 from fcs_utils.study.catalogue import STAGES, Stage
@@ -85,7 +86,11 @@ def grid(profile: Profile, precision: Precision, rates: Rates | None = None) -> 
 
 def _references(profile: Profile, precision: Precision, networks: Iterable[Network], seeds: Iterable[int]) -> list[Run]:
     return [
-        Run(reference=Reference(**dict(one), dataset=profile.dataset, seed=seed, precision=precision))
+        Run(
+            reference=Reference(
+                **dict(one), dataset=profile.dataset, seed=seed, precision=precision, code=code_of_network(one.network)
+            )
+        )
         for one in networks
         for seed in seeds
     ]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fcs_utils.builders import code_of_network
 from fcs_utils.data.dataset import Dataset, load_dataset
 from fcs_utils.errors import refuse
 from fcs_utils.machine import one_thread
@@ -97,6 +98,8 @@ class Bench:
         images: normalised images that its BatchNorm sees. As it is made, BatchNorm is the identity, and the network
         would differ from a trained one in its statistics besides what training taught.
         """
+        if (code := code_of_network(reference.network)) != reference.code:
+            raise refuse(f"code of network {reference.network}", reference.code, f"{code}: its module was edited; start again")
         network = build_seeded(
             reference.seed,
             reference.network,

@@ -85,9 +85,14 @@ class Source(Config):
 
 
 class Reference(Source):
-    """A dense network of a study. The seed of one that is given draws its calibration images and the batches of fine-tuning."""
+    """A dense network of a study. The seed of one that is given draws its calibration images and the batches of fine-tuning.
+
+    code: SHA-256 of the file of a network of the user's own (``module:function``), so that edited code is another run; None, and
+    in no record, for all others.
+    """
 
     dataset: str
+    code: str | None = Unused
     shortcut: Literal["A", "B"] = "A"
     seed: Seed
     precision: Literal["fp32", "bf16"]
