@@ -50,7 +50,8 @@ def crossing(differences: Differences) -> Crossing:
         >>> crossing({4: np.array([-2.0]), 32: np.array([1.0])}).epochs
         16.0
     """
-    lengths, means = [*differences], [float(values.mean()) for values in differences.values()]
+    # Equal accuracies have a mean difference of zero, which sums of decimal fractions miss by a rounding error.
+    lengths, means = [*differences], [round(float(values.mean()), 9) for values in differences.values()]
     n = len(differences[lengths[0]])
     epochs = float(lengths[0]) if means[0] >= 0 else math.nan
     for (before, after), (short, long) in zip(pairwise(means), pairwise(lengths), strict=True):

@@ -63,6 +63,11 @@ def test_an_interval_is_all_lengths_that_may_be_level_and_is_open_where_that_is_
     )
 
 
+def test_equal_mean_accuracies_are_a_crossing_whatever_their_sum_is_rounded_to() -> None:
+    level = np.array([0.1, 0.2, -0.3])  # their sum is 5.6e-17, and -5.6e-17 the other way round
+    assert crossing({4: np.full(3, -2.0), 8: level}).epochs == crossing({4: np.full(3, -2.0), 8: -level}).epochs == 8
+
+
 def test_the_share_saved_has_its_ends_in_the_other_order() -> None:
     assert crossing(around(_4=-2, _16=2)).saved(16) == pytest.approx((50, 100 * (1 - 2**-0.5), 100 * (1 - 2**-1.5)), rel=1e-5)
     missed, at_once = crossing(around(_4=-2, _8=-0.5)).saved(16), crossing(around(_4=0.5, _8=2)).saved(16)
