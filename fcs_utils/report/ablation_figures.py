@@ -6,14 +6,16 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fcs_utils.report.figures import BIN_COLOURS, as_figure, by_epoch, error_bars
+from fcs_utils.report.figures import as_figure
+from fcs_utils.report.inference import half_width, paired
+from fcs_utils.report.plots import COLOURS, PLAIN, WIDTH, by_epoch, dots, effects, legend_above, panels
 from fcs_utils.report.tables import macs_left
 
 
 def stability(overlaps: pd.DataFrame, chance: float) -> Figure:
     """Jaccard of the kept channels between draws of calibration images, against their number; a dot a seed."""
-    figure, axis = plt.subplots(figsize=(6.4, 3.6))
-    for colour, (network, part) in zip(BIN_COLOURS, overlaps.groupby("network", sort=False), strict=False):
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.4))
+    for colour, (network, part) in zip(COLOURS, overlaps.groupby("network", sort=False), strict=False):
         axis.plot(part.images, part.jaccard, "o", color=colour, alpha=0.5, ms=4)
         means = part.groupby("images").jaccard.mean()
         axis.plot(means.index, means, color=colour, label=network)
@@ -27,37 +29,36 @@ def stability(overlaps: pd.DataFrame, chance: float) -> Figure:
 
 @as_figure("merge_panels", "merges")
 def merge_panels(merges: pd.DataFrame) -> Figure:
-    """Test top-1 before training against MACs left: plain or merged surgery, with and without recalibration."""
-    networks, criteria = merges.network.unique(), merges.criterion.unique()
-    size = (3.9 * len(criteria), 3.0 * len(networks))
-    figure, axes = plt.subplots(len(networks), len(criteria), figsize=size, squeeze=False, sharey="row")
-    styles = {
+    """Test top-1 before training by criterion and MACs left: plain or merged surgery, with and without recalibration."""
+    ways = {
         ("none", False): ("plain", ("#8c8c8c", "x")),
         ("none", True): ("plain, recalibrated", ("#E69F00", "s")),
         ("merge", False): ("merged", ("#56B4E9", "D")),
-        ("merge", True): ("merged, recalibrated", ("#0072B2", "o")),
+        ("merge", True): ("merged, recalibrated", PLAIN),
     }
-    for row, network in zip(axes, networks, strict=True):
-        for axis, criterion in zip(row, criteria, strict=True):
-            part = merges[(merges.network == network) & (merges.criterion == criterion)]
-            for (how, recalibrated), (label, style) in styles.items():
-                own = part[(part.compensate == how) & (part.recalibrated == recalibrated)]
-                error_bars(axis, own.test.groupby(macs_left(own)), style, label=label)
-            axis.set(title=f"{network}, {criterion}", xlabel="MACs left (%)")
-            axis.set_ylim(top=min(axis.get_ylim()[1], 101), bottom=max(axis.get_ylim()[0], -1))
-            axis.invert_xaxis()
-        row[0].set_ylabel("test top-1 (%), before fine-tuning")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    keys = ["ratio", "criterion", "compensate", "recalibrated"]
+    figure, parts = panels(merges, "network", lambda part: 0.36 * len(part[keys[:2]].drop_duplicates()) + 1.1)
+    for axis, _, part in parts:
+        rows = []
+        for (_, criterion, how, recalibrated), own in part.groupby(keys, sort=False):
+            half, mean = half_width(own.test), own.test.mean()
+            row = f"{criterion}, {macs_left(own).mean():.0f} % of the MACs"
+            rows.append(
+                {"row": row, "series": ways[how, bool(recalibrated)][0], "effect": mean, "low": mean - half, "high": mean + half}
+            )
+        dots(axis, pd.DataFrame(rows), dict(ways.values()))
+        legend_above(axis, 2)
+    figure.axes[-1].set_xlabel("test top-1 (%), before fine-tuning")
     return figure
 
 
 def headstart_curves(headstart: pd.DataFrame) -> Figure:
-    """Validation top-1 by epoch of the same fine-tuning from plain and merged weights: mean and 95 % interval."""
-    figure, axis = plt.subplots(figsize=(6.4, 3.6))
-    styles = {"none": ("plain", "#E69F00", "s", -0.03), "merge": ("merged", "#0072B2", "o", 0.03)}
-    for how, (start, colour, marker, shift) in styles.items():
-        own = by_epoch(headstart[headstart.compensate == how])
-        error_bars(axis, own["validation of the epoch"].groupby(own.epoch + shift), (colour, marker), label=f"from {start} weights")
-    axis.set(xlabel="epoch of fine-tuning", ylabel="validation top-1 (%)", xticks=range(1, headstart.epochs.max() + 1))
-    axis.legend()
+    """Validation top-1 by epoch of the same fine-tuning, from merged minus from plain weights: mean and 95 % interval."""
+    figure, parts = panels(headstart, "network", lambda _: 2.7)
+    for axis, _, part in parts:
+        tops = by_epoch(part).pivot_table("validation of the epoch", ["epoch", "seed"], "compensate")
+        above = {str(epoch): paired(rows["merge"] - rows["none"]) for epoch, rows in tops.groupby(level="epoch")}
+        effects(axis, [(f"epoch {epoch}", one.effect, one.low, one.high, PLAIN) for epoch, one in above.items()], ms=5, capsize=2)
+        axis.set(ylim=(-len(above) + 0.4, 0.6))
+    figure.axes[-1].set_xlabel("validation top-1, from merged minus from plain weights (points)")
     return figure

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fcs_utils.report.figures import by_epoch
 from fcs_utils.report.inference import mean_interval, paired, seed_differences
+from fcs_utils.report.plots import by_epoch
 from fcs_utils.report.tables import as_table, by_group
 
 Kept = Mapping[str, Sequence[int]]

@@ -9,12 +9,16 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from fcs_utils.report.figures import BIN_COLOURS
+from fcs_utils.report.plots import WIDTH, short_names
+
+
+def bin_colours(count: int) -> list[str]:
+    """A colour for each bin, from the lowest norms to the highest."""
+    return list(sns.color_palette("viridis", count).as_hex())
 
 
 def _grid(count: int, columns: int, size: float = 0.9) -> tuple[Figure, list[Axes]]:
@@ -51,66 +55,79 @@ def strongest_images(images: Tensor, norms: Tensor, channels: Sequence[int], cou
 
 def norm_profile(norms: Mapping[str, Tensor]) -> Figure:
     """Spread of the channels' L1 norms in every layer, relative to the layer's mean; dead channels at zero."""
-    figure, axis = plt.subplots(figsize=(9, 3.4))
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.3 * len(norms) + 0.9))
     np.random.seed(0)  # seaborn's jitter draws from numpy's global generator: equal data must give equal pictures
-    table = pd.DataFrame([{"layer": name, "norm": value} for name, n in norms.items() for value in (n / n.mean()).tolist()])
-    sns.stripplot(table, x="layer", y="norm", ax=axis, size=3, alpha=0.6, color="#0072B2", jitter=0.25)
-    axis.axhline(1, color="#6b6b6b", lw=0.8, ls=":")
-    axis.set(ylabel="L1 norm / layer mean", xlabel="")
-    axis.tick_params(axis="x", rotation=60)
+    names = short_names(norms)
+    table = pd.DataFrame([{"layer": names[name], "norm": value} for name, n in norms.items() for value in (n / n.mean()).tolist()])
+    sns.stripplot(table, x="norm", y="layer", ax=axis, size=3, alpha=0.6, color="#0072B2", jitter=0.25)
+    axis.axvline(1, color="#6b6b6b", lw=0.8, ls=":")
+    axis.set(xlabel="L1 norm / layer mean", ylabel="")
     return figure
 
 
 def bins_over_norms(norms: Tensor, labels: Tensor, layer: str, kept: Sequence[int] | None = None) -> Figure:
     """K-Means bins over the L1 norms of one layer's channels, both (C,); with ``kept``, those that go are pale."""
-    figure, axis = plt.subplots(figsize=(9, 3))
-    order, entries = norms.argsort(), []
-    for label in labels.unique().tolist():
+    figure, axis = plt.subplots(figsize=(WIDTH, 3))
+    order, entries, found = norms.argsort(), [], labels.unique().tolist()
+    for label, colour in zip(sorted(found), bin_colours(len(found)), strict=True):
         at = [rank for rank, channel in enumerate(order.tolist()) if labels[channel] == label]
-        colour = BIN_COLOURS[label % len(BIN_COLOURS)]
         bars = axis.bar(at, norms[order[at]], color=colour, width=0.85)
-        entries.append(Patch(color=colour, label=f"bin {label}: {len(at)}"))
+        entries.append(Patch(color=colour, label=f"{label}: {len(at)}"))
         for bar, channel in zip(bars, order[at].tolist(), strict=True):
             bar.set_alpha(0.3 if kept is not None and channel not in kept else 1)
-    axis.set(xlabel="channels by L1 norm", ylabel="L1 norm $a_c$", title=layer)
-    axis.legend(handles=entries, title="bin: channels", ncols=4)
+    axis.set(xlabel="channels by L1 norm", ylabel="L1 norm $a_c$")
+    axis.set_title(layer, loc="left")
+    figure.legend(handles=entries, title="bin: channels", loc="outside lower left", ncols=8)
     return figure
 
 
 def similarity_by_bin(similarity: Tensor, labels: Tensor, norms: Tensor, layer: str) -> Figure:
-    """Similarity matrix (C, C) ordered by bin, then by norm; lines between bins."""
+    """Similarity matrix (C, C) ordered by bin, then by norm; lines between bins.
+
+    A channel's similarity to itself is left out, so that the colours span the others.
+    """
     order = sorted(range(len(labels)), key=lambda c: (int(labels[c]), float(norms[c])))
-    figure, axis = plt.subplots(figsize=(5.6, 4.8))
-    picture = axis.imshow(similarity[order][:, order], cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-    edges = np.cumsum([int((labels == label).sum()) for label in labels.unique().tolist()])
+    figure, axis = plt.subplots(figsize=(WIDTH, 5.2))
+    matrix = similarity[order][:, order].numpy().astype(float)
+    np.fill_diagonal(matrix, np.nan)
+    picture = axis.imshow(np.ma.masked_invalid(matrix), cmap="cividis", interpolation="nearest")
+    edges = np.cumsum([int((labels == label).sum()) for label in sorted(labels.unique().tolist())])
     for edge in edges[:-1] - 0.5:
         axis.axhline(edge, color="white", lw=1)
         axis.axvline(edge, color="white", lw=1)
     starts = np.concatenate([[0], edges[:-1]])
-    axis.set_xticks((starts + edges - 1) / 2, [f"bin {i}" for i in range(len(edges))])
-    axis.set_yticks((starts + edges - 1) / 2, [f"bin {i}" for i in range(len(edges))])
+    names = [f"bin {i}" for i in range(len(edges))] if len(edges) <= 6 else [str(i) for i in range(len(edges))]
+    axis.set_xticks((starts + edges - 1) / 2, names)
+    axis.set_yticks((starts + edges - 1) / 2, names)
     axis.tick_params(length=0)
-    axis.set_title(layer)
+    axis.set_title(layer, loc="left")
     figure.colorbar(picture, ax=axis, label="cosine similarity")
     return figure
 
 
-def similarity_against_null(pairs: Mapping[str, np.ndarray], threshold: float) -> Figure:
-    """Distributions of pair similarities by name, with the null's quantile that counts as 'similar'."""
-    figure, axis = plt.subplots(figsize=(8, 3.4))
-    colours = {"trained": "#0072B2", "untrained": "#E69F00", "shuffled-pixel null": "#6b6b6b"}
-    for name, values in pairs.items():
-        sns.kdeplot(x=values, ax=axis, label=name, color=colours[name], fill=True, alpha=0.25, clip=(-1, 1), cut=0)
-    axis.axvline(threshold, color="#6b6b6b", ls="--", lw=1, label=f"99th percentile of shuffled pairs: {threshold:.2f}")
-    axis.set(xlabel="cosine similarity of a pair of channels", ylabel="density")
-    axis.legend()
+def best_against_null(best: Mapping[str, np.ndarray], threshold: float) -> Figure:
+    """Distributions of the channels' highest similarity to another, by name, and what counts as a near-duplicate."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.4))
+    colours = {"trained": "#0072B2", "untrained": "#E69F00", "shuffled pixels": "#6b6b6b"}
+    for name, values in best.items():
+        sns.kdeplot(
+            x=values, ax=axis, label=name, color=colours[name], fill=True, alpha=0.25, clip=(-1, 1), cut=0, warn_singular=False
+        )
+    axis.axvline(threshold, color="#6b6b6b", ls="--", lw=1, label=f"99th percentile of shuffled: {threshold:.2f}")
+    axis.set(xlabel="a channel's highest cosine similarity to another", ylabel="density")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return figure
 
 
-def channel_pairs(maps: Tensor, chosen: Sequence[tuple[str, int, int, float]]) -> Figure:
-    """Pairs of channels side by side on the same images: maps (N, C, H, W), pairs (name, i, j, similarity)."""
-    figure, axes = plt.subplots(len(chosen), 2 * len(maps), figsize=(1.05 * 2 * len(maps), 1.25 * len(chosen)), squeeze=False)
-    for row, (name, i, j, similarity) in zip(axes, chosen, strict=True):
+def channel_pairs(images: Tensor, maps: Tensor, chosen: Sequence[tuple[str, int, int, float]]) -> Figure:
+    """Pairs of channels side by side below the images (N, H, W, C uint8) of maps (N, C, H, W): pairs (name, i, j, similarity)."""
+    rows = len(chosen) + 1
+    figure, axes = plt.subplots(rows, 2 * len(maps), figsize=(0.9 * 2 * len(maps), 1.1 * rows), squeeze=False)
+    for axis in axes[0]:
+        axis.set_axis_off()
+    for n, image in enumerate(images[: len(maps)]):
+        axes[0, 2 * n].imshow(image.squeeze(), cmap="gray")
+    for row, (name, i, j, similarity) in zip(axes[1:], chosen, strict=True):
         for n, one in enumerate(maps):
             for axis, channel in ((row[2 * n], i), (row[2 * n + 1], j)):
                 axis.imshow(one[channel], cmap="magma", vmin=0)
@@ -135,25 +152,42 @@ def dropped_beside_kept(image: Tensor, maps: Tensor, dropped: int, kept: int, si
 
 def who_goes(norms: Tensor, redundancy: Tensor, labels: Tensor, kept: Sequence[int], layer: str) -> Figure:
     """Which channels go and why: norm against redundancy inside the bin, all (C,); crosses are removed."""
-    figure, axis = plt.subplots(figsize=(7, 3.8))
-    stays = np.isin(np.arange(len(norms)), kept)
-    for label in labels.unique().tolist():
-        colour, inside = BIN_COLOURS[label % len(BIN_COLOURS)], (labels == label).numpy()
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.8))
+    stays, found = np.isin(np.arange(len(norms)), kept), sorted(labels.unique().tolist())
+    for label, colour in zip(found, bin_colours(len(found)), strict=True):
+        inside = (labels == label).numpy()
         axis.scatter(norms[inside & stays], redundancy[inside & stays], color=colour, s=34, label=f"bin {label}")
         axis.scatter(norms[inside & ~stays], redundancy[inside & ~stays], color=colour, s=34, marker="x")
-    axis.set(xlabel="L1 norm $a_c$", ylabel="mean similarity to its bin", title=f"{layer}: dots stay, crosses go")
-    axis.legend(ncols=4)
+    axis.set(xlabel="L1 norm $a_c$", ylabel="mean similarity to its bin")
+    axis.set_title(f"{layer}: dots stay, crosses go", loc="left")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower left", ncols=4)
     return figure
 
 
-def kept_map(kept: Mapping[str, Sequence[int]], channels: Mapping[str, int]) -> Figure:
-    """Every layer of a plan as a strip of its channels: dark stays, light goes."""
-    figure, axis = plt.subplots(figsize=(9, 0.28 * len(kept) + 0.9))
-    picture = np.full((len(kept), max(channels.values())), np.nan)
-    for row, name in enumerate(kept):
-        picture[row, : channels[name]] = np.isin(np.arange(channels[name]), kept[name])
-    colours = ListedColormap(["#F5C9A8", "#0072B2"])
-    axis.imshow(picture, aspect="auto", cmap=colours, norm=BoundaryNorm([-0.5, 0.5, 1.5], 2), interpolation="nearest")
-    axis.set(yticks=range(len(kept)), yticklabels=list(kept), xlabel="channel: blue stays, orange goes")
-    axis.grid(False)
+def kept_by_bin(kept: Mapping[str, Sequence[int]], bins: Mapping[str, Tensor]) -> Figure:
+    """Every layer of a plan as one bar of its channels, from the bin of the lowest norms to that of the highest.
+
+    bins: each layer's bin of each channel, (C,). In each bin, what stays is dark and what goes is pale.
+    """
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.34 * len(kept) + 1.3))
+    names = short_names(kept)
+    count = 1 + max(int(labels.max()) for labels in bins.values())
+    for row, (name, stay) in enumerate(kept.items()):
+        labels, start = bins[name], 0.0
+        for label, colour in enumerate(bin_colours(count)):
+            members = (labels == label).nonzero()[:, 0].tolist()
+            left = 100 * len(set(members) & set(stay)) / len(labels)
+            whole = 100 * len(members) / len(labels)
+            axis.barh(-row, left, left=start, color=colour, height=0.72)
+            axis.barh(-row, whole - left, left=start + left, color=colour, alpha=0.25, height=0.72)
+            start += whole
+            axis.plot([start, start], [-row - 0.42, -row + 0.42], color="white", lw=2)
+    axis.set(
+        yticks=[-row for row in range(len(kept))],
+        yticklabels=[f"{names[name]}: {len(stay)} of {len(bins[name])}" for name, stay in kept.items()],
+        xlim=(0, 100),
+        xlabel="channels of the layer (%), by bin: dark stays, pale goes",
+    )
+    entries = [Patch(color=colour, label=f"bin {label}") for label, colour in enumerate(bin_colours(count))]
+    figure.legend(handles=entries, loc="outside upper left", ncols=4)
     return figure

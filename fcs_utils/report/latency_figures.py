@@ -10,7 +10,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fcs_utils.benchmarks.latency import BATCHES
-from fcs_utils.report.figures import STYLE, as_figure, error_bars, panels
+from fcs_utils.report.figures import as_figure
+from fcs_utils.report.inference import half_width
+from fcs_utils.report.plots import STYLE, dots, legend_above, panels
+from fcs_utils.report.tables import macs_left
 
 
 def latency_frame(measured: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -34,13 +37,14 @@ def with_latency(tuned: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
 @as_figure("accuracy_against_latency", "timed")
 def accuracy_against_latency(timed: pd.DataFrame) -> Figure:
     """Test top-1 after identical fine-tuning against measured milliseconds an image: PyTorch, one thread."""
-    figure, parts = panels(timed, "network", 5.4, 3.8)
+    figure, parts = panels(timed, "network", lambda part: 0.75 * part.ratio.nunique() + 1.3)
     for axis, _, part in parts:
-        step = 0.01 * float(np.ptp(part.milliseconds))
-        for number, (name, own) in enumerate(part[part.criterion.isin(STYLE)].groupby("criterion", sort=False)):
-            x = own.milliseconds + step * (number - 2)  # side by side
-            error_bars(axis, own.test.groupby(x), STYLE[str(name)], label=name)
-        axis.set(xlabel=f"milliseconds an image (batch of {BATCHES[-1]})", ylabel="test top-1 (%)")
-        axis.set_ylim(top=min(axis.get_ylim()[1], 101))
-    figure.axes[0].legend()
+        rows = []
+        for (_, milliseconds, criterion), own in part[part.criterion.isin(STYLE)].groupby(["ratio", "milliseconds", "criterion"]):
+            half, mean = half_width(own.test), own.test.mean()
+            row = f"{milliseconds:.3f} ms,\n{macs_left(own).mean():.0f} % of the MACs"
+            rows.append({"row": row, "series": criterion, "effect": mean, "low": mean - half, "high": mean + half})
+        dots(axis, pd.DataFrame(rows), STYLE)
+        legend_above(axis, 3)
+    figure.axes[-1].set_xlabel(f"test top-1 (%); time an image in a batch of {BATCHES[-1]}")
     return figure

@@ -22,7 +22,7 @@ from fcs_utils.files import write_atomic
 from fcs_utils.pruning.counts import keep_count
 from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.report.chapters import KEEPS_FIGURES, ROOT
-from fcs_utils.report.figures import use_house_style
+from fcs_utils.report.plots import use_house_style
 from fcs_utils.study.records import Store
 from fcs_utils.study.runs import Reference
 from fcs_utils.study.study import Study
@@ -48,7 +48,7 @@ def open_study(profile: str, out: str | Path, data: str) -> Study:
 def open_reference(
     study: Study, network: str, seed: int, layer: str = "", *, ratio: float = 0.5, bins: int = 1
 ) -> tuple[Reference, str]:
-    """A reference network of a study and the layer to look at; empty names stand for the first network and a layer in the middle.
+    """A reference network of a study and the layer to look at; empty names stand for the first network and an early layer.
 
     Trains the network where it has no record. Raises StudyError for parameters that are not allowed before anything is trained.
     """
@@ -59,7 +59,7 @@ def open_reference(
     references = (run.reference for run in study.grid["reference"])
     reference = next(one for one in references if (one.network, one.seed) == (network, seed))
     layers = list(prunable_layers(study.bench.untrained(reference).eval(), study.bench.example))
-    layer = pick("layer", layer, layers, default=layers[len(layers) // 2])
+    layer = pick("layer", layer, layers, default=layers[len(layers) // 6])
     study.run(["reference"], only=[f"network={network}", f"seed={seed}"])
     return reference, layer
 

@@ -27,9 +27,10 @@ from fcs_utils.files import read_bytes, write_atomic
 from fcs_utils.report import figures
 from fcs_utils.report.chapters import NOTEBOOKS, Notebook
 from fcs_utils.report.claims import STATEMENTS, claim_verdicts
-from fcs_utils.report.findings import headlines
 from fcs_utils.report.frames import Report
+from fcs_utils.report.leads import LEADS, answers
 from fcs_utils.report.notebook import html_table, save_figure
+from fcs_utils.report.plots import use_house_style
 from fcs_utils.report.tables import write_table
 from fcs_utils.study.measurements import kept
 from fcs_utils.study.records import Store
@@ -109,8 +110,9 @@ def render_index(
     store = study.store
     context: dict[str, Any] = {"missing": list(study.missing()), "summary": study.profile.summary, "sections": []}
     if report:
-        said, verdicts = headlines(report.ledger), claim_verdicts(report.ledger)
-        context["claims"] = [(claim, STATEMENTS[claim], verdict, said[claim]) for claim, verdict in verdicts.items()]
+        verdicts = claim_verdicts(report.ledger) if len(report.ledger) else {}
+        context["claims"] = [(claim, STATEMENTS[claim], verdict) for claim, verdict in verdicts.items()]
+        context["answers"] = [(question, to_html(answer)) for question, answer in answers(report)]
         context["sections"] = _sections(store, report)
     chapters = [
         (n.name, *title_and_question(n), store.page(n.name).exists(), number in older, absent if n.images else "")
@@ -122,8 +124,8 @@ def render_index(
     _write_page(store.index(), "Overview", body, {**shared, "up": ""})
 
 
-def _sections(store: Store, report: Report) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Title and what to show of each section: the places that ``index.toml`` gives, then whatever has none yet."""
+def _sections(store: Store, report: Report) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """Title, opening and what to show of each section: the places that ``index.toml`` gives, then whatever has none yet."""
     tables, machines = _all_tables(store, report)
     drawn = {name: (inspect.getdoc(getattr(draw, "func", draw)) or name).split("\n")[0] for name, draw in report.figures().items()}
     drawn |= {"cost_growth": ""} if "cost" in tables else {}
@@ -136,7 +138,8 @@ def _sections(store: Store, report: Report) -> list[tuple[str, list[dict[str, An
         show = [item for item in section["show"] if item.get("figure") in drawn or item.get("table") in tables]
         for item in show:
             item |= {"content": tables.get(item.get("table")), "machine": machines.get(item.get("table"))}
-        sections += [(section["title"], show)] * bool(show)
+        opening = to_html(LEADS[section["lead"]](report, store)) if show and "lead" in section else ""
+        sections += [(section["title"], opening, show)] * bool(show)
     return sections
 
 
@@ -167,7 +170,7 @@ def figure_links(store: Store, name: str, up: str) -> list[tuple[str, str]]:
 
 def draw_figures(store: Store, report: Report) -> None:
     """The figures of the index, from records and measurements alone."""
-    figures.use_house_style()
+    use_house_style()
     for name, draw in report.figures().items():
         save_figure(store, draw(), name)
     for costs in kept(store, "scoring")[:1]:

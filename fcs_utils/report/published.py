@@ -16,9 +16,10 @@ from fcs_utils.files import (
     write_checksummed,
 )
 from fcs_utils.report.chapters import NOTEBOOKS
-from fcs_utils.report.figures import forest, use_house_style
+from fcs_utils.report.figures import forest
 from fcs_utils.report.frames import Report, make_report
 from fcs_utils.report.pages import draw_figures
+from fcs_utils.report.plots import use_house_style
 from fcs_utils.report.readme import ledger_digest, profile_readme
 from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.records import Store, pack
@@ -83,7 +84,7 @@ def _promote_notebooks_and_figures(store: Store, report: Report) -> None:
             path.unlink()
     use_house_style()
     buffer, ledger = io.BytesIO(), report.ledger
-    forest(ledger[ledger.decisive]).savefig(buffer, format="png", metadata={"Source": ledger_digest(report)})
+    forest(ledger).savefig(buffer, format="png", metadata={"Source": ledger_digest(report)})
     write_atomic(store.published(store.figure("readme")), buffer.getvalue())
     for notebook in NOTEBOOKS.values():
         if store.executed(notebook.name).exists():

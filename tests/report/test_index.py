@@ -78,7 +78,12 @@ def test_sections_come_in_the_order_of_the_layout(study: Study) -> None:
     titles = [section["title"] for section in layout if section["title"]]
     found = sections(study)
     left_out = ["Not run", "More tables and figures"]  # of a complete study; what is registered from outside would come last
-    assert titles[-2:] == left_out and [*found][1:-1] == [title for title in titles[:-2] if title != "Which combination to use"]
+    shown = [title for title in titles[:-2] if title != "Which combination to use"]
+    assert titles[-2:] == left_out and [*found] == ["In short", "The claims", *shown, [*found][-1]]
+    for title in shown[:-1]:  # the last quotes others
+        assert re.match(r"\s*<p>[A-Z].+\.</p>", found[title]), title
+    folded = re.sub(r"<details class=\"table\">.*?</details>", "", "".join(found.values()), flags=re.S)
+    assert "<table" not in folded and "<img" in folded
     tables = re.findall(r"tables/(\w+).csv", found["Does mutual learning pay? (C3)"])
     assert tables == ["arms", "exchange", "power", "rates", "peers"]
 

@@ -20,8 +20,9 @@ from fcs_utils.models import RESNET_BLOCKS, build_seeded
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.surgery import recalibrate
 from fcs_utils.report.exploration import Choice, Exploration
-from fcs_utils.report.figures import by_epoch, training_curves
+from fcs_utils.report.figures import training_curves
 from fcs_utils.report.frames import Report, make_report, runs_frame
+from fcs_utils.report.plots import by_epoch
 from fcs_utils.study.catalogue import STAGES, Stage
 from fcs_utils.study.estimate import estimate
 from fcs_utils.study.networks import Bench
@@ -251,7 +252,7 @@ def test_given_networks_stand_in_the_tables_beside_those_trained_here_and_do_not
     report = Report({stage: found.get(stage, []) for stage in STAGES}, 10)
     both = ["ResNet-32 x0.125", "ResNet-20 x0.25 (given)"]
     assert [*report.references.epochs] == [1, 0] and len(by_epoch(report.references)) == 1
-    assert [axis.get_title() for axis in training_curves(report.references).axes] == both
+    assert [axis.get_title(loc="left") for axis in training_curves(report.references).axes] == both
     tables = report.tables()
     assert tables["similarity"].network.unique().tolist() == tables["criteria"].network.unique().tolist() == both
     rows = tables["criteria"].query("criterion == 'fcs'").to_dict("records")

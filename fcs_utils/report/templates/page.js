@@ -4,3 +4,15 @@ for (const cell of document.querySelectorAll(".sortable td")) {
   if (number && number[0] !== cell.textContent.trim()) cell.dataset.sort = number[0].replaceAll(",", "").replace("−", "-");
   if (cell.textContent.includes(" ± ")) cell.classList.add("whole");
 }
+// Columns of numbers stand flush right.
+for (const table of document.querySelectorAll("table.sortable")) {
+  const rows = [...table.querySelectorAll("tr")];
+  for (let column = 0; column < rows[0].cells.length; column++) {
+    const texts = rows.slice(1).map((row) => row.cells[column]?.textContent.trim() ?? "");
+    const numbers = texts.filter((text) => /^[+\-−<]?\s?\d[\d,]*\.?\d*( ± [\d.]+)?( %|x| points)?$/.test(text));
+    if (numbers.length && numbers.length === texts.filter(Boolean).length)
+      for (const row of rows) row.cells[column]?.classList.add("number");
+  }
+}
+// Where there is room beside the text, the contents stand there, open.
+if (matchMedia("(min-width: 1560px)").matches) document.querySelector("details.contents")?.setAttribute("open", "");

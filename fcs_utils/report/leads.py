@@ -1,0 +1,153 @@
+"""The sentence that opens each section of the index, and the answers on its first screen, from records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from fcs_utils.benchmarks.scoring import cost_frame
+from fcs_utils.report.ablations import LITERAL
+from fcs_utils.report.claims import claim_verdicts
+from fcs_utils.report.comparisons import LITERAL_READING, counted
+from fcs_utils.report.findings import best_and_worst, difference, headlines
+from fcs_utils.report.frames import Report
+from fcs_utils.report.inference import Verdict, half_width, replicate_of
+from fcs_utils.study.measurements import kept
+from fcs_utils.study.records import Store
+
+Lead = Callable[[Report, Store], str]
+LEADS: dict[str, Lead] = {}
+
+
+def lead(name: str) -> Callable[[Lead], Lead]:
+    """A decorator: ``lead = "name"`` in ``index.toml`` opens a section with what the function says; with '' it has no opening."""
+
+    def register(say: Lead) -> Lead:
+        LEADS[name] = say
+        return say
+
+    return register
+
+
+def answers(report: Report) -> list[tuple[str, str]]:
+    """The questions that bring people here, each with its answer in a sentence or two; those without records are left out."""
+    found = [("Does FCS work?", _first(report, "C2", WORDS))]
+    if len(report.tuned):
+        found.append(("Which criterion should I use?", which_criterion(report.tuned)))
+    worth = [
+        _first(report, "C3", {word: f"Counted in epochs: {said}" for word, said in IN_PART.items()}),
+        _first(report, "C3 by compute", {word: f"Counted in compute: {said}" for word, said in IN_PART.items()}),
+        price_of_a_teacher(report.schedules),
+    ]
+    found.append(("Is mutual learning worth it?", " ".join(filter(None, worth))))
+    return [(question, answer) for question, answer in found if answer]
+
+
+WORDS: Mapping[Verdict, str] = {"supported": "Yes.", "contradicted": "No.", "undecided": "That is not shown."}
+IN_PART: Mapping[Verdict, str] = {"supported": "yes.", "contradicted": "no.", "undecided": "that is not shown."}
+
+
+def _first(report: Report, claim: str, words: Mapping[Verdict, str]) -> str:
+    """The verdict on a claim in a word, and the first sentence of what was found about it."""
+    if not len(report.ledger) or claim not in set(report.ledger.claim):
+        return ""
+    verdict = claim_verdicts(report.ledger[report.ledger.claim == claim])[claim]
+    head, stop, _ = headlines(report.ledger)[claim].partition(". ")
+    return f"{words[verdict]} {head}" + "." * bool(stop)
+
+
+def which_criterion(tuned: pd.DataFrame) -> str:
+    """The criterion with the highest mean validation accuracy after fine-tuning, and its test accuracy against two others.
+
+    It is chosen among those that have a run at every network, ratio and seed trained here.
+    """
+    own = tuned[~tuned.given] if "given" in tuned else tuned
+    cells = own.groupby("criterion").size()
+    full = own[own.criterion.isin(cells.index[cells == cells.max()])]
+    kinds = dict(iter(full.groupby("criterion", sort=False)))
+    best = str(full.groupby("criterion").validation.mean().idxmax())
+    others = [name for name in (LITERAL_READING, "kernel_l1", "random") if name in kinds and name != best][:2]
+    subjects = (f"`{best}`", "it")
+    said = [difference(kinds[best], kinds[name], ours=own, theirs=f"`{name}`") for own, name in zip(subjects, others, strict=False)]
+    lead = f"After fine-tuning, `{best}` has the highest mean validation accuracy of {len(kinds)} criteria"
+    return f"{lead}. On test, {'; '.join(said)}. These intervals are not corrected." if said else f"{lead}."
+
+
+def price_of_a_teacher(schedules: pd.DataFrame) -> str:
+    """MLFT against KD after the longest schedule that both have, with what MLFT costs beside it."""
+    if not len(schedules) or not {"mlft", "kd"} <= set(schedules.method):
+        return ""
+    mlft, kd = (schedules[schedules.method == name] for name in ("mlft", "kd"))
+    longest = max({*mlft.epochs} & {*kd.epochs}, default=0)
+    if not longest:
+        return ""
+    mlft, kd = (runs[runs.epochs == longest] for runs in (mlft, kd))
+    factor = mlft.training_macs.mean() / kd.training_macs.mean()
+    said = difference(mlft, kd, ours="MLFT", theirs="distillation from the frozen network (KD)")
+    return f"After {counted(longest, 'epoch')}, {said}, at {factor:.1f} times the training MACs."
+
+
+@lead("references")
+def _dense_networks(report: Report, store: Store) -> str:
+    said: list[str] = []
+    for network, own in report.references.groupby("network", sort=False) if len(report.references) else ():
+        half = half_width(own.test)
+        interval = f"95 % interval {own.test.mean() - half:.1f} to {own.test.mean() + half:.1f}, " if np.isfinite(half) else ""
+        said.append(f"{network} {own.test.mean():.1f} % ({interval}{counted(len(own), replicate_of(own))})")
+    return f"Before pruning, the networks classify this share of the test images right: {'; '.join(said)}." if said else ""
+
+
+def _claims(*names: str) -> Lead:
+    def say(report: Report, store: Store) -> str:
+        known = headlines(report.ledger) if len(report.ledger) else {}
+        return " ".join(known[name] for name in names if name in known)
+
+    return say
+
+
+LEADS |= {"C1": _claims("C1a", "C1b"), "C2": _claims("C2", "C2, best reading"), "C3": _claims("C3", "C3 by compute")}
+
+
+@lead("variations")
+def _variations(report: Report, store: Store) -> str:
+    if not len(report.variations) or LITERAL not in set(report.variations.variant):
+        return ""
+    found = best_and_worst(report.variations, "variant", LITERAL)
+    return f"Before fine-tuning, the variations with the highest and the lowest mean, against the literal reading: {found}."
+
+
+@lead("merging")
+def _merging(report: Report, store: Store) -> str:
+    if not len(report.merges):
+        return ""
+    plain, merged = (report.merges[report.merges.recalibrated & (report.merges.compensate == how)] for how in ("none", "merge"))
+    said = difference(merged, plain, ours="merged surgery", verb="is", theirs="plain surgery")
+    return f"Before fine-tuning, with BatchNorm recalibrated, {said}."
+
+
+@lead("milliseconds")
+def _milliseconds(report: Report, store: Store) -> str:
+    said = []
+    for found in kept(store, "latency")[:1]:
+        for one in found["rows"]:
+            macs, taken = one["macs"], one["milliseconds"]
+            half = min((ratio for ratio in macs if ratio != "dense"), key=lambda ratio: abs(macs[ratio] / macs["dense"] - 0.5))
+            pairs = [(key, key.replace(" dense ", f" {half} ")) for key in taken if " dense " in key]
+            gains = [float(np.median(np.divide(taken[dense], taken[compact]))) for dense, compact in pairs if compact in taken]
+            share = 100 * macs[half] / macs["dense"]
+            if gains:
+                said.append(
+                    f"{one['network']} at {share:.0f} % of its MACs runs {min(gains):.2f} to {max(gains):.2f} times as fast"
+                )
+    return f"By runtime and batch, {'; '.join(said)} (medians of one machine)." if said else ""
+
+
+@lead("scoring")
+def _scoring(report: Report, store: Store) -> str:
+    for costs in kept(store, "scoring")[:1]:
+        frame = cost_frame(costs)
+        own = frame[frame.method == "pass"].ratio
+        return f"One pass for the statistics of all layers takes {own.min():.2f} to {own.max():.2f} times a plain forward pass."
+    return ""

@@ -1,0 +1,73 @@
+"""The answers on the first screen, and the sentences that open the sections, from planted runs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+
+from fcs_utils.report.leads import LEADS, answers, price_of_a_teacher, which_criterion
+from tests.report.planted import arm, ledger_of
+
+
+def tuned(tops: dict[str, list[tuple[float, float]]], **more: Any) -> pd.DataFrame:
+    """Validation and test accuracy of each criterion by seed."""
+    rows = [
+        {"network": "n", "ratio": 0.5, "criterion": name, "seed": seed, "validation": validation, "test": test, **more}
+        for name, both in tops.items()
+        for seed, (validation, test) in enumerate(both)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_criterion_is_chosen_on_validation_and_compared_on_test() -> None:
+    runs = tuned(
+        {
+            "fcs": [(70, 71), (70, 71), (70, 71.3)],
+            "kernel_l1": [(72, 80), (72, 80), (72, 80)],  # the best on test
+            "taylor": [(75, 74), (75, 74), (75, 74)],
+            "new": [(99, 99)],  # two seeds are missing
+        }
+    )
+    said = which_criterion(runs)
+    assert said.startswith(
+        "After fine-tuning, `taylor` has the highest mean validation accuracy of 3 criteria. On test, `taylor` ends 2.9 "
+    )
+    assert "; it ends 6.0 points of top-1 below `kernel_l1`" in said or "it shows no clear difference from `kernel_l1`: 6.0" in said
+    given = tuned({"fcs": [(90, 90)], "random": [(99, 99)]}, given=True)
+    assert which_criterion(pd.concat([runs.assign(given=False), given])) == said  # they have seen the validation images
+
+
+def test_what_a_learning_teacher_costs_is_told_at_the_longest_common_schedule() -> None:
+    rows = [
+        arm(name, [50.0] * epochs, 80 + gain + offset, seed, macs)
+        for name, epochs, gain, macs in (
+            ("kd", 2, 0, 20),
+            ("kd", 4, 1, 20),
+            ("mlft", 4, 2, 50),
+            ("mlft", 8, 9, 50),
+            ("tft", 4, 0, 10),
+        )
+        for seed, offset in enumerate((-0.01 * (name == "mlft"), 0.0, 0.01 * (name == "mlft")))
+    ]
+    said = price_of_a_teacher(pd.DataFrame(rows))
+    assert said.startswith("After 4 epochs, MLFT ends 1.0 points of top-1 above distillation from the frozen network (KD)")
+    assert said.endswith("at 2.5 times the training MACs.")
+    assert price_of_a_teacher(pd.DataFrame(rows[-3:])) == "" == price_of_a_teacher(pd.DataFrame())
+
+
+def test_answers_begin_with_the_verdict_and_leave_out_what_has_no_records() -> None:
+    nothing = pd.DataFrame()
+    known = ledger_of({2: 90.0, 4: 94.0}, {2: 92.0, 4: 97.0})
+    (only,) = answers(SimpleNamespace(ledger=known, tuned=nothing, schedules=nothing))  # type: ignore[arg-type]
+    assert only[0] == "Is mutual learning worth it?" and only[1].startswith("Counted in epochs: yes. MLFT needs ")
+    assert " Counted in compute: " in only[1]
+    assert answers(SimpleNamespace(ledger=nothing, tuned=nothing, schedules=nothing)) == []  # type: ignore[arg-type]
+
+
+def test_openings_are_empty_where_there_are_no_records() -> None:
+    names = ("ledger", "tuned", "schedules", "references", "variations", "merges")
+    empty = SimpleNamespace(**{name: pd.DataFrame() for name in names})
+    alone = {name: LEADS[name](empty, None) for name in LEADS if name not in ("milliseconds", "scoring")}  # type: ignore[arg-type]
+    assert len(alone) > 5 and set(alone.values()) == {""}
