@@ -143,16 +143,22 @@ def _run(name: str, options: argparse.Namespace, started: float) -> None:
     if options.time_budget:
         # The reserve is for ending the workers and for a run in progress that has no epochs.
         study.bench.deadline = Deadline(started + options.time_budget - min(10.0, options.time_budget / 10))
+        if study.bench.device.type == "cuda":  # a booked machine: how far will the time reach?
+            _print_estimate(study, options)
     records = study.run(options.stages, workers=pick_workers(options.workers, study.bench.device), only=options.only)
     print(f"{len(records)} runs of profile {name} have records in {study.store.root}")
 
 
 def _estimate(name: str, options: argparse.Namespace) -> None:
-    from fcs_utils.study.estimate import estimate, training_throughput
-
     study = _open(name, options)
     _ = study.bench.dataset  # report missing data before anything is measured
-    print(f"{study.profile.name} on {study.bench.device.type}, passes {options.passes}:")
+    _print_estimate(study, options)
+
+
+def _print_estimate(study: Study, options: argparse.Namespace) -> None:
+    from fcs_utils.study.estimate import estimate, training_throughput
+
+    print(f"{study.profile.name} on {study.bench.device.type}, passes {options.passes}:", flush=True)
     table = estimate(study, training_throughput(study.bench.device, options.passes))
     print(table.to_string(index=False, float_format="{:,.2f}".format))
 

@@ -88,6 +88,12 @@ class Profile(Config):
                 raise ValueError(f"seed {both[0]} is in {one} and in {other}")
         return self
 
+    @property
+    def turns(self) -> dict[int, int]:
+        """The place of each seed where one is done after the other: pilots come first, for choices wait for them."""
+        seeds = (*self.arms.pilot_seeds, *self.seeds, *self.arms.further_seeds)
+        return {seed: turn for turn, seed in enumerate(seeds)}
+
 
 def import_plugins(names: Iterable[str]) -> None:
     """Import modules that add criteria or arms. Raises StudyError, naming the module, whatever is wrong with it."""

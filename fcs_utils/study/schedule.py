@@ -21,6 +21,7 @@ Errors = Sequence[StudyError | None]
 class Group(NamedTuple):
     """Runs that one worker does, one after the other, because they share a pass over the calibration images."""
 
+    turn: int  # groups of an earlier turn come first
     way: int  # minus the MACs of the longest chain of runs that starts here
     number: int  # in the order of adding
     runs: list[Run]
@@ -28,7 +29,7 @@ class Group(NamedTuple):
 
 
 class Schedule:
-    """Which runs can be done now. Runs may be added at any time, each after what it builds on.
+    """Which runs can be done now. Runs may be added at any time, each after what it builds on, the longest chain of runs first.
 
     What builds on a failed run is not done; ``dropped`` counts it. What another process is doing comes last.
     """
@@ -41,9 +42,15 @@ class Schedule:
         self._behind: dict[str, list[Group]] = {}  # by the run whose end they wait for
         self._elsewhere: list[Group] = []
 
-    def add(self, runs: Iterable[Run], macs: Mapping[str, int], behind: Mapping[str, int] | None = None) -> None:
-        """macs: what each run is expected to take. behind: further MACs that wait for some runs."""
-        new, ways = [run for run in runs if run.identity not in self._done], dict(behind or {})
+    def add(
+        self,
+        runs: Iterable[Run],
+        macs: Mapping[str, int],
+        behind: Mapping[str, int] | None = None,
+        turns: Mapping[int, int] | None = None,
+    ) -> None:
+        """macs: what each run is expected to take. behind: further MACs that wait for some runs. turns: the place of each seed."""
+        new, ways, order = [run for run in runs if run.identity not in self._done], dict(behind or {}), turns or {}
         groups: dict[object, list[Run]] = {}
         for run in reversed(new):
             ways[run.identity] = macs[run.identity] + ways.get(run.identity, 0)
@@ -56,7 +63,8 @@ class Schedule:
             self._done[run.identity] = None
         for group in groups.values():
             before = parent.identity if (parent := group[0].parent()) else ""
-            self._behind.setdefault(before, []).append(Group(-max(ways[run.identity] for run in group), next(self._number), group))
+            way, turn = max(ways[run.identity] for run in group), order.get(group[0].reference.seed, 0)
+            self._behind.setdefault(before, []).append(Group(turn, -way, next(self._number), group))
             if (done := self._done.get(before, True)) is not None:  # a run that is not known here has its record
                 self._release(before, failed=not done)
 
@@ -80,7 +88,7 @@ class Schedule:
     def settle(self, run: Run, error: StudyError | None) -> None:
         """A run has its record, has failed, or turned out to be in progress elsewhere."""
         if isinstance(error, Elsewhere):
-            self._elsewhere.append(Group(0, 0, [run], wait=True))
+            self._elsewhere.append(Group(0, 0, 0, [run], wait=True))
         else:
             self._done[run.identity] = error is None
             self._release(run.identity, failed=error is not None)

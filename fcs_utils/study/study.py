@@ -190,7 +190,8 @@ class Study:
         expected = expected_macs(self.bench, [*certain, *likely])
         pilots = {run.identity: max((expected[arm.identity] for arm in likely), default=0) for run in self.grid["rates"]}
         schedule, failures, done = Schedule(), [], 0
-        schedule.add(certain, expected, pilots)
+        turns = {} if self.bench.deadline.at is None else self.profile.turns  # what a budget leaves whole can be compared
+        schedule.add(certain, expected, pilots, turns)
         bar = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}"
         with (
             tqdm(total=sum(expected.values()), desc=self.profile.name, bar_format=bar) as whole,
@@ -200,7 +201,7 @@ class Study:
                 if likely and run.identity in pilots and self.rates() is not None:  # stage arms is known from here on
                     likely, pending = [], self._pending(stages, only)[0]
                     expected = expected_macs(self.bench, [*certain, *pending])
-                    schedule.add(pending, expected)
+                    schedule.add(pending, expected, turns=turns)
                     whole.total = sum(expected.values())
                 done += expected[run.identity]
                 whole.update(max(0, done - whole.n))  # expected and real MACs differ a little

@@ -93,6 +93,17 @@ def test_what_the_longest_way_hangs_on_comes_first() -> None:
     assert order == [RESNET, CUTS[-1], long, VGG]
 
 
+def test_within_a_budget_one_seed_is_done_after_the_other() -> None:
+    profile = get_profile("smoke").model_copy(update={"seeds": (3, 1)})
+    assert [*profile.turns] == [*profile.arms.pilot_seeds, 3, 1, *profile.arms.further_seeds]
+    runs = grid(profile, "fp32")["reference"]
+    macs = {run.identity: 10 if run.reference.seed == 1 else 1 for run in runs}  # the longer ones have the later turn
+    schedule = Schedule()
+    schedule.add(runs, macs, turns=profile.turns)
+    done = [run.reference.seed for run, _ in perform(schedule, Here(), 1, lambda run, wait: None)]
+    assert done == [3] * (len(runs) // 2) + [1] * (len(runs) // 2) and len(done) > 2
+
+
 def test_runs_that_share_a_pass_are_one_submission_and_no_stage_is_waited_for() -> None:
     runs = [VGG, RESNET, *CUTS, *TUNED]
     free = [run for run in runs if run.reference == VGG.reference]
