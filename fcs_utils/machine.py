@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -75,12 +76,41 @@ def commit() -> str:
 
 @cache
 def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    lines = _lines("/proc/cpuinfo")
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or f"{sys.platform} CPU"
+
+
+def free_memory(device: torch.device | None = None) -> int:
+    """Bytes that this process may still take: of a GPU, or of the machine, within the limits of its container and of ``ulimit -v``.
+
+    Where the system does not say, as on macOS, half of the machine's memory.
+    """
+    if device is not None and device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
+    if lines := _lines("/proc/meminfo"):
+        found = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    most, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
+    if most and used and most[0].isdigit():
+        found.append(int(most[0]) - int(used[0]))
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        size = next((1024 * int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmSize")), 0)
+        found.append(limit - size)
+    return max(0, min(found))
+
+
+def fitting_batch(most: int, bytes_of_one: int, device: torch.device | None = None) -> int:
+    """How many images go through a network at once: ``most``, or fewer where they would take over a quarter of the free memory."""
+    return max(1, min(most, free_memory(device) // (4 * max(1, bytes_of_one))))
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
 
 
 def pick_workers(workers: int | None, device: torch.device) -> int:
@@ -92,11 +122,16 @@ def pick_workers(workers: int | None, device: torch.device) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no affinity
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> AbstractContextManager[None]:
     """One thread inside the block. PyTorch splits sums among threads, so their number changes the last bits of results."""
+    return some_threads(1)
+
+
+@contextmanager
+def some_threads(count: int) -> Iterator[None]:
+    """So many threads inside the block."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

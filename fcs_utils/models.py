@@ -17,7 +17,8 @@ from fcs_utils.builders import build_elsewhere, is_elsewhere
 from fcs_utils.config import Channels, Classes, Width, checked
 from fcs_utils.errors import refuse
 from fcs_utils.files import untied
-from fcs_utils.running import shared, untouched
+from fcs_utils.machine import fitting_batch
+from fcs_utils.running import run_network, shared, tensors_in, untouched
 from fcs_utils.shortcuts import PadShortcut
 
 # Simonyan and Zisserman 2015, columns D and E; "M" halves the map.
@@ -212,6 +213,30 @@ def measure_cost(model: nn.Module, example: Tensor) -> Cost:
     """Parameters, MACs and bytes of a network for one image of example's shape (N, C, H, W)."""
     size = len(save(untied(model.state_dict())[0]))
     return Cost(sum(p.numel() for p in model.parameters()), count_macs(model, example), size)
+
+
+@torch.no_grad()
+def images_at_once(model: nn.Module, images: Tensor, most: int) -> int:
+    """How many images go through a network at once in eval mode: ``most``, or fewer where memory is short.
+
+    images: (N, C, H, W). Where they may need much, one image is tried: a network holds about twice what its largest layer reads and
+    writes. Raises StudyError where the network does not run on it.
+    """
+    device, most = images.device, min(most, len(images))
+    if fitting_batch(most, 100 * images[0].numel() * images.element_size(), device) == most:
+        return most  # no network takes a hundred times its image, or nearly none
+    largest = 0
+
+    def look(_module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal largest
+        largest = max(largest, sum(one.numel() * one.element_size() for one in tensors_in((inputs, output))))
+
+    with untouched(model):
+        for module in model.modules():
+            if not any(True for _ in module.children()):
+                module.register_forward_hook(look)
+        run_network(model, images[:1])
+    return fitting_batch(most, 2 * largest, device)
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -162,7 +162,17 @@ def _collect(source: Path, size: int) -> tuple[Places, set[PurePosixPath], dict[
 
 
 def decode_image(content: bytes, size: int) -> np.ndarray:
-    """An image file as RGB pixels (size, size, 3) uint8. Transparent parts become white."""
+    """An image file as RGB pixels (size, size, 3) uint8: the shorter side resized, the centre cropped."""
+    from PIL import Image, ImageOps
+
+    return np.asarray(ImageOps.fit(as_rgb(content), (size, size), Image.Resampling.BILINEAR))
+
+
+def as_rgb(content: bytes) -> Any:
+    """An image file as Pillow's RGB image, turned as its EXIF data says. Transparent parts become white.
+
+    Raises StudyError for too many pixels and for floating-point ones, and Pillow's own errors for a broken file.
+    """
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
@@ -176,7 +186,7 @@ def decode_image(content: bytes, size: int) -> np.ndarray:
         elif image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR))
+        return image.convert("RGB")
 
 
 def _labels(folders: set[PurePosixPath], root: PurePosixPath, test: str) -> set[str]:

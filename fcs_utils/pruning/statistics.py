@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fcs_utils.config import Count, Images, Model, checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import tensors_sum
+from fcs_utils.models import images_at_once
 from fcs_utils.pruning.flow import Consumer, Tap
 from fcs_utils.pruning.layers import Layer, Scope, trace_layers
 from fcs_utils.pruning.sums import READINGS, Extra, Reading, Sums, Where
@@ -177,7 +178,7 @@ def collect_statistics(
     extras: what other criteria read, in the same pass: ``apoz``, ``hrank``, ``chip``.
     tap: ``reader`` takes the maps where the next layer reads them, after BatchNorm, activation and pooling; ``convolution``
     takes the convolution's own output. Merging and criteria other than FCS's need the first.
-    batch_size: images in one forward pass; memory grows with it, and not with N.
+    batch_size: the most images in one forward pass; memory grows with it, and not with N. Fewer are taken where memory is short.
     transform: applied to each batch of maps (N, C, ...) before it is summed, as ``shuffle_pixels`` for the null.
 
     Returns statistics by convolution name, in float64 on the CPU. Raises StudyError for an unknown scope, layer, reading,
@@ -192,7 +193,7 @@ def collect_statistics(
     sums = {layer.name: Sums(readings, extras) for layer in wanted}
     layout = memory_format(model, images)
     with untouched(model), tapped(model, wanted, lambda name, maps: sums[name].add(transform(maps))):
-        for batch in images.split(batch_size):
+        for batch in images.split(images_at_once(model, images, batch_size)):
             run_network(model, batch.contiguous(memory_format=layout))
     return {layer.name: _finish(layer, sums[layer.name], tap, _weights_sum(model, layer.name)) for layer in wanted}
 

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fcs_utils.config import Count, Images, Model, checked
 from fcs_utils.errors import StudyError, refuse
+from fcs_utils.models import images_at_once
 from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.pruning.layers import check_images
 from fcs_utils.pruning.merge import merge
@@ -90,7 +91,8 @@ def prune(
 def recalibrate(model: Model, images: Images, batch_size: Count = 256) -> None:
     """Estimate the BatchNorm statistics again on calibration images, in place (M9); nothing to do without BatchNorm.
 
-    images: (N, C, H, W), normalised. batch_size: the most images of a batch; batches are of nearly one size and count alike.
+    images: (N, C, H, W), normalised. batch_size: the most images of a batch, fewer where memory is short; batches are of nearly one
+    size and count alike.
     This concerns BatchNorm1d, 2d and 3d and SyncBatchNorm that keep running statistics and that the images reach in eval mode.
     Others keep theirs. Momentum and mode come back as they were: a momentum left at None would make every later
     training evaluate with lagging statistics.
@@ -105,12 +107,12 @@ def recalibrate(model: Model, images: Images, batch_size: Count = 256) -> None:
     measured: list[_BatchNorm] = []
     try:
         with evaluating(model):
-            layout = memory_format(model, images)
+            layout, most = memory_format(model, images), images_at_once(model, images, batch_size)
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # a plain average over the batches
                 norm.train()
-            for batch in torch.tensor_split(images, -(-len(images) // batch_size)):  # of nearly one size, since they count alike
+            for batch in torch.tensor_split(images, -(-len(images) // most)):  # of nearly one size, since they count alike
                 run_network(model, batch.contiguous(memory_format=layout))
         reached = [norm for norm in norms if norm.num_batches_tracked]
         if not all(buffer.isfinite().all() for norm in reached for buffer in norm.buffers(recurse=False)):
