@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,32 +19,62 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.benchmarks.isolated import in_turns
-from fcs_utils.machine import one_thread
+from fcs_utils.machine import some_threads
 from fcs_utils.pruning.export import export_onnx, has_onnx, session
 
 BATCHES = (1, 64)
+RUNTIMES = ("pytorch", "onnxruntime")
 ROUNDS = 25
 
 
-def latencies(networks: Mapping[str, nn.Module], example: Tensor) -> dict[str, list[float]]:
-    """Milliseconds of every round by 'runtime network batch', such as 'pytorch dense 64'; all take turns.
+def latencies(
+    networks: Mapping[str, nn.Module],
+    example: Tensor,
+    *,
+    batches: Sequence[int] = BATCHES,
+    rounds: int = ROUNDS,
+    threads: int = 1,
+    runtimes: Sequence[str] = RUNTIMES,
+) -> dict[str, list[float]]:
+    """Milliseconds of every round by 'runtime network batch', such as 'pytorch dense 64'; all take turns, on the CPU.
 
-    networks: by name; they stay as they are. example: a batch (N, C, H, W) of the images' shape.
+    networks: by name; they stay as they are. example: a batch (N, C, H, W) of the images' shape. threads: of each runtime.
     """
     generator = torch.Generator().manual_seed(0)
-    inputs = {batch: torch.randn(batch, *example.shape[1:], generator=generator) for batch in BATCHES}
+    inputs = {batch: torch.randn(batch, *example.shape[1:], generator=generator) for batch in batches}
     calls: dict[str, Callable[[], object]] = {}
-    with tempfile.TemporaryDirectory() as folder, one_thread(), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, some_threads(threads), torch.no_grad():
         for name, shared in networks.items():
             network = copy.deepcopy(shared).eval().cpu()
-            for batch, images in inputs.items():
+            for batch, images in inputs.items() if "pytorch" in runtimes else ():
                 calls[f"pytorch {name} {batch}"] = partial(network, images.contiguous(memory_format=torch.channels_last))
-            if has_onnx():
-                runner = session(export_onnx(network, Path(folder) / name, inputs[BATCHES[-1]]))
+            if has_onnx() and "onnxruntime" in runtimes:
+                pair = torch.randn(2, *example.shape[1:], generator=torch.Generator().manual_seed(1))
+                runner = session(export_onnx(network, Path(folder) / name, pair), threads)
                 for batch, images in inputs.items():
                     calls[f"onnxruntime {name} {batch}"] = partial(runner.run, None, {"images": images.numpy()})
-        seconds = in_turns(calls, ROUNDS, warm_up=2)
-    return {name: [1000 * taken for taken in rounds] for name, rounds in seconds.items()}
+        seconds = in_turns(calls, rounds, warm_up=2)
+    return {name: [1000 * one for one in taken] for name, taken in seconds.items()}
+
+
+def stopwatch(
+    dense: nn.Module, example: Tensor, runtime: str, *, batch: int = 1, rounds: int = ROUNDS, threads: int = 1
+) -> Callable[[nn.Module], float]:
+    """A network's milliseconds for a batch, to be handed to ``make_plan`` as ``measure``.
+
+    Each measurement takes turns with the dense network, so that a busy machine slows both: it is the dense network's median of the
+    first measurement times the median ratio of the two. runtime: ``pytorch`` or ``onnxruntime``. example: as in ``latencies``.
+    """
+    first: list[float] = []
+
+    def measure(network: nn.Module) -> float:
+        both = {"dense": dense, "compact": network}
+        taken = latencies(both, example, batches=(batch,), rounds=rounds, threads=threads, runtimes=(runtime,))
+        full, short = taken[f"{runtime} dense {batch}"], taken[f"{runtime} compact {batch}"]
+        first.append(float(np.median(full)))
+        return first[0] * float(np.median(np.divide(short, full)))
+
+    return measure
 
 
 def deployment_table(found: Mapping[str, Any]) -> pd.DataFrame:

@@ -65,8 +65,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
     except OSError as error:  # the disk or the system refused something that no module foresaw
         print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
     except KeyboardInterrupt as error:
-        kept = (
-            "this measurement is not kept" if options.command == "speed" else "records made so far are kept, start again to go on"
+        kept = {"speed": "this measurement is not kept", "prune": "nothing is written before the end"}.get(
+            options.command, "records made so far are kept, start again to go on"
         )
         print(f"interrupted: {kept}", file=sys.stderr)
         return 128 + (error.args[0] if error.args else signal.SIGINT)
@@ -188,5 +188,27 @@ def _publish(options: argparse.Namespace) -> None:
     print(f"published: {publish(options.profile, options.out, options.data, allow_missing=options.allow_missing)}")
 
 
+def _prune(options: argparse.Namespace) -> None:
+    from fcs_utils.cli.parser import PRUNE
+    from fcs_utils.report.shrunk import before_and_after, write_shrunk
+    from fcs_utils.study.shrink import Shrinking, shrink
+
+    names = [option.removeprefix("--").replace("-", "_") for option in PRUNE if option != "--out"]
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if "latency" in given and not given["latency"].endswith("ms"):
+        given["latency"] = _number("latency", given["latency"])
+    out = Path(options.out)
+    found = shrink(Shrinking(**given), out, lambda line: print(line, flush=True))
+    print(before_and_after(found.measured).to_string(index=False))
+    print(f"open {write_shrunk(found, out).resolve()} in a browser; all files are in {out}")
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise refuse(name, text, "a share such as 0.6, or milliseconds such as 12.5ms") from None
+
+
 # The commands for one profile on its own data set.
-ALONE = {"tables": _tables, "speed": _speed, "publish": _publish}
+ALONE = {"prune": _prune, "tables": _tables, "speed": _speed, "publish": _publish}

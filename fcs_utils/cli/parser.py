@@ -119,6 +119,38 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
 }  # fmt: skip
 
 
+# Of the command ``prune``; without a default here, ``study.shrink.Shrinking`` has it.
+PRUNE: dict[str, dict[str, Any]] = {
+    "--model": {"required": True, "metavar": "NAME", "help": "MODULE:FUNCTION of your own, timm:NAME, torchvision/NAME"},
+    "--weights": {"metavar": "FILE", "help": "its weights, a safetensors file (left out: your function loads them itself)"},
+    "--images": {"required": True, "metavar": "PLACE", "help": "a folder with train/CLASS and val/CLASS, or a CSV file"},
+    "--out": OPTIONS["--out"] | {"default": "compact", "help": "folder for what comes out (default: compact)"},
+    "--macs": {"type": float, "metavar": "SHARE", "help": "share of the multiply-adds to leave (default: 0.5)"},
+    "--latency": {"metavar": "GOAL", "help": "in place of --macs: a share of the dense latency, such as 0.6, or 12.5ms"},
+    "--criterion": {"metavar": "NAME", "help": "how channels are chosen (default: fcs)"},
+    "--scope": {"choices": ("inner", "all"), "help": "all: prune residual sums, too"},
+    "--allocation": {"choices": ("uniform", "global", "sensitivity"), "help": "how the loss is spread over layers"},
+    "--multiple": {"type": int, "metavar": "N", "help": "channel counts are multiples of it (default: 8)"},
+    "--keep": {"action": "append", "metavar": "NAME", "help": "a layer, module or pattern that loses no channel; may be repeated"},
+    "--epochs": {"type": int, "metavar": "N", "help": "epochs of tuning (default: 5; 0: none)"},
+    "--arm": {"choices": ("tft", "kd", "mlft"), "help": "tuned alone (tft, the default), taught by the dense network, or with it"},
+    "--learning-rate": {"type": float, "metavar": "RATE", "help": "the peak (default: 0.01)"},
+    "--batch-size": {"type": int, "metavar": "N", "help": "pictures in a step (default: 32)"},
+    "--size": {"type": int, "metavar": "PIXELS", "help": "of the squares that the network sees (default: 224)"},
+    "--calibration": {"type": int, "metavar": "N", "help": "pictures that channels are scored on (default: 256)"},
+    "--seed": {"type": int, "metavar": "N", "help": "of draws and batches (default: 0)"},
+    "--mean": {"type": float, "nargs": 3, "metavar": "X", "help": "of pictures in 0..1, by channel (default: ImageNet's)"},
+    "--std": {"type": float, "nargs": 3, "metavar": "X", "help": "likewise"},
+    "--workers": {"type": int, "metavar": "N", "help": "processes that decode pictures (default: 0, none beside this one)"},
+    "--resident": {"action": argparse.BooleanOptionalAction, "help": "keep decoded pictures in memory (default: where they fit)"},
+    "--device": OPTIONS["--device"],
+    "--threads": {"type": int, "metavar": "N", "help": "threads while latency is measured (default: 1)"},
+    "--batches": {"type": int, "nargs": "+", "metavar": "N", "help": "batches that latency is measured at (default: 1 32)"},
+    "--rounds": {"type": int, "metavar": "N", "help": "of the measurement of latency (default: 15)"},
+    "--runtime": {"choices": ("pytorch", "onnxruntime"), "help": "in which --latency is measured (default: pytorch)"},
+}  # fmt: skip
+
+
 def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
     """The command line. Raises StudyError for a profile's file that is not TOML."""
     profiles = _listed("profiles", {name: read_profile(name)["summary"] for name in profile_names()})
@@ -138,6 +170,11 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
         command.add_argument("--profile", type=check_profile, default=profile, metavar="NAME", help=about)
         for option in ("--out", *options.split()):
             command.add_argument(option, **OPTIONS[option])
+    text = "make a network of your own smaller and faster, with your own pictures"
+    end = f"example: {prog} prune --model mymodule:build --weights my.safetensors --images photos --macs 0.5 --epochs 5"
+    command = commands.add_parser("prune", help=text, description=text, epilog=end, allow_abbrev=False, formatter_class=shape)
+    for option, settings in PRUNE.items():
+        command.add_argument(option, **settings)
     return parser
 
 

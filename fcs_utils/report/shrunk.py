@@ -1,0 +1,93 @@
+"""The page about one network that was made smaller: numbers before and after, and pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fcs_utils.files import write_atomic
+from fcs_utils.report.channels import kept_map
+from fcs_utils.report.figures import use_house_style
+from fcs_utils.report.notebook import html_table
+from fcs_utils.report.pages import HERE, TEMPLATES
+from fcs_utils.study.shrink import Shrunk
+
+
+def before_and_after(measured: dict[str, Any]) -> pd.DataFrame:
+    """One row a quantity: dense, compact, and how many times smaller or faster."""
+    top1, cost = measured["top1"], measured["cost"]
+    rows = [("top-1 (%)", f"{top1['dense']:.1f}", f"{top1['compact']:.1f}", f"{top1['compact'] - top1['dense']:+.1f} points")]
+    for name, title in (("macs", "MACs of one image"), ("params", "parameters"), ("bytes", "bytes of weights")):
+        dense, compact = cost["dense"][name], cost["compact"][name]
+        rows.append((title, f"{dense:,}", f"{compact:,}", f"{dense / compact:.2f} times fewer"))
+    for case, taken in measured["milliseconds"].items():
+        runtime, name, batch = case.split()
+        if name == "dense":
+            other = measured["milliseconds"][f"{runtime} compact {batch}"]
+            faster = median(one / two for one, two in zip(taken, other, strict=True))
+            title = f"ms for a batch of {batch}, {runtime}"
+            rows.append((title, f"{median(taken):.1f}", f"{median(other):.1f}", f"{faster:.2f} times the speed"))
+    return pd.DataFrame(rows, columns=["", "dense", "compact", "change"])
+
+
+def tuning_curve(measured: dict[str, Any]) -> Figure:
+    """Top-1 of the dense, the pruned and the tuned network, and by epoch between."""
+    figure, axis = plt.subplots(figsize=(6, 3))
+    epochs = [0, *(one["epoch"] for one in measured["history"])]
+    found = [measured["top1"]["pruned"], *(one["validation"] for one in measured["history"])]
+    axis.plot(epochs, found, marker="o", color="#0072B2", label="compact")
+    axis.axhline(measured["top1"]["dense"], color="#6b6b6b", ls="--", label="dense")
+    axis.set(xlabel="epoch of tuning", ylabel="top-1 (%)", xticks=epochs[:: max(1, len(epochs) // 10)])
+    axis.legend()
+    return figure
+
+
+def widths(shrunk: Shrunk) -> Figure:
+    """Channels of each pruned layer before and after, and what its MACs fall to."""
+    plan = shrunk.plan
+    names = list(plan.kept)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 0.22 * len(names) + 1), sharey=True)
+    for axis, dense, left, title in (
+        (axes[0], [plan.channels[n] for n in names], [len(plan.kept[n]) for n in names], "channels"),
+        (axes[1], [plan.layer_macs[n][0] / 1e6 for n in names], [plan.layer_macs[n][1] / 1e6 for n in names], "million MACs"),
+    ):
+        axis.barh(names, dense, color="#d5d5d5", label="dense")
+        axis.barh(names, left, color="#0072B2", label="compact")
+        axis.set(xlabel=title)
+    axes[0].invert_yaxis()
+    axes[0].legend()
+    return figure
+
+
+def write_shrunk(shrunk: Shrunk, out: Path) -> Path:
+    """Write ``index.html`` with its pictures into the folder; returns its path. It needs no other file and no network."""
+    use_house_style()
+    drawn = {
+        "Channels and MACs of each pruned layer": widths(shrunk),
+        "Which channels stay": kept_map(shrunk.plan.kept, shrunk.plan.channels),
+        "Accuracy while tuning": tuning_curve(shrunk.measured),
+    }
+    pictures = []
+    for title, figure in drawn.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", bbox_inches="tight")
+        plt.close(figure)
+        pictures.append((title, base64.b64encode(buffer.getvalue()).decode()))
+    page = TEMPLATES.get_template("shrunk.html.j2").render(
+        style=(HERE / "style.css").read_text(),
+        asked=shrunk.measured["asked"],
+        machine=shrunk.measured["machine"],
+        date=shrunk.measured["date"][:10],
+        table=html_table(before_and_after(shrunk.measured)),
+        plan=str(shrunk.plan),
+        pictures=pictures,
+    )
+    write_atomic(out / "index.html", page.encode())
+    return out / "index.html"
