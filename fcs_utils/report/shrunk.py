@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fcs_utils.files import write_atomic
+from fcs_utils.files import read_bytes, write_atomic
 from fcs_utils.report.channels import kept_map
 from fcs_utils.report.figures import use_house_style
 from fcs_utils.report.notebook import html_table
@@ -81,7 +81,7 @@ def write_shrunk(shrunk: Shrunk, out: Path) -> Path:
         plt.close(figure)
         pictures.append((title, base64.b64encode(buffer.getvalue()).decode()))
     page = TEMPLATES.get_template("shrunk.html.j2").render(
-        style=(HERE / "style.css").read_text(),
+        style=read_bytes(HERE / "style.css").decode(),
         asked=shrunk.measured["asked"],
         machine=shrunk.measured["machine"],
         date=shrunk.measured["date"][:10],
