@@ -14,7 +14,7 @@ from fcs_utils.data.imagefolder import SUFFIXES
 from fcs_utils.errors import StudyError
 from fcs_utils.files import read_bytes
 
-Found = list[tuple[Path, str]]  # path and class
+Labelled = list[tuple[Path, str]]  # path and class
 LAYOUTS = (
     "train/CLASS/* and val/CLASS/* (or test/); CLASS/*; Tiny-ImageNet's train/CLASS/images/* and val/val_annotations.txt; "
     "or a CSV file with the columns path, label and split (train or val)"
@@ -39,7 +39,7 @@ def list_pictures(source: Path) -> Listing:
     """
     if not source.exists():
         raise StudyError(f"images {str(source)!r} not found; give a folder or CSV file: {LAYOUTS}")
-    train, val = _of_csv(source) if source.is_file() else _of_folder(source)
+    train, val = _from_csv(source) if source.is_file() else _from_folder(source)
     classes = tuple(sorted({label for _, label in train}))
     counts = [Counter(label for _, label in part) for part in (train, val)]
     if odd := sorted(counts[1].keys() - counts[0].keys()):
@@ -52,9 +52,9 @@ def list_pictures(source: Path) -> Listing:
     return Listing(classes, *(tuple((path, number[label]) for path, label in sorted(part)) for part in (train, val)))
 
 
-def _pictures(folder: Path, label: Callable[[tuple[str, ...]], str | None]) -> Found:
+def _pictures(folder: Path, label: Callable[[tuple[str, ...]], str | None]) -> Labelled:
     """The pictures below a folder whose path, in parts, has a class."""
-    found: Found = []
+    found: Labelled = []
     for path, _, _ in walk_folder(folder):
         if path.suffix.lower() in SUFFIXES and (name := label(path.parts)) is not None:
             found.append((folder / path, name))
@@ -67,7 +67,7 @@ def _by_class(parts: tuple[str, ...]) -> str | None:
     return parts[0] if len(parts) > 1 else None  # CLASS/... at any depth, as Tiny-ImageNet's CLASS/images/*
 
 
-def _of_folder(folder: Path) -> tuple[Found, Found]:
+def _from_folder(folder: Path) -> tuple[Labelled, Labelled]:
     if not (folder / "train").is_dir():
         found = _pictures(folder, _by_class)
         return _parted(found)
@@ -82,22 +82,22 @@ def _of_folder(folder: Path) -> tuple[Found, Found]:
     return train, _pictures(judge, lambda parts: labels.get(parts[-1]))
 
 
-def _parted(found: Found) -> tuple[Found, Found]:
+def _parted(found: Labelled) -> tuple[Labelled, Labelled]:
     """Every tenth picture of each class, the fifth first, to judge by."""
     seen: Counter[str] = Counter()
-    parts: tuple[Found, Found] = ([], [])
+    parts: tuple[Labelled, Labelled] = ([], [])
     for path, label in sorted(found, key=lambda one: (one[1], one[0])):
         parts[seen[label] % 10 == 4].append((path, label))
         seen[label] += 1
     return parts
 
 
-def _of_csv(path: Path) -> tuple[Found, Found]:
+def _from_csv(path: Path) -> tuple[Labelled, Labelled]:
     rows = csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8-sig", errors="replace")))
     columns = rows.fieldnames or ()
     if missing := [name for name in ("path", "label") if name not in columns]:
         raise StudyError(f"{path} has no column {missing[0]!r}; layouts: {LAYOUTS}")
-    parts: dict[str, Found] = {"train": [], "val": [], "test": [], "all": []}
+    parts: dict[str, Labelled] = {"train": [], "val": [], "test": [], "all": []}
     try:
         for number, row in enumerate(rows, 2):
             place, part = path.parent / (row["path"] or ""), row["split"] if "split" in columns else "all"

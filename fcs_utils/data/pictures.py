@@ -69,7 +69,7 @@ class _Draws(Pixels):  # type: ignore[type-arg]
 
 
 @dataclass(frozen=True)
-class Pass:
+class OnePass:
     """Batches of one pass: normalised images (B, 3, S, S) float32 and labels (B,) int64."""
 
     pixels: _Draws
@@ -118,22 +118,22 @@ class PictureSet:
         crop = [some, v2.RandomHorizontalFlip()] if augment else [centre]
         return v2.Compose([*crop, v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)])
 
-    def _pass(self, part: str, seeds: tuple[int, ...], augment: bool, **batches: object) -> Pass:
+    def _pass(self, part: str, seeds: tuple[int, ...], augment: bool, **batches: object) -> OnePass:
         listed = self.listing.train if part == "train" else self.listing.val
         pixels = _Draws(listed, self.kept.get(part), self.size, self._transform(augment), seeds)
-        return Pass(pixels, workers=self.workers, **batches)  # type: ignore[arg-type]
+        return OnePass(pixels, workers=self.workers, **batches)  # type: ignore[arg-type]
 
-    def batches(self, batch_size: int) -> Callable[[int, int], Pass]:
+    def batches(self, batch_size: int) -> Callable[[int, int], OnePass]:
         """``(seed, epoch)`` -> one pass over the pictures to train on, shuffled, cropped and mirrored by chance; for ``fit``."""
 
-        def one(seed: int, epoch: int) -> Pass:
+        def one(seed: int, epoch: int) -> OnePass:
             generator = torch.Generator().manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
             order = torch.randperm(len(self.listing.train), generator=generator).tolist()
             return self._pass("train", (seed, epoch), True, order=order, batch_size=batch_size, whole=False)
 
         return one
 
-    def in_order(self, batch_size: int, part: str = "val", most: int | None = None) -> Pass:
+    def in_order(self, batch_size: int, part: str = "val", most: int | None = None) -> OnePass:
         """The pictures of a part in order, their centres cropped; ``most``: that many, spread over the part."""
         count = len(self.listing.train if part == "train" else self.listing.val)
         order = np.linspace(0, count - 1, min(count, most or count)).astype(int).tolist()

@@ -103,12 +103,12 @@ def shrink(wanted: Shrinking, out: Path, say: Callable[[str], None] = print) -> 
     say(f"{len(listing.train):,} pictures to train on, {len(listing.val):,} to judge by, {len(listing.classes)} classes, {how}")
     dense = open_network(wanted, len(listing.classes), say).to(device)
     images, labels = (part.to(device) for part in pictures.calibration(min(wanted.calibration, len(listing.train)), wanted.seed))
-    plan, compact = _pruned(wanted, dense, images, labels)
+    plan, compact = _cut(wanted, dense, images, labels)
     say(str(plan))
-    before, cut = (judge(network, pictures) for network in (dense, compact))
-    say(f"top-1: {before:.1f} % dense, {cut:.1f} % pruned")
+    before, pruned = (top1_on(network, pictures) for network in (dense, compact))
+    say(f"top-1: {before:.1f} % dense, {pruned:.1f} % pruned")
     history = _tune(wanted, dense, compact, pictures) if wanted.epochs else []
-    after = judge(compact, pictures) if history else cut
+    after = top1_on(compact, pictures) if history else pruned
     say(f"top-1: {after:.1f} % after {len(history)} epochs of {wanted.arm}")
     cost = {name: measure_cost(network, images[:1]).as_dict() for name, network in (("dense", dense), ("compact", compact))}
     taken = latencies(
@@ -116,7 +116,7 @@ def shrink(wanted: Shrinking, out: Path, say: Callable[[str], None] = print) -> 
     )
     measured = {
         "asked": wanted.model_dump(mode="json"),
-        "top1": {"dense": before, "pruned": cut, "compact": after},
+        "top1": {"dense": before, "pruned": pruned, "compact": after},
         "cost": cost,
         "milliseconds": taken,
         "history": [vars(epoch) for epoch in history],
@@ -153,7 +153,7 @@ def open_network(wanted: Shrinking, classes: int, say: Callable[[str], None]) ->
     return network
 
 
-def _pruned(wanted: Shrinking, dense: nn.Module, images: Tensor, labels: Tensor) -> tuple[PruningPlan, nn.Module]:
+def _cut(wanted: Shrinking, dense: nn.Module, images: Tensor, labels: Tensor) -> tuple[PruningPlan, nn.Module]:
     """The plan, and the compact network with merged weights and its own BatchNorm statistics."""
     statistics = collect_statistics(dense, images, scope=wanted.scope, **needs(wanted.criterion)._asdict())
     scores = importance(wanted.criterion, model=dense, statistics=statistics, images=images, labels=labels, seed=wanted.seed)
@@ -176,7 +176,7 @@ def _pruned(wanted: Shrinking, dense: nn.Module, images: Tensor, labels: Tensor)
     return plan, compact
 
 
-def judge(network: nn.Module, pictures: PictureSet) -> float:
+def top1_on(network: nn.Module, pictures: PictureSet) -> float:
     """Top-1 in percent on the pictures to judge by, in batches that fit in memory."""
     (logits,), labels = predict([network], pictures.in_order(_batch(network, pictures)))
     return top1(logits, labels)

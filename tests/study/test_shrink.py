@@ -22,7 +22,7 @@ from fcs_utils.pruning.export import load_compact, session
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.surgery import prune
 from fcs_utils.study import shrink
-from fcs_utils.study.shrink import Shrinking, judge
+from fcs_utils.study.shrink import Shrinking, top1_on
 from tests.conftest import warm
 from tests.data.test_pictures import picture
 
@@ -77,7 +77,7 @@ def test_one_command_prunes_tunes_exports_and_reports(arm: str, here: Path, caps
     assert (
         report["cost"]["compact"]["macs"] == count_macs(compact, images) == round(plan.macs_left * report["cost"]["dense"]["macs"])
     )
-    assert report["top1"]["compact"] == judge(compact, load_pictures("photos", size=16))
+    assert report["top1"]["compact"] == top1_on(compact, load_pictures("photos", size=16))
     assert report["milliseconds"].keys() == {
         f"{runtime} {name} {batch}" for runtime in ("pytorch", "onnxruntime") for name in ("dense", "compact") for batch in (1, 2)
     }
