@@ -13,10 +13,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fcs_utils.files import read_bytes, write_atomic
-from fcs_utils.report.channels import kept_map
-from fcs_utils.report.figures import use_house_style
 from fcs_utils.report.notebook import html_table
 from fcs_utils.report.pages import HERE, TEMPLATES
+from fcs_utils.report.plots import use_house_style
 from fcs_utils.study.shrink import Shrunk
 
 
@@ -71,7 +70,6 @@ def write_shrunk(shrunk: Shrunk, out: Path) -> Path:
     use_house_style()
     drawn = {
         "Channels and MACs of each pruned layer": widths(shrunk),
-        "Which channels stay": kept_map(shrunk.plan.kept, shrunk.plan.channels),
         "Accuracy while tuning": tuning_curve(shrunk.measured),
     }
     pictures = []
