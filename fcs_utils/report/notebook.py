@@ -20,11 +20,13 @@ from fcs_utils.config import checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import write_atomic
 from fcs_utils.pruning.counts import keep_count
+from fcs_utils.pruning.criteria import CRITERIA, check_options, code_of
 from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.report.chapters import KEEPS_FIGURES, ROOT
 from fcs_utils.report.plots import use_house_style
+from fcs_utils.study.grid import parse_criterion
 from fcs_utils.study.records import Store
-from fcs_utils.study.runs import Reference
+from fcs_utils.study.runs import Pruning, Reference
 from fcs_utils.study.study import Study
 
 T = TypeVar("T", str, int)
@@ -94,6 +96,25 @@ def pick(parameter: str, value: T, allowed: Sequence[T], default: T | None = Non
     if value not in allowed or type(value) is not type(allowed[0]):  # True is 1, and 1.0 is, too
         raise refuse(parameter, value, ", ".join(map(str, allowed)))
     return value
+
+
+def pick_some(parameter: str, text: str, allowed: Sequence[T]) -> list[T]:
+    """Several values between commas, or all of them where it was left empty. Raises StudyError for one not allowed."""
+    words = {str(value): value for value in allowed}
+    if not isinstance(text, str) or (unknown := [word for word in text.split(",") if text and word.strip() not in words]):
+        raise refuse(parameter, text if not isinstance(text, str) else unknown[0], "empty, or some of " + ", ".join(words))
+    return [words[word.strip()] for word in text.split(",")] if text else list(allowed)
+
+
+def pick_pruning(study: Study, criterion: str, ratio: float) -> Pruning:
+    """How a criterion, with its options behind it, prunes in a study. Raises StudyError for what is not allowed."""
+    if not isinstance(criterion, str) or not criterion.strip():
+        raise refuse("criterion", criterion, ", ".join(CRITERIA))
+    name, options = parse_criterion(criterion)
+    pick("criterion", name, [*CRITERIA])
+    check_options(name, options)
+    keep_count(1, ratio)
+    return Pruning(criterion=name, options=options, ratio=ratio, calibration=study.profile.calibration, source=code_of(name))
 
 
 def show(study: Study, figure: Figure, name: str, alt: str, data: pd.DataFrame | None = None) -> None:

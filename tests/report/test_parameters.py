@@ -26,6 +26,8 @@ WRONG: dict[str, list[Any]] = {
     "bins": [0, -4, 2.5, "4", True],
     "image": [128, -1, 0.5, "0", False],
     "criterion": ["l3", 3],
+    "methods": ["mltf", 3, "mlft,"],
+    "schedules": ["3", 4, "2;4"],
     "reading": ["median", 3],
     "device": ["gpu", 3],
     "profile": ["smok", 3],
