@@ -3,8 +3,8 @@
     .venv/bin/python tests/mutants.py --sample 200 --seed 0             # a sample, the same for a seed and a code
     .venv/bin/python tests/mutants.py --files fcs_utils/pruning/fcs.py  # all mistakes of some files
 
-Against a mistake run the tests of its room that import its module, first those of its name, until one fails. Messages,
-annotations and what only a GPU runs are left alone.
+Against a mistake run the tests of its room that import its module, until one fails: first those of its name, then the others,
+the quickest first. Messages, annotations and what only a GPU runs are left alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-ENDLESS = 400  # seconds of computing after which a mistake counts as caught
+PASSED = (0, 5)  # what pytest says where no test failed, or none was chosen
+ENDLESS = 240  # seconds of computing after which a mistake counts as caught
 FILES = (  # the rooms of the method, and the arithmetic of the study and the report
     *("data", "models.py", "pruning", "training", "study/grid.py", "study/rates.py"),
     *(f"report/{name}.py" for name in ("comparisons", "claims", "inference", "tables")),
@@ -40,7 +42,7 @@ FILES = (  # the rooms of the method, and the arithmetic of the study and the re
 # Tests that compile, start programs, or prune hundreds of networks are too slow to be tried on every mistake.
 LEFT = {
     *("test_properties.py", "test_torch_pruning.py", "test_passes.py", "test_study.py", "test_going_on.py", "test_schedule.py"),
-    *("test_plugins.py", "test_explorer.py", "test_publish.py"),
+    *("test_plugins.py", "test_explorer.py", "test_publish.py", "test_pruners.py"),
 }
 LEFT_FILES = {"fcs_utils/pruning/torch_pruning.py", "fcs_utils/training/passes.py"}  # which have no others
 THROUGH = {  # modules that no test of their room imports, and the ones through which they are tested
@@ -49,6 +51,8 @@ THROUGH = {  # modules that no test of their room imports, and the ones through 
     "fcs_utils/pruning/cutting.py": "fcs_utils/pruning/surgery.py",
     "fcs_utils/pruning/draft.py": "fcs_utils/pruning/surgery.py",
     "fcs_utils/pruning/flow.py": "fcs_utils/pruning/layers.py",
+    "fcs_utils/pruning/graph.py": "fcs_utils/pruning/layers.py",
+    "fcs_utils/pruning/segments.py": "fcs_utils/pruning/layers.py",
     "fcs_utils/study/rates.py": "fcs_utils/report/inference.py",
 }
 LOADED = "torchvision torch_pruning pandas scipy.stats scipy.optimize sklearn.datasets sklearn.cluster pydantic hypothesis"
@@ -194,14 +198,26 @@ def plant(file: str) -> list[Mutant]:
     return found
 
 
-def tests_of(file: str) -> list[str]:
-    """The test files of a module: the one of its name, then those of its room that import it."""
+def named(test: Path, file: str) -> bool:
+    """Whether a test file has a module's name, or that of the module through which it is tested."""
+    return test.name.startswith(f"test_{Path(file).stem}") or test.stem == f"test_{Path(THROUGH.get(file, file)).stem}"
+
+
+def text_of(test: Path) -> str:
+    """A test file, with what it takes from other files of tests."""
+    text = test.read_text()
+    return text + "".join(
+        Path(ROOT, *name.split(".")).with_suffix(".py").read_text() for name in re.findall(r"(tests\.\w+\.\w+)", text)
+    )
+
+
+def tests_of(file: str) -> list[Path]:
+    """The test files of a module: those of its name, and those of its room that import it."""
     path = Path(THROUGH.get(file, file))
     room = ROOT / "tests" / (path.parts[1] if len(path.parts) > 2 else path.stem)
     word = re.compile(rf"\b{'.'.join(path.with_suffix('').parts)}\b|\bfrom {'.'.join(path.parts[:-1])} import .*\b{path.stem}\b")
-    found = [test for test in sorted(room.glob("test_*.py")) if test.name not in LEFT and word.search(test.read_text())]
-    found += [test for test in sorted(room.glob("test_*.py")) if test.name == f"test_{path.stem}.py" and test not in found]
-    return [str(test.relative_to(ROOT)) for test in sorted(found, key=lambda test: test.name != f"test_{path.stem}.py")]
+    tests = sorted(room.glob("test_*.py"))
+    return [test for test in tests if named(test, file) or (test.name not in LEFT and word.search(text_of(test)))]
 
 
 def copy_project(place: Path) -> None:
@@ -229,7 +245,10 @@ def start_tests(place: Path, tests: list[str]) -> int:
         os.chdir(place)
         os.environ["PYTHONPATH"] = str(place)
         sys.path[:] = [str(place), *(entry for entry in sys.path if Path(entry).resolve() not in (ROOT, ROOT / "tests"))]
-        status = int(pytest.main(["-x", "-p", "no:cacheprovider", "-m", "not slow", *tests]))
+        for test in tests:  # one after the other: what comes later is not even imported before
+            status = int(pytest.main(["-x", "-p", "no:cacheprovider", "-m", "not slow", test]))
+            if status not in PASSED:
+                break
     finally:
         os._exit(status)
 
@@ -241,14 +260,26 @@ def finish(child: int, status: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def check(place: Path, tests: list[str]) -> None:
-    """Refuse tests that fail without a mistake, too."""
-    if finish(*os.waitpid(start_tests(place, tests), 0)):
-        raise SystemExit(f"without a mistake, too, tests fail:\n{(place / 'output.txt').read_text()[-3000:]}")
+def check(place: Path, files: set[str]) -> dict[str, list[str]]:
+    """By file, its tests: those of its name, then the others, the quickest first. Refuses tests that fail without one."""
+    found = {file: tests_of(file) for file in sorted(files)}
+    seconds: dict[Path, float] = {}
+    for test in {test for tests in found.values() for test in tests}:
+        child, status, used = os.wait4(start_tests(place, [str(test.relative_to(ROOT))]), 0)
+        seconds[test] = used.ru_utime + used.ru_stime
+        if finish(child, status) not in PASSED:
+            raise SystemExit(f"without a mistake, too, tests fail:\n{(place / 'output.txt').read_text()[-3000:]}")
+    sums = {file: sum(seconds[test] for test in tests) for file, tests in found.items()}
+    longest = max(sums, key=sums.__getitem__)
+    print(f"Tests of a mistake take at most {sums[longest]:.0f} s of computing ({longest}).", flush=True)
+    return {
+        file: [str(test.relative_to(ROOT)) for test in sorted(tests, key=lambda test: (not named(test, file), seconds[test]))]  # noqa: B023
+        for file, tests in found.items()
+    }
 
 
-def survivors(mutants: list[Mutant], places: list[Path]) -> Iterator[Mutant]:
-    """Those that no test catches, as they are found."""
+def tried(mutants: list[Mutant], tests: dict[str, list[str]], places: list[Path]) -> Iterator[tuple[Mutant, bool, float]]:
+    """Each mistake, whether tests catch it, and the seconds of computing that this took, as they end."""
     running: dict[int, tuple[Mutant, Path, bytes, int]] = {}
     waiting, free = mutants[::-1], list(places)
     try:
@@ -258,15 +289,13 @@ def survivors(mutants: list[Mutant], places: list[Path]) -> Iterator[Mutant]:
                 file = place / mutant.file
                 source, changed_at = file.read_bytes(), file.stat().st_mtime_ns
                 file.write_bytes(source[: mutant.start] + mutant.text + source[mutant.end :])
-                running[start_tests(place, tests_of(mutant.file))] = mutant, place, source, changed_at
-            if running:
-                child, status = os.wait()
-                mutant, place, source, changed_at = running.pop(child)
-                (place / mutant.file).write_bytes(source)
-                os.utime(place / mutant.file, ns=(changed_at, changed_at))  # its bytecode counts again
-                free.append(place)
-                if finish(child, status) in (0, 5):  # passed, or no test
-                    yield mutant
+                running[start_tests(place, tests[mutant.file])] = mutant, place, source, changed_at
+            child, status, used = os.wait3(0)
+            mutant, place, source, changed_at = running.pop(child)
+            (place / mutant.file).write_bytes(source)
+            os.utime(place / mutant.file, ns=(changed_at, changed_at))  # its bytecode counts again
+            free.append(place)
+            yield mutant, finish(child, status) not in PASSED, used.ru_utime + used.ru_stime
     finally:
         for child in running:
             os.kill(child, signal.SIGKILL)
@@ -297,16 +326,21 @@ def main() -> int:
         places = [Path(folder, str(number)) for number in range(options.jobs)]
         places[0].mkdir()
         copy_project(places[0])
-        check(places[0], sorted({test for mutant in real for test in tests_of(mutant.file)}))
+        tests = check(places[0], {mutant.file for mutant in real})
         for place in places[1:]:
             shutil.copytree(places[0], place, symlinks=True)
         sys.dont_write_bytecode = True  # what this first run wrote is read again: only the changed file is compiled
-        passed = 0
-        for mutant in survivors(real, places):
-            passed += 1
-            print(f"{mutant.file}:{mutant.line}: {mutant.change}", flush=True)
-    same = f", {len(mutants) - len(real)} more change nothing" if len(mutants) > len(real) else ""
-    print(f"{len(real) - passed} of {len(real)} mistakes caught, {100 * (1 - passed / max(1, len(real))):.1f} %{same}")
+        passed, spent = Counter[str](), 0.0
+        for mutant, caught, seconds in tried(real, tests, places):
+            spent += seconds
+            if not caught:
+                passed[mutant.file] += 1
+                print(f"{mutant.file}:{mutant.line}: {mutant.change}", flush=True)
+    for file, number in Counter(mutant.file for mutant in real).items():
+        print(f"{file}: {number - passed[file]} of {number}")
+    caught, same = len(real) - passed.total(), len(mutants) - len(real)
+    print(f"{caught} of {len(real)} mistakes caught, {100 * caught / max(1, len(real)):.1f} %; {same} more change nothing.")
+    print(f"This took {spent / 60:.0f} minutes of computing.")
     return 0
 
 

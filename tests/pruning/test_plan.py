@@ -122,7 +122,7 @@ def test_a_plan_names_each_layer_with_its_width() -> None:
 @pytest.mark.parametrize("target", [0.8, 0.5, 0.25])
 def test_macs_find_the_nearest_reachable_network(name: str, scope: str, target: float) -> None:
     model = build_seeded(0, name, num_classes=3, **({} if "/" in name else {"width": 0.25})).eval()
-    example = torch.zeros(1, 3, 64, 64)
+    example = torch.zeros(1, 3, 32, 32)
     scores = importance("kernel_l1", model=model)
     plan = make_plan(model, example, scores, macs=target, scope=scope)
     left = count_macs(prune(model, plan), example) / count_macs(model, example)
