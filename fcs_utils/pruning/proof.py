@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from fcs_utils.running import shared, tensors_in
 
 ROUNDING = 1e-6  # the largest difference that is rounding, as a share of the largest output, in float64
 COARSE = 1e-4  # the same for a network that runs in its own precision only
+SIZES = (0.5, 1.5, 2)  # other sizes of images that are tried, as shares of the height and width
 aten = torch.ops.aten
 DRAWS = {aten.bernoulli, aten.bernoulli_, aten.uniform_, aten.normal_, aten.rand, aten.rand_like, aten.randn, aten.randn_like}
 
@@ -39,18 +40,35 @@ def zeroed(model: nn.Module, lost: Mapping[str, Sequence[int]]) -> Iterator[None
         yield
 
 
+class _Run(NamedTuple):
+    """What a network yields for images (N, C, H, W)."""
+
+    training: bool
+    images: Tensor
+    outputs: list[Tensor]
+
+
 class Proof:
     """Compares compact networks with one dense network, on copies in float64; the networks stay as they were.
 
     They run on a random image of ``shape`` (C, H, W) and on the first two of ``example`` (N, C, H, W), where given, in eval
-    mode, and on two random images in train mode. Numbers that a network draws itself, such as dropout's, become constants.
+    mode, and on two random images in train mode. A network may take another route at another size, so they also run, in eval
+    mode, on a random image of half the size and on one of one and a half times the size (twice, where it does not run on
+    that), where the dense network runs on these. Where it does not run in train mode, it is tried there at the larger size, too.
+    Of other sizes nothing is known. Numbers that a network draws itself, such as dropout's, become constants.
     untrained: why the dense network does not run in train mode, so that this mode was left out; None where it does.
     """
 
     def __init__(self, model: nn.Module, shape: tuple[int, int, int], example: Tensor | None = None) -> None:
         self.model, self.weight = model, next(model.parameters())
-        self.noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        self.noise = torch.randn(2, *shape, generator=generator)
         self.images = [self.noise[:1]] if example is None else [self.noise[:1], example[:2]]
+        smaller, *larger = (
+            torch.randn(2, shape[0], *(max(1, int(share * side)) for side in shape[1:]), generator=generator) for share in SIZES
+        )
+        # What else is tried: whether in train mode, and images of which the first count that the dense network takes.
+        self.tries = [(False, [smaller[:1]]), (False, [images[:1] for images in larger]), (True, [self.noise, *larger])]
         self.untrained: str | None = None
 
     def fault(self, compact: nn.Module, lost: Mapping[str, Sequence[int]]) -> str | None:
@@ -61,36 +79,38 @@ class Proof:
         precision, wanted = self._wanted(lost)
         compact = self._copy(compact, precision)
         for training, images, want in wanted:
-            mode = " in train mode" if training else ""
-            try:
-                got = _outputs(compact, images, training)
-            except Exception as error:  # noqa: BLE001 - the network is the user's: it can raise anything
+            height, width = images.shape[2:]
+            at = "" if images.shape[2:] == self.noise.shape[2:] else f" on images of {height} x {width} pixels"
+            mode = (" in train mode" if training else "") + at
+            found, error = _first_run(compact, [images], training)
+            if error:
                 return f"without some of its channels the network does not run{mode}: {first_line(error)}"
-            gap = _gap(want, got)
+            gap = _gap(want, found[0].outputs)
             if gap > (ROUNDING if precision is torch.float64 else COARSE):
                 return (
                     f"the network looks at the index or number of its channels{mode}: without some, its output is off by {gap:.2g}"
                 )
         return None
 
-    def _wanted(self, lost: Mapping[str, Sequence[int]]) -> tuple[torch.dtype, list[tuple[bool, Tensor, list[Tensor]]]]:
-        """The precision, and (train mode, images, outputs) of each comparison."""
-        failure = Exception()
+    def _wanted(self, lost: Mapping[str, Sequence[int]]) -> tuple[torch.dtype, list[_Run]]:
+        """The precision, and what the dense network yields in each comparison."""
         for precision in (torch.float64, self.weight.dtype):
             dense = self._copy(self.model, precision)
             with zeroed(dense, lost):
-                try:
-                    wanted = [(False, images, _outputs(dense, images, False)) for images in self.images]
-                except Exception as error:  # noqa: BLE001 - as above
-                    failure = error
+                found = [_first_run(dense, [images], False) for images in self.images]
+                failure = next((error for _, error in found if error), None)
+                if failure:
                     continue
-                try:
-                    wanted.append((True, self.noise, _outputs(dense, self.noise, True)))
-                except Exception as error:  # noqa: BLE001 - as above
+                more = [_first_run(dense, choices, training) for training, choices in self.tries]
+            for (training, _), (_, error) in zip(self.tries, more, strict=True):
+                if training and error:
                     self.untrained = first_line(error)
-            if not any(tensor.isfinite().any() for _, _, want in wanted for tensor in want):
+            self.tries = [(run.training, [run.images]) for runs, _ in more for run in runs]  # what fails is not tried again
+            wanted = [run for runs, _ in found + more for run in runs]
+            if not any(tensor.isfinite().any() for run in wanted for tensor in run.outputs):
                 raise StudyError("surgery cannot be checked: all outputs of the network are NaN, infinite or no tensors")
             return precision, wanted
+        assert failure is not None
         raise StudyError(f"the network does not run on images {tuple(self.noise.shape[1:])}: {first_line(failure)}") from failure
 
     def _copy(self, model: nn.Module, precision: torch.dtype) -> nn.Module:
@@ -132,6 +152,17 @@ class _Constants(TorchDispatchMode):
             return func(*args[:4], False)
         result = func(*args, **(kwargs or {}))
         return result.fill_(0.5) if func.overloadpacket in DRAWS else result
+
+
+def _first_run(model: nn.Module, choices: Sequence[Tensor], training: bool) -> tuple[list[_Run], Exception | None]:
+    """What a network yields for the first of these images on which it runs; where it runs on none, why not on the first."""
+    failure: Exception | None = None
+    for images in choices:
+        try:
+            return [_Run(training, images, _outputs(model, images, training))], None
+        except Exception as error:  # noqa: BLE001 - the network is the user's: it can raise anything
+            failure = failure or error
+    return [], failure
 
 
 def _outputs(model: nn.Module, images: Tensor, training: bool) -> list[Tensor]:
