@@ -1,0 +1,150 @@
+"""The single mistakes that ``mutants.py`` plants. Messages, annotations and what only a GPU runs are left alone."""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+OTHER = {
+    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
+    **{ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And},
+    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv},
+    **{ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd},
+}
+OPPOSITES = [("min", "max"), ("amin", "amax"), ("argmin", "argmax"), ("idxmin", "idxmax"), ("any", "all"), ("sum", "mean")]
+NAMES = dict(OPPOSITES) | {right: left for left, right in OPPOSITES}
+# Calls whose loss changes no number on a CPU, only memory, type or device; arguments that only check, print or warn.
+SAME = {"contiguous", "to", "cpu", "item", "tolist", "numpy", "copy", "keys", "as_dict"}
+ASIDE = {"strict", "stacklevel", "leave", "verbose", "display", "exist_ok", "compute_mode", "fused"}
+MESSAGES = {"refuse", "StudyError", "warn", "OutOfTime", "tqdm"}
+
+EQUIVALENT = {  # changes that are no mistakes: by module and a part of the change, with the reason
+    ("dataset", "images.shape[(2)]"): "images are square",
+    ("baselines", ".sum((0))"): "distances are symmetric",
+    ("counts", "ratios[:low + 1]"): "a longer list has the same nearest ratio",
+    ("counts", "ratios[max(0, low - 1):]"): "likewise",
+    ("counts", "low - (2)"): "likewise",
+    ("counts", "low + (2)"): "likewise",
+    ("fcs", "stable=(False)"): "ties are broken before",
+    ("fcs", '"exact", seed: int = (1))'): "its caller gives the seed",
+    ("fcs", "in (labels)"): "a bin that is ranked again gets the same ranks",
+    ("flow", ".to(seen) - 0.5"): "any weights will do that are not alike",
+    ("flow", ".to(seen) + (1.0)"): "likewise",
+    ("inference", "effect >= 0"): "an effect of zero has no small p value",
+    ("layers", "example[:]"): "more images only take longer",
+    ("layers", "example[:(2)]"): "likewise",
+    ("loop", "(seed)  ->  pass"): "the first look only counts batches and takes a shape",
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of a file: bytes ``start`` to ``end`` become ``text``. change: the lines before and after."""
+
+    file: str
+    line: int
+    start: int
+    end: int
+    text: bytes
+    change: str
+
+    @property
+    def equivalent(self) -> bool:
+        return any(module == Path(self.file).stem and part in self.change for module, part in EQUIVALENT)
+
+
+def changed(node: ast.AST, **fields: object) -> ast.AST:
+    other = copy.copy(node)
+    vars(other).update(fields)
+    return other
+
+
+def mistakes(node: ast.AST, parent: ast.AST) -> Iterator[ast.AST]:
+    """What might stand in a node's place by mistake."""
+    if isinstance(parent, ast.If) and isinstance(node, ast.Name | ast.Attribute | ast.Call):
+        yield ast.UnaryOp(ast.Not(), node)
+    match node:
+        case ast.Compare(ops=ops):
+            for n, op in enumerate(ops):
+                yield changed(node, ops=[*ops[:n], OTHER[type(op)](), *ops[n + 1 :]])
+        case ast.BinOp(op=op) | ast.BoolOp(op=op) | ast.AugAssign(op=op) if type(op) in OTHER:
+            yield changed(node, op=OTHER[type(op)]())
+        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
+            yield operand
+        case ast.Constant(value=bool(value)):
+            yield ast.Constant(not value)
+        case ast.Constant(value=int(value)):  # 1 as an argument is mostly a dimension, and 0 is the other one
+            yield ast.Constant(0 if value == 1 and isinstance(parent, ast.Call) else value + 1)
+        case ast.Constant(value=float(value)):
+            yield ast.Constant(2 * value or 1.0)
+        case ast.Call(func=ast.Attribute(value=value, attr=name) as function) if name in NAMES:
+            yield changed(node, func=changed(function, attr=NAMES[name]))
+        case ast.Call(func=ast.Name(id=name)) if name in NAMES and name not in ("sum", "mean"):
+            yield changed(node, func=ast.Name(NAMES[name]))
+        case ast.Call(func=ast.Attribute(value=ast.Call() | ast.Subscript() | ast.BinOp() | ast.Name() as value, attr=name)):
+            modules = {"torch", "nn", "F", "np", "pd", "tp", "math", "os", "re", "json", "stats", "time", "self", "cls"}
+            if not (isinstance(value, ast.Name) and value.id in modules) and name not in SAME:
+                yield value  # the method is not called
+        case ast.Return(value=ast.Call(func=ast.Name(), args=[first, *_])):
+            yield ast.Return(first)
+        case ast.Slice(lower=lower, upper=upper):
+            yield from (changed(node, **{side: None}) for side, bound in (("lower", lower), ("upper", upper)) if bound)
+        case ast.IfExp(body=body, orelse=orelse):
+            yield changed(node, body=orelse, orelse=body)
+    if isinstance(node, ast.AugAssign | ast.Continue | ast.Break | ast.Expr) or (
+        isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute | ast.Subscript)
+    ):
+        yield ast.Pass()
+
+
+def skipped(node: ast.AST, text: str) -> bool:
+    """Whether a node and all in it are left alone."""
+    if isinstance(node, ast.Call):
+        called = node.func
+        name = called.id if isinstance(called, ast.Name) else called.attr if isinstance(called, ast.Attribute) else ""
+        return name in MESSAGES
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant | ast.Yield | ast.YieldFrom)
+    if isinstance(node, ast.stmt) and "cuda" in text:
+        return not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If | ast.For | ast.With | ast.Try)
+    if isinstance(node, ast.keyword):
+        return node.arg in ASIDE
+    return isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom | ast.Global | ast.Nonlocal)
+
+
+def plant(file: str) -> list[Mutant]:
+    """Every single mistake of a file."""
+    source = (ROOT / file).read_bytes()
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    found: list[Mutant] = []
+
+    def visit(node: ast.AST, parent: ast.AST) -> None:
+        if isinstance(node, ast.expr | ast.stmt):
+            start, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
+            if skipped(node, source[start:end].decode()):
+                return
+            for other in mistakes(node, parent):
+                text = ast.unparse(ast.fix_missing_locations(other)).encode()
+                if isinstance(other, ast.expr) and not isinstance(other, ast.Slice):
+                    text = b"(%b)" % text
+                first, last = starts[node.lineno - 1], starts[node.end_lineno]
+                lines = source[first:last], source[first:start] + text + source[end:last]
+                change = "  ->  ".join(" ".join(line.decode().split()) for line in lines)
+                found.append(Mutant(file, node.lineno, start, end, text, change))
+        elif skipped(node, ""):
+            return
+        for name, value in ast.iter_fields(node):
+            if name not in ("annotation", "returns", "decorator_list", "bases"):
+                for child in value if isinstance(value, list) else [value]:
+                    if isinstance(child, ast.AST):
+                        visit(child, node)
+
+    tree = ast.parse(source)
+    visit(tree, tree)
+    return found
