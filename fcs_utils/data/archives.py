@@ -106,7 +106,7 @@ class _Metered(io.BufferedReader):
             raise ValueError(f"a header asks for {wanted:,} bytes")
         content = super().read(wanted)
         self.left -= len(content)
-        self.ended = wanted > 0 and not content
+        self.ended = not content
         return content
 
 

@@ -45,6 +45,14 @@ def test_what_is_no_idx_file_of_bytes_is_refused(tmp_path: Path, content: bytes)
         read_idx(tmp_path / "odd")
 
 
+def test_an_idx_file_without_dimensions_lacks_its_one_number(tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"\0\0\x08\0a")
+    assert read_idx(tmp_path / "one") == ord("a")
+    (tmp_path / "none").write_bytes(b"\0\0\x08\0")
+    with pytest.raises(StudyError, match="none is truncated: 0 bytes of 1"):
+        read_idx(tmp_path / "none")
+
+
 def test_an_idx_file_that_unpacks_to_more_than_is_allowed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = idx(np.zeros(92))
     (tmp_path / "packed.gz").write_bytes(gzip.compress(content))
@@ -105,6 +113,14 @@ def test_files_that_are_not_fashion_mnists_are_named(tmp_path: Path, images: np.
     fashion(tmp_path / "data", images, labels)
     with pytest.raises(StudyError, match=f"{file}.gz and its labels are not Fashion-MNIST's"):
         read_arrays("fashion_mnist", tmp_path / "data")
+
+
+@pytest.mark.parametrize(("number", "values"), [(2, IMAGES[:, :27]), (3, np.array([10]))], ids=["27 rows", "an eleventh class"])
+def test_test_files_that_are_not_fashion_mnists_are_named(tmp_path: Path, number: int, values: np.ndarray) -> None:
+    folder = fashion(tmp_path / "data", IMAGES, np.array([9, 0]))
+    (folder / f"{FASHION_FILES[number]}.gz").write_bytes(gzip.compress(idx(values)))
+    with pytest.raises(StudyError, match=f"{FASHION_FILES[2]}.gz and its labels are not Fashion-MNIST's"):
+        read_arrays("fashion_mnist", folder)
 
 
 def test_digits_are_stretched_to_bytes_and_to_32_pixels() -> None:

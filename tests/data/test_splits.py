@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import train_test_split
 
 from fcs_utils.data import readers
 from fcs_utils.data.arrays import Arrays
@@ -100,6 +102,19 @@ def test_part_of_the_training_split_comes_from_it_and_holds_every_class(monkeypa
     )
     share = torch.tensor([100, 60, 20]) * 30 / 180
     assert (part.train.labels.bincount() - share).abs().max() <= 1
+    same, _ = train_test_split(whole.train.images, train_size=30, random_state=0, stratify=whole.train.labels)  # at each start
+    assert numbers(part.train.images) == numbers(same)
+
+
+def test_the_fingerprint_tells_of_every_pixel_and_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = numbered([20, 20], 4)
+    parts = {name: getattr(arrays, name) for name in ("train_images", "train_labels", "test_images", "test_labels")}
+    known = load(monkeypatch, arrays).fingerprint
+    assert known == hashlib.sha256(b"".join(part.tobytes() for part in parts.values())).hexdigest()[:16]
+    for name, part in parts.items():
+        other = part.copy()
+        other[-1] = 0
+        assert load(monkeypatch, replace(arrays, **{name: other})).fingerprint != known
 
 
 def test_mean_and_deviation_are_those_of_the_training_split_alone(monkeypatch: pytest.MonkeyPatch) -> None:

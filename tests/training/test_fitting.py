@@ -16,6 +16,8 @@ from fcs_utils.errors import StudyError
 from fcs_utils.files import tensors_sum
 from fcs_utils.models import build_model
 from fcs_utils.training import loop, losses
+from fcs_utils.training.arms import ARMS
+from fcs_utils.training.fitting import check_networks
 from fcs_utils.training.loop import fit
 from fcs_utils.training.optimiser import Training
 from fcs_utils.training.passes import Execution
@@ -58,6 +60,13 @@ NETWORKS = {
     "other images": (lambda: [small(), nn.Sequential(nn.Conv2d(5, 4, 3), nn.Flatten())], "does not run on images"),
     "maps as logits": (lambda: [small(), nn.Conv2d(3, 3, 3)], "logits='(4, 3, 6, 6)'"),
 }
+
+
+def test_networks_on_two_devices_are_refused() -> None:
+    with pytest.raises(StudyError, match="networks='on cpu, meta' is not allowed; allowed: networks on one device"):
+        check_networks([small(), small().to("meta")], ARMS["mlft"])
+
+
 BATCHES = {
     "none": ([], "gave no batch"),
     "nothing": (None, "batches(seed, 1)=None"),
