@@ -31,9 +31,10 @@ class PruningPlan(BaseModel):
     ``surgery.prune``. ratio: the share of channels removed from every layer, or where one threshold decides, from all of them
     together; None where layers have rates of their own. macs: the share of MACs asked for, where the ratio was found from it;
     macs_left: the share that this plan leaves, as measured on the compact network. rates: the share of channels to remove by
-    layer, of layers that lose some. rounding: see ``counts.keep_count``. allocation, multiple, min_channels, latency: as asked for, see ``make_plan``; a plan that names its
-    channels itself has the allocation "hand" and neither ratio nor rates. latency_left: as measured, in the unit of ``latency``.
-    layer_macs: multiply-adds of one image before and after, by layer, for the table that ``print`` shows.
+    layer, of layers that lose some. rounding: see ``counts.keep_count``. allocation, multiple, min_channels, latency: as asked
+    for, see ``make_plan``; a plan that names its channels itself has the allocation "hand" and neither ratio nor rates.
+    latency_left: as measured, in the unit of ``latency``. layer_macs: multiply-adds of one image before and after, by layer, for
+    the table that ``print`` shows.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
