@@ -40,7 +40,7 @@ def zeroed(model: nn.Module, lost: Mapping[str, Sequence[int]]) -> Iterator[None
         yield
 
 
-class _Run(NamedTuple):
+class _Outcome(NamedTuple):
     """What a network yields for images (N, C, H, W)."""
 
     training: bool
@@ -92,7 +92,7 @@ class Proof:
                 )
         return None
 
-    def _wanted(self, lost: Mapping[str, Sequence[int]]) -> tuple[torch.dtype, list[_Run]]:
+    def _wanted(self, lost: Mapping[str, Sequence[int]]) -> tuple[torch.dtype, list[_Outcome]]:
         """The precision, and what the dense network yields in each comparison."""
         for precision in (torch.float64, self.weight.dtype):
             dense = self._copy(self.model, precision)
@@ -154,12 +154,12 @@ class _Constants(TorchDispatchMode):
         return result.fill_(0.5) if func.overloadpacket in DRAWS else result
 
 
-def _first_run(model: nn.Module, choices: Sequence[Tensor], training: bool) -> tuple[list[_Run], Exception | None]:
+def _first_run(model: nn.Module, choices: Sequence[Tensor], training: bool) -> tuple[list[_Outcome], Exception | None]:
     """What a network yields for the first of these images on which it runs; where it runs on none, why not on the first."""
     failure: Exception | None = None
     for images in choices:
         try:
-            return [_Run(training, images, _outputs(model, images, training))], None
+            return [_Outcome(training, images, _outputs(model, images, training))], None
         except Exception as error:  # noqa: BLE001 - the network is the user's: it can raise anything
             failure = failure or error
     return [], failure

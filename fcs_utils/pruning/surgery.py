@@ -41,12 +41,11 @@ def prune(
     a warning names the layers where it cannot. Gradient flags and train or eval mode are copied.
     Example: ``compact = prune(model, make_plan(model, images, scores, ratio=0.5))``.
 
-    The compact network is compared with the dense one whose dropped channels are zeros where the next layers read them,
-    with the weights that compensation leaves: on random images of the plan's size, in eval and train mode, and, where the network
-    runs on them, of half and one and a half times that size, in eval mode (``proof.Proof``). A network may take another route
-    through its layers at other sizes: if yours does, pass ``example`` images (N, C, H, W) of the size that you will use. They are
-    compared, too, in eval mode. All this takes eight forward passes of one or two images, in float64, ten with an example. A
-    warning says when the network does not run in train mode.
+    The compact network is compared with the dense one whose dropped channels are zeros where the next layers read them, with the
+    weights that compensation leaves (``proof.Proof``): on random images of the plan's size, in eval and train mode, and, where the
+    network runs on them, of half and one and a half times that size, in eval mode. If your network takes another route at still
+    other sizes, pass ``example`` images (N, C, H, W) of yours: they are compared, too. This takes eight forward passes of one or
+    two images, in float64, ten with an example. A warning says when the network does not run in train mode.
 
     Raises StudyError for an unknown compensate, missing statistics, a plan that is damaged or of another network, and for
     a network that the plan cannot cut exactly, with the name of a layer.
