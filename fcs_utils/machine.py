@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torchvision
 
 import fcs_utils
 from fcs_utils.errors import refuse
@@ -42,6 +41,8 @@ def pick_precision(device: torch.device) -> Literal["fp32", "bf16"]:
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Device and versions, which may change the last digits of results."""
+    import torchvision  # seconds, which commands that do no run need not wait
+
     return {
         "device_type": device.type,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name(),

@@ -12,10 +12,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +25,9 @@ from fcs_utils.models import build_seeded
 from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.pruning.statistics import collect_statistics, tapped
 from fcs_utils.pruning.sums import map_ranks, nuclear_drops
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BATCH = 256
 
@@ -208,6 +210,8 @@ def cost_frame(costs: Mapping[str, Any]) -> pd.DataFrame:
 
     costs: what ``measure_scoring`` returns.
     """
+    import pandas as pd
+
     rows = pd.DataFrame(costs["rows"])
     keys = ["network", "width", "images", "method"]
     times, memory = (rows[rows.memory == kind] for kind in (False, True))
@@ -221,6 +225,8 @@ def cost_frame(costs: Mapping[str, Any]) -> pd.DataFrame:
 
 def cost_table(frame: pd.DataFrame) -> pd.DataFrame:
     """``cost_frame`` for readers: time as a multiple of the forward pass over the same images, peak memory above the start."""
+    import pandas as pd
+
     return pd.DataFrame(
         {
             "network": frame.network + frame.width.map(lambda width: "" if width == 1 else f" x{width:g}"),

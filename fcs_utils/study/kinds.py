@@ -74,12 +74,14 @@ def _pruned(bench: Bench, run: Run) -> tuple[Result, Result]:
     pruning, dense = run.pruning, bench.trained(run.reference)
     assert pruning is not None
     plan = bench.plan(run)
-    compact, data = bench.compact(run, plan), bench.data(run.reference)
+    compact, data = bench.cut(run, plan), bench.data(run.reference)
+    straight = accuracy(compact, data, data.test, run.reference.precision)
+    compact = bench.settle(run, compact)
     result = {
         "plan": plan.model_dump(mode="json", exclude={"layer_macs"}),  # follows from the plan
         "cost": measure_cost(compact, bench.example).as_dict(),
         "dense_cost": measure_cost(dense, bench.example).as_dict(),
-        "before_recalibration": {"test": accuracy(bench.cut(run, plan), data, data.test, run.reference.precision)},
+        "before_recalibration": {"test": straight},
         "before_tuning": _accuracies(bench, compact, run),
     }
     return result, {}

@@ -220,7 +220,11 @@ class Bench:
 
     def compact(self, run: Run, plan: PruningPlan) -> nn.Module:
         """The compact network that fine-tuning starts from, made from the trained reference by a plan."""
-        pruning, network = run.pruning, self.cut(run, plan)
+        return self.settle(run, self.cut(run, plan))
+
+    def settle(self, run: Run, network: nn.Module) -> nn.Module:
+        """Recalibrate what ``cut`` returned, in place, where the run asks for it."""
+        pruning = run.pruning
         assert pruning is not None
         if pruning.recalibrate:
             recalibrate(network, self.calibration_images(run.reference, pruning.calibration, pruning.calibration_seed))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def margin(validation_images: int) -> float:
@@ -28,6 +29,8 @@ def best_rates(pilots: pd.DataFrame, slack: float) -> pd.Series:
 
 def choose_learning_rates(records: Iterable[Mapping[str, Any]], slack: float) -> dict[tuple[str, str], float]:
     """The learning rate of each network's arm from the pilot runs' validation results; the test split plays no part."""
+    import pandas as pd
+
     frame = pd.DataFrame(
         [
             {
