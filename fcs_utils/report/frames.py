@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -211,6 +212,10 @@ class Report:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every published table by file name."""
+        return dict(self._tables)
+
+    @cached_property
+    def _tables(self) -> dict[str, pd.DataFrame]:
         return {name: make() for name, make in tables.TABLES.ready(self).items()}
 
     def figures(self) -> dict[str, Callable[[], Figure]]:
@@ -222,13 +227,10 @@ class Report:
         for name, table in self.tables().items():
             tables.write_table(store, name, table)
         rows = [{**row, "open": _open_ends(row)} for row in self.ledger.to_dict("records")]
-        rows = [{key: None if _is_no_number(value) else value for key, value in row.items()} for row in rows]  # NaN is no JSON
+        for row in rows:  # NaN is no JSON
+            row |= {key: None for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
         verdicts = claims.claim_verdicts(self.ledger) if rows else {}
         write_json(store.claims(), {"verdicts": verdicts, "comparisons": rows, "missing": list(self.missing)})
-
-
-def _is_no_number(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _open_ends(row: Mapping[str, Any]) -> str:
