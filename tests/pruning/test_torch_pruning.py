@@ -18,51 +18,54 @@ from tests.conftest import warm
 
 
 @pytest.fixture
-def resnet18() -> nn.Module:
+def resnet() -> nn.Module:
+    """The first two stages of ResNet-18: the others have the same blocks, and channels by the hundred."""
     torch.manual_seed(0)
-    return warm(torchvision.models.resnet18(num_classes=10), size=64, images=16)
+    network = torchvision.models.resnet18(num_classes=10)
+    network.layer3, network.layer4, network.fc = nn.Identity(), nn.Identity(), nn.Linear(128, 10)
+    return warm(network, images=16)
 
 
-IMAGES = torch.randn(24, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+IMAGES = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("criterion", ["fcs", "fcs_greedy", "fcs_linear", "chip"])
-def test_one_line_in_a_torch_pruning_script(resnet18: nn.Module, criterion: str) -> None:
-    kernel = resnet18.layer1[0].conv1.weight.detach().clone()
-    layers = list(prunable_layers(resnet18, IMAGES, "all"))
+def test_one_line_in_a_torch_pruning_script(resnet: nn.Module, criterion: str) -> None:
+    kernel = resnet.layer1[0].conv1.weight.detach().clone()
+    layers = list(prunable_layers(resnet, IMAGES, "all"))
     extras = ("chip",) if criterion == "chip" else ()
-    statistics = collect_statistics(resnet18, IMAGES, layers=layers, extras=extras)
-    scores = importance(criterion, model=resnet18, statistics=statistics)
+    statistics = collect_statistics(resnet, IMAGES, layers=layers, extras=extras)
+    scores = importance(criterion, model=resnet, statistics=statistics)
     pruner = tp.pruner.BasePruner(
-        resnet18, IMAGES[:1], importance=FCSImportance(resnet18, IMAGES, criterion), pruning_ratio=0.5, ignored_layers=[resnet18.fc]
+        resnet, IMAGES[:1], importance=FCSImportance(resnet, IMAGES, criterion), pruning_ratio=0.5, ignored_layers=[resnet.fc]
     )
     pruner.step()
     # An inner group keeps what this study's own criterion keeps; so does a coupled group, except for ties.
     kept = select(scores["layer1.0.conv1"], keep_count(64, 0.5))
-    assert resnet18.layer1[0].conv1.out_channels == 32
+    assert resnet.layer1[0].conv1.out_channels == 32
     stem = select(torch.stack([scores[n] for n in ("conv1", "layer1.0.conv2", "layer1.1.conv2")]).mean(0), 32)
-    torch.testing.assert_close(resnet18.layer1[0].conv1.weight, kernel[kept][:, stem])
-    assert resnet18(IMAGES[:2]).shape == (2, 10)
+    torch.testing.assert_close(resnet.layer1[0].conv1.weight, kernel[kept][:, stem])
+    assert resnet(IMAGES[:2]).shape == (2, 10)
 
 
-def test_statistics_are_collected_once_a_step(resnet18: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_are_collected_once_a_step(resnet: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
     monkeypatch.setattr(FCSImportance, "_score", lambda self, real=FCSImportance._score: passes.append(1) or real(self))
     pruner = tp.pruner.BasePruner(
-        resnet18,
+        resnet,
         IMAGES[:1],
-        importance=FCSImportance(resnet18, IMAGES),
+        importance=FCSImportance(resnet, IMAGES),
         pruning_ratio=0.5,
         iterative_steps=2,
-        ignored_layers=[resnet18.fc],
+        ignored_layers=[resnet.fc],
     )
     for _ in range(2):
         pruner.step()
-    assert len(passes) == 2 and resnet18.layer4[1].conv1.out_channels == 256
+    assert len(passes) == 2 and resnet.layer2[1].conv1.out_channels == 64
 
 
-def test_what_it_cannot_score_is_refused(resnet18: nn.Module) -> None:
+def test_what_it_cannot_score_is_refused(resnet: nn.Module) -> None:
     with pytest.raises(StudyError, match="needs labels"):
-        FCSImportance(resnet18, IMAGES, "taylor")
+        FCSImportance(resnet, IMAGES, "taylor")
     with pytest.raises(StudyError, match="bins"):
-        FCSImportance(resnet18, IMAGES, bins="four")
+        FCSImportance(resnet, IMAGES, bins="four")

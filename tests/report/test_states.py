@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
+from matplotlib.figure import Figure
 
 from fcs_utils import files
 from fcs_utils.errors import StudyError
 from fcs_utils.report import frames, pages, publish
 from fcs_utils.report.chapters import NOTEBOOKS
 from fcs_utils.study.records import Store
+from fcs_utils.study.study import Study
 from tests.report.test_publish import content
 
 CHAPTERS = ("01",)
@@ -53,8 +56,13 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def report(smoke: Path) -> frames.Report:
+    return frames.make_report(Study("smoke", smoke))
+
+
 @pytest.fixture
-def out(smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def out(smoke: Path, report: frames.Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The records of a smoke study and no pages yet; executing a notebook takes over the copy that the study made."""
     for part in ("records", "weights"):
         shutil.copytree(smoke / "smoke" / "work" / part, tmp_path / "smoke" / "work" / part)
@@ -69,10 +77,15 @@ def out(smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             done(number, notebook)
 
     monkeypatch.setattr(publish, "execute_all", execute_all)
-    # Drawing takes seconds, and which figures are drawn is another test's subject.
-    draw = frames.figures.forest
-    monkeypatch.setattr(frames.Report, "figures", lambda report: {"claims": lambda: draw(report.ledger)})
+    # What records say and which figures are drawn are other tests' subjects, and take seconds.
+    monkeypatch.setattr(frames, "make_report", lambda _: report)
+    monkeypatch.setattr(frames.Report, "figures", lambda _: {"claims": blank})
+    monkeypatch.setattr(frames.figures, "cost_growth", blank)
     return tmp_path
+
+
+def blank(*_: object) -> Figure:
+    return plt.figure(figsize=(1, 1))
 
 
 def build(out: Path) -> dict[str, bytes]:
