@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -17,11 +19,14 @@ from filelock import FileLock
 from hypothesis import settings
 from torch import nn
 
+from fcs_utils.cli import main
 from fcs_utils.data.dataset import Dataset, load_dataset
 from fcs_utils.models import build_seeded
+from fcs_utils.study.profiles import get_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 GUARD = 3600  # seconds: no test waits by the clock, this only ends one that hangs for ever
+FEW = get_profile("smoke").model_copy(update={"dataset": "digits[:128]"})  # networks that train in a second
 
 # The same examples each time; ./run_tests.sh --hypothesis-profile nightly tries ten times as many, new ones each time.
 settings.register_profile("study", deadline=None, max_examples=50, derandomize=True)
@@ -81,6 +86,17 @@ def study_command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProc
     return subprocess.run(
         [sys.executable, "-m", "fcs_utils", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=GUARD
     )
+
+
+def command_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which has imported everything already: for what a command does, not how it starts."""
+    said, complained = io.StringIO(), io.StringIO()
+    with redirect_stdout(said), redirect_stderr(complained):
+        try:
+            status = main(arguments)
+        except SystemExit as end:
+            status = int(end.code or 0)
+    return subprocess.CompletedProcess(arguments, status, said.getvalue(), complained.getvalue())
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.files import read_checksummed, read_tensors, write_atomic, write_checksummed
 from fcs_utils.study import measurements
 from fcs_utils.study.study import Study
+from tests.conftest import FEW
 from tests.promises.same import assert_same_records
 
 
@@ -41,17 +42,17 @@ DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
 }
 
 
-# Weights are trained again each time, so one kind of damage is enough for every day.
-CASES = [
-    pytest.param(kind, damage, marks=[pytest.mark.slow] * (kind != "record" and damage != "a bit flipped"))
-    for kind in ("record", "weights", "settings")
-    for damage in DAMAGES
-]
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("made")
+    Study(FEW, out).run(["similarity"], only=["network=resnet20"])
+    return out
 
 
-@pytest.mark.parametrize(("kind", "damage"), CASES)
-def test_damaged_files_are_named_set_aside_and_made_again(smoke: Path, tmp_path: Path, kind: str, damage: str) -> None:
-    study = Study("smoke", tmp_path)
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", ["record", "weights", "settings"])
+def test_damaged_files_are_named_set_aside_and_made_again(made: Path, tmp_path: Path, kind: str, damage: str) -> None:
+    study = Study(FEW, tmp_path)
     (run,) = [run for run in study.runs(["similarity"]) if run.reference.network == "resnet20"]
     paths = {
         "record": study.store.record(run.kind, run.identity),
@@ -59,7 +60,7 @@ def test_damaged_files_are_named_set_aside_and_made_again(smoke: Path, tmp_path:
         "settings": study.store.settings(),
     }
     for path in {*paths.values(), study.store.record("reference", run.parent().identity)}:
-        write_atomic(path, (smoke / path.relative_to(tmp_path)).read_bytes())
+        write_atomic(path, (made / path.relative_to(tmp_path)).read_bytes())
     path, content = paths[kind], paths[kind].read_bytes()
     damaged = DAMAGES[damage](content, random.Random(f"{kind} {damage}"))
     assert damaged != content
@@ -67,12 +68,12 @@ def test_damaged_files_are_named_set_aside_and_made_again(smoke: Path, tmp_path:
     if kind == "weights":
         study.store.record(run.kind, run.identity).unlink()  # or nobody would look at them
     with pytest.warns(UserWarning, match=f"{path.name}.*set aside as {path.stem}.corrupt"):
-        again = Study("smoke", tmp_path)
+        again = Study(FEW, tmp_path)
         again.run(["similarity"], only=["network=resnet20"])
     assert path.with_suffix(".corrupt").read_bytes() == damaged
     assert again.precision == "fp32"
     assert (read_tensors if path.suffix == ".safetensors" else read_checksummed)(path)
-    assert_same_records(smoke, tmp_path, all_of_them=False)
+    assert_same_records(made, tmp_path)
 
 
 MEASUREMENTS: dict[str, Callable[[Study], object]] = {

@@ -18,7 +18,7 @@ from fcs_utils.report.chapters import NOTEBOOKS
 from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.published import publish as promote
 from fcs_utils.study.study import Study
-from tests.conftest import ROOT, study_command
+from tests.conftest import ROOT, command_here
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -128,5 +128,5 @@ def test_the_index_comes_from_records_and_a_chapter_counts_as_done_after_its_pag
 
 
 def test_publishing_is_a_command(copy: Path) -> None:
-    done = study_command("publish", "--profile", "smoke", "--out", str(copy))
+    done = command_here("publish", "--profile", "smoke", "--out", str(copy))
     assert done.returncode == 0 and "published: " in done.stdout, done.stderr

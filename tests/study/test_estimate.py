@@ -16,7 +16,7 @@ from fcs_utils.study.grid import grid
 from fcs_utils.study.profiles import get_profile
 from fcs_utils.study.sections import Network
 from fcs_utils.study.study import Study
-from tests.conftest import study_command
+from tests.conftest import command_here
 
 
 def test_what_is_lacking_is_what_a_study_then_does(smoke: Path, tmp_path: Path) -> None:
@@ -53,10 +53,10 @@ def test_hours_are_multiply_adds_over_throughput_network_by_network(tmp_path: Pa
 
 @pytest.mark.slow
 def test_the_command_measures_and_prints_a_line_a_stage(tmp_path: Path) -> None:
-    done = study_command("estimate", "--profile", "smoke", "--out", str(tmp_path))
+    done = command_here("estimate", "--profile", "smoke", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert re.search(r"^ *all +\d+ +[\d.]+ +\d+\.\d\d$", done.stdout, re.MULTILINE), done.stdout
-    missing = study_command("estimate", "--profile", "smoke:imagefolder:nowhere", "--out", str(tmp_path), "--data", str(tmp_path))
+    missing = command_here("estimate", "--profile", "smoke:imagefolder:nowhere", "--out", str(tmp_path), "--data", str(tmp_path))
     assert missing.returncode == 1 and "nowhere" in missing.stderr and "Traceback" not in missing.stderr
 
 

@@ -24,7 +24,7 @@ from fcs_utils.study.runs import Run
 from fcs_utils.study.schedule import Schedule, perform
 from fcs_utils.study.study import Study
 from fcs_utils.training.optimiser import Training
-from tests.conftest import ROOT, study_command
+from tests.conftest import FEW, ROOT, command_here, study_command
 
 
 def test_a_study_stops_in_time_and_goes_on_to_the_same_record(smoke: Path, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_workers_are_at_least_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_part_of_the_runs_by_fields(tmp_path: Path) -> None:
     out = ["--out", str(tmp_path), "--profile", "smoke"]
-    listed = study_command("run", *out, "--only", "network=resnet20", "ratio=0.5", "criterion=fcs", "method=tft", "--list")
+    listed = command_here("run", *out, "--only", "network=resnet20", "ratio=0.5", "criterion=fcs", "method=tft", "--list")
     assert listed.returncode == 0 and not list(tmp_path.iterdir()), listed.stderr
     assert listed.stdout.splitlines() == [
         "resnet20 x0.25 seed 0",
@@ -87,10 +87,10 @@ def test_a_part_of_the_runs_by_fields(tmp_path: Path) -> None:
     assert done.returncode == 0 and "1 runs of profile smoke" in done.stdout, done.stderr
     assert [path.name.split("-")[0] for path in Study("smoke", tmp_path).store.all_records()] == ["reference"]
     # What the one wanted run builds on is done with it; stage arms, of which nothing is wanted, stays open.
-    done = study_command("run", *out, "--only", "network=resnet20", "ratio=0.5", "criterion=fcs", "kind=tuned", "--workers", "1")
+    done = command_here("run", *out, "--only", "network=resnet20", "ratio=0.5", "criterion=fcs", "kind=tuned", "--workers", "1")
     assert done.returncode == 0 and "1 runs of profile smoke" in done.stdout, done.stderr
     assert len(Study("smoke", tmp_path).store.all_records()) == 3
-    done = study_command("run", *out, "--stages", "reference", "--only", "network=resnet56")
+    done = command_here("run", *out, "--stages", "reference", "--only", "network=resnet56")
     assert done.returncode == 1 and "only='reference.network=resnet56' is not allowed; allowed: vgg16, resnet20" in done.stderr
 
 
@@ -99,13 +99,13 @@ def test_a_profile_of_several_data_sets_is_a_study_of_each(tmp_path: Path) -> No
     assert studies("paper") == ["paper", "paper:cifar100"] and studies("paper", ["cifar10"]) == ["paper"]
     assert studies("paper", ["imagefolder:x", "cifar10"]) == ["paper:imagefolder:x", "paper"] and studies("quick") == ["quick"]
     command = ["run", "--out", str(tmp_path), "--profile", "smoke", "--stages", "reference", "--only", "network=resnet20"]
-    refused = study_command(*command, "--datasets", "digits,imagefolder:nothing")
+    refused = command_here(*command, "--datasets", "digits,imagefolder:nothing")
     assert refused.returncode == 1 and "'imagefolder:nothing' not found" in refused.stderr
     assert not list(tmp_path.rglob("*.json"))  # known before the first one took its hours
     (tmp_path / "smoke-imagefolder-nothing").mkdir()
-    refused = study_command("run", "--out", str(tmp_path), "--profile", "smoke:imagefolder:nothing", "--fresh")
+    refused = command_here("run", "--out", str(tmp_path), "--profile", "smoke:imagefolder:nothing", "--fresh")
     assert refused.returncode == 1 and [path.name for path in tmp_path.iterdir()] == ["smoke-imagefolder-nothing"]  # not set aside
-    done = study_command(*command, "--datasets", "digits,digits[:500]")
+    done = command_here(*command, "--workers", "1", "--datasets", "digits,digits[:500]")
     assert done.returncode == 0 and done.stdout.count("1 runs of profile smoke") == 2, done.stderr
     folders = [Study(name, tmp_path).store.root for name in ("smoke", "smoke:digits[:500]")]
     assert [len(list((folder / "work" / "records").glob("*.json"))) for folder in folders] == [1, 1] and folders[0] != folders[1]
@@ -113,12 +113,12 @@ def test_a_profile_of_several_data_sets_is_a_study_of_each(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("budget", ["0m", "-1h", "soon", "5", "nanh", "infh"])
 def test_time_budgets_are_times(budget: str) -> None:
-    done = study_command("run", f"--time-budget={budget}")
+    done = command_here("run", f"--time-budget={budget}")
     assert done.returncode == 2 and "is not allowed; allowed: a number with s, m or h" in done.stderr
 
 
 def test_a_used_up_time_budget_is_no_failure(tmp_path: Path) -> None:
-    done = study_command("run", "--profile", "smoke", "--out", str(tmp_path), "--workers", "1", "--time-budget", "0.001s")
+    done = command_here("run", "--profile", "smoke", "--out", str(tmp_path), "--workers", "1", "--time-budget", "0.001s")
     assert done.returncode == 0 and "the time budget is used up; finished runs are kept" in done.stderr
 
 
@@ -140,7 +140,7 @@ def test_a_failed_reference_fails_its_runs_and_no_others(tmp_path: Path, monkeyp
 
 
 def test_a_network_of_the_study_is_what_its_file_holds(tmp_path: Path) -> None:
-    study = Study("smoke", tmp_path)
+    study = Study(FEW, tmp_path)
     reference = study.runs(["reference"])[0].reference
     run = Run(reference=reference.model_copy(update={"training": Training(epochs=1, learning_rate=0.01, batch_size=100)}))
     network = study.bench.untrained(run.reference)
@@ -185,7 +185,7 @@ def hold(path: Path) -> subprocess.Popen[bytes]:
 
 
 def test_what_another_process_has_in_hand_comes_last(tmp_path: Path) -> None:
-    study = Study("smoke", tmp_path)
+    study = Study(FEW, tmp_path)
     first, second = study.runs(["reference"])
     with hold(study.store.lock(first.identity)) as holder:
         schedule, done = Schedule(), []
@@ -197,7 +197,7 @@ def test_what_another_process_has_in_hand_comes_last(tmp_path: Path) -> None:
 
 
 def test_a_lock_is_waited_for_and_ends_with_its_holder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = Study("smoke", tmp_path)
+    study = Study(FEW, tmp_path)
     run = study.runs(["reference"])[0]
     path = study.store.lock(run.identity)
     with hold(path) as holder:
@@ -211,7 +211,7 @@ def test_a_lock_is_waited_for_and_ends_with_its_holder(tmp_path: Path, capsys: p
 
 
 def test_weights_that_are_missing_are_waited_for_within_the_time_budget(tmp_path: Path) -> None:
-    study = Study("smoke", tmp_path)
+    study = Study(FEW, tmp_path)
     run = study.runs(["reference"])[0]
     study.ensure(run)
     study.store.weights(run.identity).unlink()
@@ -225,7 +225,7 @@ def test_weights_that_are_missing_are_waited_for_within_the_time_budget(tmp_path
 def test_weights_that_are_missing_are_trained_again_as_the_record_says(
     tmp_path: Path, recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = Study("smoke", tmp_path)
+    study = Study(FEW, tmp_path)
     run = study.runs(["reference"])[1]
     record, path = study.ensure(run), study.store.weights(run.identity)
     path.unlink()
@@ -236,4 +236,4 @@ def test_weights_that_are_missing_are_trained_again_as_the_record_says(
     record["result"]["weights_sha256"] = "of another machine"
     write_record(study.store, record)
     with pytest.warns(UserWarning, match="not bit-equal to the one behind the records"):
-        Study("smoke", tmp_path).bench.trained(run.reference)
+        Study(FEW, tmp_path).bench.trained(run.reference)

@@ -32,8 +32,8 @@ from fcs_utils import Study
 from fcs_utils.study.profiles import get_profile
 
 if __name__ == "__main__":
-    smoke = get_profile("smoke")
-    profile = smoke.model_copy(update={"criteria": ("kernel_l1", "mine"), "plugins": ("mycriteria",)})
+    changes = {"dataset": "digits[:128]", "criteria": ("kernel_l1", "mine"), "plugins": ("mycriteria",)}
+    profile = get_profile("smoke").model_copy(update=changes)
     study = Study(profile, sys.argv[1])
     only = ["network=resnet20", "criterion=mine", "criterion=kernel_l1", "ratio=0.5"]
     records = study.run(["pruned"], workers=2, only=only)

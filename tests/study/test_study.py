@@ -18,7 +18,7 @@ from fcs_utils.study.guards import Deadline
 from fcs_utils.study.profiles import get_profile
 from fcs_utils.study.sections import Ablations
 from fcs_utils.study.study import Study
-from tests.conftest import study_command
+from tests.conftest import command_here, study_command
 
 
 def test_every_notebook_has_its_page_and_nothing_asks_the_network(smoke: Path) -> None:
@@ -103,9 +103,9 @@ def test_incomplete_grids_are_refused_or_list_what_is_missing(smoke: Path, tmp_p
     for run in gone:
         study.store.record(run.kind, run.identity).unlink()
     command = ["tables", "--profile", "smoke", "--out", str(tmp_path)]
-    refused = study_command(*command)
+    refused = command_here(*command)
     assert refused.returncode == 1 and refused.stderr.startswith("error: ") and gone[0].identity in refused.stderr
-    allowed = study_command(*command, "--allow-missing")
+    allowed = command_here(*command, "--allow-missing")
     assert allowed.returncode == 0, allowed.stderr
     listed = (tmp_path / "smoke" / "work" / "tables" / "missing.csv").read_text()
     assert all(run.identity in listed for run in gone) and "stage arms" in listed
@@ -145,7 +145,7 @@ def test_footers_count_the_arms_whichever_chapter_is_rendered(smoke: Path) -> No
 
 
 def test_missing_records_are_refused_by_name(tmp_path: Path) -> None:
-    done = study_command("publish", "--profile", "smoke", "--out", str(tmp_path))
+    done = command_here("publish", "--profile", "smoke", "--out", str(tmp_path))
     assert done.returncode == 1 and "have no record" in done.stderr
 
 
@@ -192,6 +192,6 @@ def test_time_that_is_up_within_an_epoch_ends_the_run_at_the_next_batch(tmp_path
 def test_passes_that_a_machine_lacks_are_refused_before_results_are_set_aside(tmp_path: Path) -> None:
     (tmp_path / "smoke").mkdir()
     (tmp_path / "smoke" / "mine.txt").write_text("kept")
-    done = study_command("run", "--profile", "smoke", "--out", str(tmp_path), "--fresh", "--passes", "graphs", "--device", "cpu")
+    done = command_here("run", "--profile", "smoke", "--out", str(tmp_path), "--fresh", "--passes", "graphs", "--device", "cpu")
     assert done.returncode == 1 and "passes='graphs' is not allowed" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["smoke"] and (tmp_path / "smoke" / "mine.txt").exists()
