@@ -65,9 +65,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
     except OSError as error:  # the disk or the system refused something that no module foresaw
         print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
     except KeyboardInterrupt as error:
-        kept = {"speed": "this measurement is not kept", "prune": "nothing is written before the end"}.get(
-            options.command, "records made so far are kept, start again to go on"
-        )
+        kept = {
+            "speed": "this measurement is not kept",
+            "latency": "this measurement is not kept",
+            "prune": "nothing is written before the end",
+        }.get(options.command, "records made so far are kept, start again to go on")
         print(f"interrupted: {kept}", file=sys.stderr)
         return 128 + (error.args[0] if error.args else signal.SIGINT)
     return 1
@@ -203,6 +205,17 @@ def _prune(options: argparse.Namespace) -> None:
     print(f"open {write_shrunk(found, out).resolve()} in a browser; all files are in {out}")
 
 
+def _latency(options: argparse.Namespace) -> None:
+    from fcs_utils.benchmarks.deployed import Deployed, bound_table, deployed_table, goals_table, median_miss
+    from fcs_utils.study.measurements import deploy_here
+
+    store = _open(options.profile, options).store
+    found = deploy_here(store, Deployed())
+    for made in (deployed_table, bound_table, goals_table):
+        print(made(found).to_string(index=False), end="\n\n")
+    print(f"goals in latency: half of the plans are off by {median_miss(found):.1f} % at most. Saved in {store.measurements()}")
+
+
 def _number(name: str, text: str) -> float:
     try:
         return float(text)
@@ -211,4 +224,4 @@ def _number(name: str, text: str) -> float:
 
 
 # The commands for one profile on its own data set.
-ALONE = {"prune": _prune, "tables": _tables, "speed": _speed, "publish": _publish}
+ALONE = {"prune": _prune, "latency": _latency, "tables": _tables, "speed": _speed, "publish": _publish}

@@ -114,6 +114,10 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "measure how fast this machine trains and evaluates a profile's networks; notebook 08 shows it beside other machines",
         "--profile paper-core", "paper-core", "--device",
     ),
+    "latency": (
+        "measure how much faster networks of ImageNet are at half of their MACs and 224 pixels; notebook 08 shows it",
+        "--profile cifar", HEADLINE, "",
+    ),
     "tables": ("write tables and verdicts from records, running nothing", "--profile cifar", "quick", "--data --allow-missing"),
     "publish": ("pack a profile's results into files that are committed", "--profile cifar", HEADLINE, "--data --allow-missing"),
 }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from fcs_utils.benchmarks.deployed import Deployed, measure_deployed
 from fcs_utils.benchmarks.latency import latencies
 from fcs_utils.benchmarks.scoring import Scoring, measure_scoring, scoring_jobs
 from fcs_utils.benchmarks.speed import Speed, listed, measure_speeds, speed_jobs
@@ -20,7 +21,7 @@ from fcs_utils.study.contents import MEASUREMENTS, conform
 from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
 
-Measured = Literal["scoring", "speed", "latency"]
+Measured = Literal["scoring", "speed", "latency", "deployed"]
 
 
 def _measured(path: Path) -> dict[str, Any]:
@@ -71,6 +72,13 @@ def measure_here(store: Store, speed: Speed, device: str) -> list[dict[str, Any]
     others = [one for one in measurements(store, speed) if machine_name(one) != machine_name(mine)]
     keep(store, "speed", {"measured": [*others, mine]})
     return [*others, mine]
+
+
+def deploy_here(store: Store, wanted: Deployed) -> dict[str, Any]:
+    """Measure how much faster networks of ImageNet's size are, and keep it; takes about an hour of two idle cores."""
+    found = measure_deployed(wanted)
+    keep(store, "deployed", found)
+    return found
 
 
 def deployment(study: Study) -> dict[str, Any]:
