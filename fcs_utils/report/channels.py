@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from fcs_utils.report.plots import WIDTH, short_names
+from fcs_utils.report.plots import COLOURS, WIDTH, short_names
 
 
 def bin_colours(count: int) -> list[str]:
@@ -190,4 +190,19 @@ def kept_by_bin(kept: Mapping[str, Sequence[int]], bins: Mapping[str, Tensor]) -
     )
     entries = [Patch(color=colour, label=f"bin {label}") for label, colour in enumerate(bin_colours(count))]
     figure.legend(handles=entries, loc="outside upper left", ncols=4)
+    return figure
+
+
+def accuracy_over_ratios(found: Mapping[str, pd.DataFrame], dense: float, images: int) -> Figure:
+    """Top-1 without fine-tuning against the share of channels removed, by criterion: plain and merged surgery.
+
+    found: columns ratio, plain and merged, in percent. dense: the unpruned network's. images: behind the accuracies.
+    """
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.2))
+    for colour, (name, rows) in zip(COLOURS, found.items(), strict=False):
+        axis.plot(rows.ratio, rows.plain, color=colour, marker="o", ms=4, label=f"{name}, plain")
+        axis.plot(rows.ratio, rows.merged, color=colour, marker="D", ms=4, ls="--", label=f"{name}, merged")
+    axis.axhline(dense, color="black", lw=0.8, ls=":", label="unpruned")
+    axis.set(xlabel="share of every layer's channels removed", ylabel=f"top-1 (%), {images} images", ylim=(0, 101))
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper left", ncols=3)
     return figure

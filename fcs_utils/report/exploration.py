@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -13,10 +14,11 @@ import pandas as pd
 from torch import Tensor, nn
 
 from fcs_utils.errors import refuse
+from fcs_utils.files import write_json
 from fcs_utils.models import Cost, measure_cost
 from fcs_utils.pruning.counts import keep_count
 from fcs_utils.pruning.criteria import check_options, importance, scoring
-from fcs_utils.pruning.export import save_compact
+from fcs_utils.pruning.export import export_onnx, save_compact
 from fcs_utils.pruning.fcs import assign_bins
 from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import feature_maps
@@ -28,6 +30,7 @@ from fcs_utils.training.evaluate import accuracy
 
 # Enough to see a trend, few enough to answer at once.
 JUDGES = 128  # validation images behind the accuracies
+CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # ratios of the curve of accuracies
 RECALIBRATION = 128  # calibration images behind BatchNorm's statistics, of what is saved too
 
 
@@ -39,7 +42,7 @@ class Choice:
     criterion: str = "fcs"
     reading: Reading = "pooled"
     bins: int = 4
-    ratio: float = 0.5
+    ratio: float = 0.2  # where networks still work without fine-tuning
 
     def __post_init__(self) -> None:
         """Raises StudyError for what is not allowed in any network."""
@@ -62,7 +65,7 @@ class Whole:
 class Exploration:
     """One trained reference of a study with its statistics, gathered once: every answer takes a fraction of a second.
 
-    ``first`` is the layer asked for, or one in the middle. Raises StudyError for a network, seed or layer that the study does
+    ``first`` is the layer asked for, or an early one. Raises StudyError for a network, seed or layer that the study does
     not have. The reference is trained if its weights are not on this machine.
     """
 
@@ -89,9 +92,9 @@ class Exploration:
         return {name: getattr(choice, name) for name in ("reading", "bins") if name in taken}
 
     def layer(self, choice: Choice) -> pd.DataFrame:
-        """The channels of one layer: which stay, and the kept channel most similar to each, of its own bin where there is one.
+        """The channels of one layer: which stay, the score that decided it, and the kept channel most similar to each.
 
-        Raises StudyError for a bad choice.
+        The lowest scores go. The similar channel is of the same bin where there is one. Raises StudyError for a bad choice.
         """
         if choice.layer not in self.layers:
             raise refuse("layer", choice.layer, ", ".join(self.layers))
@@ -102,8 +105,37 @@ class Exploration:
         near = (bins[:, None] == bins) & stays  # (C, C), each row one channel's candidates
         near |= stays & ~near.any(1, keepdims=True)
         best = np.where(near, similarity, -np.inf).argmax(1)
-        columns = {"bin": bins, "L1 norm": known.l1, "stays": stays, "most similar kept": best, "its bin": bins[best]}
+        score = self._scores(choice.criterion, **self.options(choice))[choice.layer].cpu().numpy()
+        columns = {
+            "score": score,
+            "bin": bins,
+            "L1 norm": known.l1,
+            "stays": stays,
+            "most similar kept": best,
+            "its bin": bins[best],
+        }
         return pd.DataFrame({**columns, "cosine": similarity[channels, best]}).rename_axis("channel")
+
+    def both(self, choice: Choice, criterion: str) -> dict[str, list[int]]:
+        """The channels of a layer that another criterion drops, too, and those that only one of the two drops."""
+        gone, theirs = (
+            set(frame.index[~frame.stays]) for frame in (self.layer(choice), self.layer(replace(choice, criterion=criterion)))
+        )
+        parts = {"both": gone & theirs, choice.criterion: gone - theirs, criterion: theirs - gone}
+        return {name: sorted(map(int, part)) for name, part in parts.items()}
+
+    def over_ratios(self, choice: Choice, tell: Callable[[str], None] = lambda words: None) -> pd.DataFrame:
+        """Top-1 of the whole network at several ratios, with BatchNorm recalibrated: by plain and by merged surgery.
+
+        tell: called with words on how far it has come.
+        """
+        rows = []
+        for number, ratio in enumerate(CURVE, 1):
+            tell(f"{choice.criterion}: {number} of {len(CURVE)} ratios")
+            whole = self.whole(replace(choice, ratio=ratio))
+            left = 100 * whole.cost.macs / self.dense_cost.macs
+            rows.append({"ratio": ratio, "MACs left (%)": left, "plain": whole.plain[1], "merged": whole.merged[1]})
+        return pd.DataFrame(rows)
 
     def whole(self, choice: Choice) -> Whole:
         """The whole network under a choice, whatever its layer."""
@@ -133,12 +165,20 @@ class Exploration:
         return self.calibration.images[image].cpu(), feature_maps(self.dense, self.images[image : image + 1], layer)[0].cpu()
 
     def save(self, choice: Choice, merge: bool) -> Path:
-        """Prune, recalibrate BatchNorm and write the compact network; returns its file, for ``load_compact``."""
+        """Prune, recalibrate BatchNorm and write the compact network, with its plan as JSON beside it.
+
+        Returns its file, for ``load_compact``.
+        """
         reference, plan = self.reference, self.whole(choice).plan
         words = [f"{reference.network}-x{reference.width:g}-seed{reference.seed}", choice.criterion, *self.options(choice).values()]
         path = self.study.store.explored("-".join(map(str, [*words, f"{choice.ratio:g}", *(["merge"] if merge else [])])))
         save_compact(path, self._cut(plan, merge)[0], plan)
+        write_json(path.with_suffix(".plan.json"), plan.model_dump(mode="json"))
         return path
+
+    def export(self, choice: Choice, merge: bool, path: Path) -> Path:
+        """Write the compact network of ``save`` as ONNX, too. Raises StudyError as ``export_onnx`` does."""
+        return export_onnx(self._cut(self.whole(choice).plan, merge)[0], path.with_suffix(".onnx"), self.images[:2])
 
     def loading_code(self, path: Path) -> str:
         """A script's lines that load a saved network, anywhere that has ``fcs_utils``, and normalise images for it."""

@@ -50,21 +50,29 @@ class Explorer:
         late = {"continuous_update": False}  # sliders answer when they are let go, not to every step on the way
         self.controls = {
             "network": w.Dropdown(options=names, value=exploration.reference.network, description="network"),
+            "seed": w.Dropdown(options=exploration.study.profile.seeds, value=exploration.reference.seed, description="seed"),
             "layer": w.Dropdown(options=exploration.layers, value=first.layer, description="layer"),
             "criterion": w.Dropdown(options=scoring(), value=first.criterion, description="criterion"),
             "reading": w.Dropdown(options=READINGS, value=first.reading, description="reading"),
             "bins": w.IntSlider(value=first.bins, min=1, max=16, description="bins", **late),
             "ratio": w.FloatSlider(value=first.ratio, min=0.05, max=0.95, step=0.05, description="ratio", **late),
+            "against": w.Dropdown(options=["", *scoring()], value="", description="against"),
             "dropped": w.Dropdown(description="dropped"),
             "image": w.BoundedIntText(value=0, min=0, max=last, description="image"),
         }
         self.merge = w.Checkbox(value=False, description="merge dropped channels into kept ones", indent=False)
+        self.onnx = w.Checkbox(value=False, description="write ONNX, too", indent=False)
         self.save = w.Button(description="Prune and save", icon="scissors", button_style="primary")
+        self.trace = w.Button(description="Accuracy over ratios", icon="line-chart", layout={"width": "auto"})
+        self.curve = w.Image(format="png", layout={"max_width": "100%"})
+        self.busy, self.versus = w.HTML(), w.HTML()
         self.pictures = {alt: w.Image(format="png", layout={"max_width": "100%"}) for alt in ALTS}
         self.norms, self.similarity, self.pair = self.pictures.values()
         self.why, self.numbers, self.said, errors = w.HTML(), w.HTML(), w.HTML(), w.Output()
-        self.save.on_click(errors.capture(clear_output=True)(lambda _: self._answer(self._save)))
-        self.errors = w.VBox([errors, *(self._live(act) for act in (self._open, self._layer, self._matrix, self._pair))])
+        for button, act in ((self.save, self._save), (self.trace, self._curve)):
+            button.on_click(errors.capture(clear_output=True)(lambda _, act=act: self._answer(act)))
+        acts = (self._open, self._layer, self._versus, self._matrix, self._pair)
+        self.errors = w.VBox([errors, *(self._live(act) for act in acts)])
 
     def _live(self, act: Callable[..., Any]) -> w.Output:
         """Call ``act`` now, and whenever a control changes that a parameter of it names; what it raises appears in the output."""
@@ -76,17 +84,25 @@ class Explorer:
         return w.interactive_output(call, {name: self.controls[name] for name in inspect.signature(act).parameters})
 
     def _answer(self, act: Callable[..., Any], *arguments: Any, **values: Any) -> None:
+        self._tell("working")  # what is shown meanwhile is of the choice before
         try:
             act(*arguments, **values)
         except StudyError as error:  # something that the user can change
             self.said.value = f'<p role="alert">{html.escape(str(error))}</p>'
+        finally:
+            self.busy.value = ""
 
-    def _open(self, network: str) -> None:
-        if network != self.here.reference.network:
-            self.said.value = "reading the network ..."
-            self.here = Exploration(self.here.study, network, self.here.reference.seed)
+    def _tell(self, words: str) -> None:
+        self.busy.value = f'<p role="status"><b>{html.escape(words)} ...</b></p>'
+
+    def _open(self, network: str, seed: int) -> None:
+        if (network, seed) != (self.here.reference.network, self.here.reference.seed):
+            self._tell(f"reading {network}, seed {seed}, or training it where it has no weights here")
+            layer = self.controls["layer"].value if network == self.here.reference.network else ""
+            self.here = Exploration(self.here.study, network, seed, layer)
             self.controls["layer"].options = self.here.layers
-            self.controls["layer"].value = self.here.layers[len(self.here.layers) // 2]
+            self.controls["layer"].value = self.here.first
+            self.curve.value = b""
 
     def _layer(self, network: str, layer: str, criterion: str, reading: Reading, bins: int, ratio: float) -> None:
         self.choice = Choice(layer, criterion, reading, bins, ratio)
@@ -95,13 +111,34 @@ class Explorer:
             self.controls[name].disabled = name not in taken
         norms, bin_of, kept = torch.tensor(frame["L1 norm"]), torch.tensor(frame["bin"]), frame.index[frame.stays].tolist()
         self.norms.value = png(pictures.bins_over_norms(norms, bin_of, f"{network} {layer}: pale bars go", kept))
-        gone = frame[~frame.stays].drop(columns="stays").sort_values("cosine", ascending=False, kind="stable").reset_index()
+        gone = frame[~frame.stays].drop(columns="stays").sort_values("score", kind="stable").reset_index()
         self.why.value = gone.to_html(index=False, border=0, max_rows=12, float_format="{:.3f}".format)
         self.numbers.value, self.said.value = numbers(self.here, self.choice), ""
         before, pairs = dropped.label, gone[["channel", "most similar kept", "cosine"]].itertuples(index=False, name=None)
         dropped.options = [(str(pair[0]), (network, layer, *pair)) for pair in pairs]
         labels = [label for label, _ in dropped.options]
         dropped.index = labels.index(before) if before in labels else 0 if labels else None
+
+    def _versus(self, network: str, layer: str, criterion: str, reading: Reading, bins: int, ratio: float, against: str) -> None:
+        if against in ("", criterion):
+            self.versus.value = ""
+            return
+        choice = Choice(layer, criterion, reading, bins, ratio)
+        parts = self.here.both(choice, against)
+        said = [
+            f"<b>{html.escape(layer)}</b>: {len(gone)} go by {'both' if name == 'both' else f'{name} alone'}"
+            + (f": {', '.join(map(str, gone))}" if gone else "")
+            for name, gone in parts.items()
+        ]
+        tops = [(name, *self.here.whole(replace(choice, criterion=name)).plain) for name in (criterion, against)]
+        heads = [f"whole network, top-1 of {len(self.here.judges)} images", "after surgery", "BatchNorm recalibrated"]
+        table = pd.DataFrame(tops, columns=heads).to_html(index=False, border=0, float_format="{:.1f} %".format)
+        self.versus.value = f"<p>{'<br>'.join(said)}</p>{table}"
+
+    def _curve(self) -> None:
+        names = dict.fromkeys(filter(None, (self.choice.criterion, self.controls["against"].value)))
+        found = {name: self.here.over_ratios(replace(self.choice, criterion=name), self._tell) for name in names}
+        self.curve.value = png(pictures.accuracy_over_ratios(found, self.here.dense_accuracy, len(self.here.judges)))
 
     def _matrix(self, network: str, layer: str, reading: Reading, bins: int) -> None:
         known = self.here.statistics[layer]
@@ -117,16 +154,18 @@ class Explorer:
 
     def _save(self) -> None:
         path = self.here.save(self.choice, self.merge.value)
+        files = [path, *([self.here.export(self.choice, self.merge.value, path)] if self.onnx.value else [])]
+        names = " and ".join(f"<code>{html.escape(str(file))}</code>" for file in files)
         code = f'<pre style="white-space: pre; overflow-x: auto">{html.escape(self.here.loading_code(path.resolve()))}</pre>'
-        self.said.value = f"<p>Saved <code>{html.escape(str(path))}</code>. Load it anywhere with:</p>{code}"
+        self.said.value = f"<p>Saved {names}, with the plan beside. Load it anywhere with:</p>{code}"
 
     def widget(self) -> w.Widget:
         """Everything in one box: controls to the left, what they do to the right."""
         *choice, dropped, image = self.controls.values()
-        left = [*choice, self.numbers, self.merge, self.save, self.said, self.errors]
+        left = [*choice, self.busy, self.numbers, self.trace, self.merge, self.onnx, self.save, self.said, self.errors]
         controls = w.VBox(left, layout={"width": "330px", "flex": "0 0 auto"})
         pair = w.VBox([w.HBox([dropped, image], layout=ROW), self.pair])
-        right = [self.norms, w.HBox([self.similarity, pair], layout=ROW), self.why]
+        right = [w.HBox([self.why, pair], layout=ROW), self.versus, self.curve, self.norms, self.similarity]
         box = w.HBox([controls, w.VBox(right, layout={"flex": "1 1 30rem", "min_width": "0"})], layout=ROW)
         return box.add_class("fcs-explorer")
 

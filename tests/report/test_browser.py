@@ -22,6 +22,8 @@ import nbformat
 import pytest
 
 from fcs_utils.report.chapters import NOTEBOOKS
+from fcs_utils.report.exploration import Choice, Exploration
+from fcs_utils.study.study import Study
 from tests.conftest import GUARD, ROOT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
@@ -187,8 +189,13 @@ def lab(smoke: Path, tmp_path: Path) -> Iterator[str]:
     server.wait(timeout=GUARD)
 
 
+PAIR, CURVE, NORMS, SIMILARITY, TABLE = range(5)  # what the explorer shows: its pictures in their order, and the first table
+
+
 @pytest.mark.slow
-def test_the_explorer_redraws_saves_and_what_it_saved_loads_in_a_script(browser: Any, lab: str, tmp_path: Path) -> None:
+def test_the_explorer_redraws_saves_and_what_it_saved_loads_in_a_script(
+    browser: Any, lab: str, smoke: Path, tmp_path: Path
+) -> None:
     watched = Watched(browser, viewport={"width": 1500, "height": 1100})
     page = watched.page
     page.goto(f"{lab}/lab/tree/explore.ipynb")
@@ -198,12 +205,12 @@ def test_the_explorer_redraws_saves_and_what_it_saved_loads_in_a_script(browser:
     box = page.locator(".fcs-explorer")
     box.wait_for()
     pictures = box.locator("img")
-    pictures.nth(2).wait_for()
+    pictures.nth(SIMILARITY).wait_for()
 
     idle = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'"
 
     def shown() -> list[str]:
-        return [pictures.nth(i).get_attribute("src") for i in range(3)] + [box.locator("table").first.inner_text()]
+        return [pictures.nth(i).get_attribute("src") or "" for i in range(TABLE)] + [box.locator("table").first.inner_text()]
 
     def changes(act: Any, which: list[int]) -> None:
         page.wait_for_function(idle)  # the redraw before this one may still have pictures to come
@@ -211,17 +218,17 @@ def test_the_explorer_redraws_saves_and_what_it_saved_loads_in_a_script(browser:
         act()
         for i in which:  # waits for the redraw, however long the machine takes
             old = before[i]
-            if i < 3:
+            if i < TABLE:
                 sync_api.expect(pictures.nth(i)).not_to_have_attribute("src", old, timeout=GUARD * 1000)
             else:
                 sync_api.expect(box.locator("table").first).not_to_have_text(old, timeout=GUARD * 1000, use_inner_text=True)
 
     select = lambda name: box.locator(f".widget-dropdown:has(label:text-is('{name}')) select")  # noqa: E731
-    changes(lambda: select("criterion").select_option("kernel_l1"), [0])
+    changes(lambda: select("criterion").select_option("kernel_l1"), [NORMS])
     assert select("reading").is_disabled()
-    changes(lambda: select("criterion").select_option("fcs"), [0])
-    changes(lambda: select("reading").select_option("mean_map"), [1])
-    changes(lambda: select("layer").select_option("features.conv2"), [0, 1, 2])
+    changes(lambda: select("criterion").select_option("fcs"), [NORMS])
+    changes(lambda: select("reading").select_option("mean_map"), [SIMILARITY])
+    changes(lambda: select("layer").select_option("features.conv2"), [NORMS, SIMILARITY, PAIR])
     slider = box.locator(".widget-slider:has(label:text-is('ratio')) .widget-readout")
 
     def set_ratio() -> None:
@@ -230,7 +237,15 @@ def test_the_explorer_redraws_saves_and_what_it_saved_loads_in_a_script(browser:
         page.keyboard.type("0.7")
         page.keyboard.press("Enter")
 
-    changes(set_ratio, [0, 3])
+    changes(set_ratio, [NORMS, TABLE])
+    select("against").select_option("kernel_l1")
+    versus = box.get_by_text("go by both")
+    versus.wait_for()
+    here = Exploration(Study("smoke", smoke), "vgg16", 0)  # the same numbers without the page
+    parts = here.both(Choice("features.conv2", reading="mean_map", ratio=0.7), "kernel_l1")
+    assert f"{len(parts['both'])} go by both" in versus.inner_text()
+    assert f"{len(parts['kernel_l1'])} go by kernel_l1 alone" in versus.inner_text()
+    changes(lambda: box.locator("button", has_text="Accuracy over ratios").click(), [CURVE])
     box.locator("button", has_text="Prune and save").click()
     code = box.locator("pre")
     code.wait_for()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.models import build_model, count_macs
 from fcs_utils.pruning.criteria import scoring
 from fcs_utils.pruning.export import load_compact
+from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.explorer import WIDGET, Explorer
 from fcs_utils.study.study import Study
@@ -22,7 +25,12 @@ def here(smoke: Path) -> Exploration:
     return Exploration(Study("smoke", smoke), "vgg16", 0)
 
 
-CHOICE = Choice("features.conv2", bins=3)
+CHOICE = Choice("features.conv2", bins=3, ratio=0.5)
+
+
+def rows(table: str) -> list[list[str]]:
+    """The cells of an HTML table, its head first."""
+    return [re.findall(r"<t[dh]>(.*?)</t[dh]>", row) for row in table.split("<tr")[1:]]
 
 
 @pytest.mark.parametrize("criterion", scoring())
@@ -43,7 +51,7 @@ def test_accuracies_are_those_of_the_study_on_the_same_images(here: Exploration)
         for r in here.study.runs(["pruned"])
         if r.reference == here.reference and r.pruning.criterion == "fcs" and r.pruning.ratio == 0.5
     )
-    whole = here.whole(Choice("features.conv2"))
+    whole = here.whole(Choice("features.conv2", ratio=0.5))
     record = here.study.record(run)["result"]
     assert whole.plan.kept == record["plan"]["kept"] and whole.cost.macs == record["cost"]["macs"]
     assert whole.cost.params == record["cost"]["params"]
@@ -109,11 +117,75 @@ def test_controls_redraw_what_depends_on_them_and_nothing_else(here: Exploration
     assert controls["reading"].disabled and controls["bins"].disabled
     numbers = explorer.numbers.value
     controls["network"].value = "resnet20"
-    assert controls["layer"].value == explorer.here.layers[len(explorer.here.layers) // 2] == explorer.choice.layer
+    assert controls["layer"].value == explorer.here.first == explorer.choice.layer
     assert explorer.numbers.value != numbers
     controls["network"].value = "vgg16"
     explorer.save.click()
     assert "load_compact" in explorer.said.value
+
+
+def test_the_score_that_decided_stands_beside_each_channel_and_orders_the_table(here: Exploration) -> None:
+    frame = here.layer(replace(CHOICE, criterion="kernel_l1"))
+    weight = dict(here.dense.named_modules())["features.conv2"].weight
+    assert frame.score.tolist() == pytest.approx(weight.detach().abs().sum((1, 2, 3)).tolist())
+    assert frame.score[~frame.stays].max() <= frame.score[frame.stays].min()
+    explorer = Explorer(here, replace(CHOICE, criterion="kernel_l1"))
+    head, *shown = rows(explorer.why.value)
+    assert head[:2] == ["channel", "score"] and len(shown) == (~frame.stays).sum()
+    order = frame[~frame.stays].score.sort_values(kind="stable")
+    assert [(int(row[0]), float(row[1])) for row in shown] == [(n, pytest.approx(s, abs=6e-4)) for n, s in order.items()]
+
+
+def test_two_criteria_side_by_side(here: Exploration) -> None:
+    explorer = Explorer(here, CHOICE)
+    assert explorer.versus.value == ""
+    explorer.controls["against"].value = "kernel_l1"
+    mine, theirs = (here.layer(replace(CHOICE, criterion=name)) for name in ("fcs", "kernel_l1"))
+    gone, others = ({*frame.index[~frame.stays]} for frame in (mine, theirs))
+    parts = here.both(CHOICE, "kernel_l1")
+    assert parts == {"both": sorted(gone & others), "fcs": sorted(gone - others), "kernel_l1": sorted(others - gone)}
+    assert len(parts["both"]) + len(parts["fcs"]) == len(gone) > 0
+    head, *tops = rows(explorer.versus.value)
+    want = [here.whole(replace(CHOICE, criterion=name)).plain[1] for name in ("fcs", "kernel_l1")]
+    assert head[2] == "BatchNorm recalibrated" and [float(row[2].removesuffix(" %")) for row in tops] == pytest.approx(
+        want, abs=0.05
+    )
+    explorer.controls["criterion"].value = "kernel_l1"
+    assert explorer.versus.value == ""  # with itself there is nothing to compare
+
+
+def test_accuracy_over_ratios_is_that_of_each_ratio_and_tells_how_far_it_is(here: Exploration) -> None:
+    told: list[str] = []
+    found = here.over_ratios(CHOICE, told.append)
+    row = found[found.ratio == 0.3].iloc[0]
+    whole = here.whole(replace(CHOICE, ratio=0.3))
+    assert (row.plain, row.merged) == (whole.plain[1], whole.merged[1])
+    assert len(told) == len(found) == 9 and told[2] == "fcs: 3 of 9 ratios"
+    assert found["MACs left (%)"].is_monotonic_decreasing
+    explorer = Explorer(here, CHOICE)
+    assert not bytes(explorer.curve.value)
+    explorer.trace.click()
+    assert bytes(explorer.curve.value).startswith(b"\x89PNG")
+
+
+def test_a_busy_sign_stands_there_while_it_works_and_not_after(here: Exploration) -> None:
+    explorer, seen = Explorer(here, CHOICE), list[str]()
+    explorer.busy.observe(lambda change: seen.append(change["new"]), "value")
+    explorer.controls["ratio"].value = 0.7
+    assert seen and "working" in seen[0] and explorer.busy.value == ""
+    explorer._answer(here.layer, replace(CHOICE, layer="conv99"))
+    assert explorer.busy.value == "" and "conv99" in explorer.said.value
+
+
+def test_saving_writes_the_plan_and_onnx_beside_the_weights(here: Exploration) -> None:
+    path = here.save(CHOICE, merge=False)
+    plan = PruningPlan.from_data(json.loads(path.with_suffix(".plan.json").read_text()))
+    assert plan == here.whole(CHOICE).plan
+    explorer = Explorer(here, CHOICE)
+    explorer.onnx.value = True
+    explorer.save.click()
+    onnx = path.with_suffix(".onnx")
+    assert str(onnx) in explorer.said.value and onnx.stat().st_size > 1000
 
 
 @pytest.mark.slow
