@@ -38,6 +38,7 @@ EQUIVALENT = {  # changes that are no mistakes: by module and a part of the chan
     ("layers", "example[:]"): "more images only take longer",
     ("layers", "example[:(2)]"): "likewise",
     ("loop", "(seed)  ->  pass"): "the first look only counts batches and takes a shape",
+    ("sums", "BLOCK = "): "decomposed in larger batches, the numbers are the same",
 }
 
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.models import build_seeded, count_macs
+from fcs_utils.pruning.costs import Costs
 from fcs_utils.pruning.counts import distinct_ratios, nearest_ratio
 from fcs_utils.pruning.criteria import importance
+from fcs_utils.pruning.layers import trace_layers
 from fcs_utils.pruning.plan import make_plan
 from fcs_utils.pruning.surgery import prune
 from tests.pruning.toys import Net, conv, mean
@@ -100,6 +102,23 @@ def test_grouped_convolutions_leave_little_to_prune() -> None:
     ):
         make_plan(net, IMAGES, importance("kernel_l1", model=net), macs=0.5)
     assert make_plan(net, IMAGES, importance("kernel_l1", model=net), macs=0.87).macs_left == pytest.approx((5292 - 513) / 5292)
+
+
+def test_estimates_of_macs_by_hand() -> None:
+    images, one = torch.zeros(2, 3, 8, 8), {"a": ["a"], "b": ["b"]}
+    net = Net(lambda n, x: mean(n.c(n.b(n.a(x).relu()).relu())), a=conv(3, 8), b=conv(8, 6), c=conv(6, 4)).eval()
+    costs = Costs(net, images, trace_layers(net, images))
+    # MACs of a position: 9 * (3 * 8 + 8 * 6 + 6 * 4) = 864.
+    assert costs.estimate(one, {"a": 8, "b": 6}) == 1
+    assert costs.estimate(one, {"a": 6, "b": 3}) == pytest.approx(9 * (3 * 6 + 6 * 3 + 3 * 4) / 864)
+    net = Net(lambda n, x: mean(n.c(n.b(n.a(x).relu()).relu())), a=conv(3, 8), b=conv(8, 8, groups=8), c=conv(8, 4)).eval()
+    costs = Costs(net, images, trace_layers(net, images))
+    # The depthwise convolution follows, with nine MACs a channel: 9 * (3 * 8 + 8 + 8 * 4) = 576.
+    assert costs.estimate({"a": ["a"]}, {"a": 6}) == pytest.approx(9 * (3 * 6 + 6 + 6 * 4) / 576)
+    net = nn.Sequential(conv(3, 8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 2)).eval()
+    costs = Costs(net, images, trace_layers(net, images))
+    # In all 64 * 9 * 3 * 8 + 512 * 2 = 14,848, each channel 64 * 9 * 3 + 64 * 2 = 1,856 of them.
+    assert costs.estimate({"0": ["0"]}, {"0": 5}) == pytest.approx(1 - 3 * 1856 / 14848)
 
 
 def test_ratios_stand_for_every_set_of_counts_once() -> None:

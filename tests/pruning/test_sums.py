@@ -77,3 +77,14 @@ def test_a_rank_counts_singular_values_above_the_rounding_of_float32() -> None:
     for channel, second in enumerate((1e-5, 4e-6, 3.6e-6, 1e-6)):
         maps[0, channel, 0, 0], maps[0, channel, 1, 1] = 1, second
     assert map_ranks(maps).tolist() == map_ranks(1000 * maps.mT).tolist() == [[2, 2, 1, 1]]
+
+
+def test_no_more_numbers_than_a_block_are_decomposed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, decompose = [], torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda grams: (seen.append(tuple(grams.shape)), decompose(grams))[1])
+    monkeypatch.setattr(sums, "BLOCK", 8)  # two matrices of two rows and two columns
+    nuclear_drops(torch.rand(1, 5, 2))
+    assert sorted(seen) == [(1, 2, 2), (2, 2), (2, 2, 2), (2, 2, 2)]  # one channel less each, and all of them
+    seen.clear()
+    map_ranks(torch.rand(5, 1, 2, 2))
+    assert seen == [(2, 1, 2, 2), (2, 1, 2, 2), (1, 1, 2, 2)]

@@ -95,3 +95,11 @@ def test_a_plan_by_hand_that_cuts_a_shared_weight_in_one_place_is_refused() -> N
     with pytest.raises(StudyError, match="two layers share a weight, and it cuts them differently"):
         prune(net, plan)
     assert net.n1.weight is net.n2.weight and len(net.n1.weight) == 6
+
+
+def test_a_bias_is_not_cut_where_its_layer_loses_inputs() -> None:
+    net = two_readers(conv(8, 4), conv(8, 4))
+    net.stranger = conv(3, 4)  # which loses nothing
+    net.stranger.bias = net.one.bias
+    compact = prune(net, plan_of(net))
+    assert compact.one.in_channels == 4 and compact.stranger.bias is compact.one.bias and len(compact.one.bias) == 4
