@@ -31,6 +31,7 @@ from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.surgery import prune, recalibrate
 from fcs_utils.running import run_network
+from fcs_utils.training.arms import arm_label
 from fcs_utils.training.evaluate import evaluate, predict, top1
 from fcs_utils.training.loop import Callbacks, Epoch, fit
 from fcs_utils.training.optimiser import Training
@@ -108,10 +109,10 @@ def shrink(wanted: Shrinking, out: Path, say: Callable[[str], None] = print) -> 
     plan, compact = _cut(wanted, dense, images, labels)
     say(str(plan))
     before, pruned = (top1_on(network, pictures) for network in (dense, compact))
-    say(f"top-1: {before:.1f} % dense, {pruned:.1f} % pruned")
+    say(f"top-1 on {len(listing.val):,} pictures: {before:.1f} % dense, {pruned:.1f} % pruned")
     history = _tune(wanted, dense, compact, pictures) if wanted.epochs else []
     after = top1_on(compact, pictures) if history else pruned
-    say(f"top-1: {after:.1f} % after {len(history)} epochs of {wanted.arm}")
+    say(f"top-1: {after:.1f} % after {len(history)} epoch{'s' * (len(history) != 1)} of {arm_label(wanted.arm)}")
     cost = {name: measure_cost(network, images[:1]).as_dict() for name, network in (("dense", dense), ("compact", compact))}
     taken = latencies(
         {"dense": dense, "compact": compact}, images[:2], batches=wanted.batches, rounds=wanted.rounds, threads=wanted.threads
