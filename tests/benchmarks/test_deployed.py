@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
 import pytest
 import torch
@@ -15,8 +17,11 @@ from fcs_utils.benchmarks.deployed import (
     median_miss,
     time_by_kind,
 )
+from fcs_utils.cli import main
 from fcs_utils.models import build_seeded, count_macs
 from fcs_utils.pruning.export import export_onnx
+from fcs_utils.study import measurements
+from fcs_utils.study.records import Store
 from tests.conftest import warm
 
 FOUND = {
@@ -92,3 +97,13 @@ def test_batchnorm_is_folded_at_export(tmp_path: object) -> None:
     network = warm(build_seeded(0, "resnet20", num_classes=3, width=0.25), images=8)
     path = export_onnx(network, f"{tmp_path}/net.onnx", torch.randn(2, 3, 32, 32))
     assert not [node for node in onnx.load(path).graph.node if node.op_type == "BatchNormalization"]
+
+
+def test_the_command_measures_keeps_and_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measurements, "measure_deployed", lambda wanted: FOUND)
+    assert main(["latency", "--profile", "smoke", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "2.00x (90 ms dense)" in said and "1.43x" in said and "off by 5.5 % at most" in said
+    assert measurements.kept(Store(tmp_path, "smoke"), "deployed") == [FOUND]
