@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 
 COMMANDS: list[tuple[str, str]] = [
     ("", "COMMAND"),
-    ("runn", "command='runn' is not allowed; allowed: study, run, estimate, speed, latency, tables, publish, prune (did you mean run?)"),
+    ("runn", "allowed: study, run, estimate, speed, latency, tables, publish, prune (did you mean run?)"),
     ("study --profile quik", "profile='quik' is not allowed; allowed: cifar, cifar10, paper"),
     ("study --profile quik", "(did you mean quick?)"),
     ("study --profile=", "profile='' is not allowed"),
