@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 
-from fcs_utils.report.inference import Verdict, detectable, holm, verdict
+from fcs_utils.report.comparisons import UNSAID
+from fcs_utils.report.inference import Paired, Verdict, detectable, holm, verdict
 from fcs_utils.report.tables import as_table
 
 STATEMENTS = {
@@ -21,11 +23,19 @@ STATEMENTS = {
 }
 
 
+ADDED = ("p_holm", "detectable", "verdict", "statement")
+
+
 def ledger(comparisons: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """All comparisons, the decisive ones of each claim first and Holm-corrected (``p_holm``), each with its verdict."""
+    """All comparisons, the decisive ones of each claim first and Holm-corrected (``p_holm``), each with its verdict.
+
+    Without comparisons it has its columns and no rows.
+    """
+    if not comparisons:
+        return pd.DataFrame(
+            columns=["claim", "label", "comparison", "unit", *UNSAID, *(one.name for one in fields(Paired)), *ADDED]
+        )
     table = pd.DataFrame(comparisons)
-    if table.empty:
-        return table
     table = table.sort_values("decisive", ascending=False, kind="stable")
     table = table.sort_values("claim", key=lambda claim: claim.map([*STATEMENTS].index), kind="stable", ignore_index=True)
     family = table[table.decisive].groupby("claim").p

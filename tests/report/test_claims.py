@@ -10,6 +10,7 @@ import pytest
 
 from fcs_utils.report.claims import claim_verdicts, claims_table, ledger, overall
 from fcs_utils.report.comparisons import Row, c2, c2_details
+from fcs_utils.report.findings import findings, headlines
 from fcs_utils.report.inference import holm, paired, verdict
 from fcs_utils.report.schedules import c3, c3_by_compute
 from tests.report.planted import arm, ledger_of
@@ -165,3 +166,10 @@ def test_the_details_are_corrected_over_all_of_them() -> None:
         alone.append(paired(part.fcs - part[row.baseline]).p)
     assert found.p_holm.tolist() == pytest.approx(holm(alone)) and (found.p_holm[1:] > alone[1:]).all()
     assert found.verdict.tolist() == [*map(verdict, found.effect, found.p_holm)]
+
+
+def test_a_ledger_without_comparisons_has_no_verdicts_and_no_findings() -> None:
+    empty, full = ledger([]), ledger_of({2: 90.0, 4: 94.0}, {2: 92.0, 4: 97.0})
+    assert set(empty.columns) == set(full.columns) and not len(empty)
+    assert claim_verdicts(empty) == findings(empty) == headlines(empty) == {}
+    assert claims_table(empty[empty.decisive | (empty.role == "network")]).empty
