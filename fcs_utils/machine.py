@@ -94,7 +94,9 @@ def free_memory(device: torch.device | None = None) -> int:
         found = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
     most, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
     if most and used and most[0].isdigit():
-        found.append(int(most[0]) - int(used[0]))
+        # What files left in memory counts as used, and is given back when it is needed.
+        cache = sum(int(line.split()[1]) for line in _lines("/sys/fs/cgroup/memory.stat") if line.startswith("inactive_file "))
+        found.append(int(most[0]) - int(used[0]) + cache)
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
         size = next((1024 * int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmSize")), 0)

@@ -196,6 +196,19 @@ def test_free_memory_heeds_a_limit() -> None:
     assert free_memory() > 0
 
 
+def test_a_containers_limit_counts_without_what_files_left_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {
+        "/proc/meminfo": ["MemTotal: 9000000 kB", "MemAvailable: 8000000 kB"],
+        "/sys/fs/cgroup/memory.max": ["1000000"],
+        "/sys/fs/cgroup/memory.current": ["900000"],
+        "/sys/fs/cgroup/memory.stat": ["anon 200000", "inactive_file 600000"],
+    }
+    monkeypatch.setattr(machine, "_lines", lambda path: said.get(path, []))
+    assert free_memory() == 700_000
+    said["/sys/fs/cgroup/memory.max"] = ["max"]
+    assert free_memory() == 8_000_000 * 1024
+
+
 MANY = """
 import resource, sys
 import torch
