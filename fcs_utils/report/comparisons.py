@@ -47,10 +47,10 @@ def judge(claim: str, label: str, question: str, differences: Sequence[float] | 
 
 
 def by_replicate(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, bool]]:
-    """Runs on references trained here and on given ones, apart, and whether they decide: the given inform beside the others."""
+    """Runs on references trained here and on given ones, apart, and whether they decide a claim: given ones only inform."""
     if "given" not in runs:
         return [(runs, True)]
-    return [(part, number == 0) for number, (_, part) in enumerate(runs.groupby("given", sort=True))]  # False comes first
+    return [(part, not given) for given, part in runs.groupby("given", sort=True)]  # those trained here come first
 
 
 SHARES = {"near_duplicates": "channels with a near-duplicate beyond chance", "pairs": "pairs more similar than chance"}

@@ -119,8 +119,11 @@ SCALES = {
 
 @as_figure("claims", "ledger")
 def forest(ledger: pd.DataFrame) -> Figure:
-    """Effect and 95 % interval of every comparison that decides a claim, coloured by the verdict on it."""
-    deciding = ledger[ledger.decisive].assign(
+    """Effect and 95 % interval of every comparison that decides a claim, coloured by the verdict on it.
+
+    Where none decides, as with given networks alone, all of them are shown.
+    """
+    deciding = (ledger[ledger.decisive] if ledger.decisive.any() else ledger).assign(
         scale=lambda rows: rows.claim.map({claim: title for title, (claims, _) in SCALES.items() for claim in claims})
     )
     figure, parts = panels(deciding, "scale", lambda part: 0.32 * len(part) + 0.95)

@@ -229,8 +229,7 @@ def test_the_grids_cost_counts_a_shared_run_once() -> None:
     assert [list(row.values()) for row in found] == [
         ["reference", 2, "8.0", "0.75", "1350.0"],  # the last epoch holds the sum
         ["pruned", 1, "0.0", "0.02", "60.0"],
-        ["tuned", 0, "0.0", "0.00", "0.0"],
-    ]
+    ]  # a stage whose runs all stand in others has no row
 
 
 def test_published_and_missing_tables_quote(tmp_path: Path) -> None:
@@ -302,7 +301,8 @@ def test_given_networks_are_the_replicates_of_rows_that_inform_beside_trained_on
     assert own[0].effect == 50 and {(row.n, row.replicate, row.decisive) for row in own} == {(3, "network", False)}
     assert {(row.n, row.replicate) for row in found if row.network == "n"} == {(2, "trained seed")}
     alone = rows(c1(given[given.network == "a"]))
-    assert {(row.n, row.replicate) for row in alone} == {(2, "tuning seed")} and alone[0].decisive  # there are no others
+    assert {(row.n, row.replicate) for row in alone} == {(2, "tuning seed")}
+    assert not any(row.decisive for row in alone)  # not even where there are no others: the grid may be incomplete
     with pytest.raises(StudyError, match="trained and on given references have no interval in common"):
         seed_differences(trained, given, "pairs")
 
