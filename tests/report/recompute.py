@@ -18,13 +18,16 @@ import numpy as np
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = {"vgg16": "VGG-16", "resnet20": "ResNet-20"}
+NAMES = {"vgg16": "VGG-16", **{f"resnet{depth}": f"ResNet-{depth}" for depth in (20, 32, 44, 56)}}
+GIVEN = "given networks"  # each of them is one replicate
 BASELINES = ("kernel_l1", "feature_norm")
 Row = dict[str, Any]
 
 
 def network_of(record: Row) -> str:
     reference = record["config"]["reference"]
+    if reference.get("weights"):
+        return GIVEN
     width = "" if reference["width"] == 1 else f" x{reference['width']:g}"
     return NAMES[reference["network"]] + width
 
@@ -56,11 +59,12 @@ def read(profile: str) -> tuple[Row, list[Row], list[Row]]:
     return plan, records, json.loads((folder / "claims.json").read_text())["comparisons"]
 
 
-def shares(records: list[Row], network: str, state: str, value: str) -> dict[int, float]:
-    """Mean over layers of a share in percent, by seed."""
+def shares(records: list[Row], network: str, state: str, value: str) -> dict[int | str, float]:
+    """Mean over layers of a share in percent, by seed, or by network where these are given."""
     found = (r for r in records if r["kind"] == "similarity" and network_of(r) == network)
     return {
-        r["config"]["reference"]["seed"]: 100 * float(np.mean([layer[value] for layer in r["result"]["shares"][state].values()]))
+        r["config"]["reference"]["network" if network == GIVEN else "seed"]: 100
+        * float(np.mean([layer[value] for layer in r["result"]["shares"][state].values()]))
         for r in found
     }
 
