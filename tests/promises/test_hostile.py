@@ -32,7 +32,14 @@ from tests.data.test_datasets import image_folder
 )
 def test_nothing_here_unpickles_or_evaluates(path: Path) -> None:
     words = r"\b(import pickle|from pickle|torch\.load\(|allow_pickle|joblib|marshal|shelve|yaml\.load|(?<![.\w])(?:eval|exec)\()"
-    assert not re.findall(words, path.read_text())
+    text = path.read_text()
+    if path.name == "pretrained.py":  # public checkpoints, checked by their digits, are opened without running code
+        assert set(re.findall(r"\bpickle\.\w+", text)) == {"pickle.UnpicklingError"}
+        loads = r"torch\.load\(io\.BytesIO\(content\), map_location=\"cpu\", weights_only=True\)"
+        text, opened = re.subn(loads, "", text.replace("import pickle\n", ""))
+        assert opened == 1
+        text = text.replace("safetensors.torch.load(", "")
+    assert not re.findall(words, text)
 
 
 @pytest.fixture

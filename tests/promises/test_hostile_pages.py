@@ -88,7 +88,8 @@ def test_pages_escape_what_settings_measurements_records_and_tables_hold(
 def test_the_index_escapes_tables_machines_and_titles() -> None:
     item = {"table": "cost", "content": pd.DataFrame({TAG: [TAG]}), "text": TAG, "machine": TAG}
     index = pages.TEMPLATES.get_template("index.html.j2").render(
-        chapters=[(TAG, TAG, TAG, True, True)], missing={}, summary=TAG, claims=[(TAG, TAG, TAG, TAG)], html_table=pages.html_table,
-        sections=[(TAG, [item, {"figure": TAG, "alt": TAG}])], figure_links=lambda name: [(name, name)],
+        chapters=[(TAG, TAG, TAG, True, True, TAG)], missing={}, summary=TAG, claims=[(TAG, TAG, TAG)], html_table=pages.html_table,
+        sections=[(TAG, pages.to_html(TAG), [item, {"figure": TAG, "alt": TAG}])], figure_links=lambda name: [(name, name)],
+        answers=[(TAG, pages.to_html(TAG))],
     )  # fmt: skip
     assert not unsafe(index) and index.count("alert(1)") > 10
