@@ -216,7 +216,7 @@ def measure_cost(model: nn.Module, example: Tensor) -> Cost:
 
 
 @torch.no_grad()
-def images_at_once(model: nn.Module, images: Tensor, most: int) -> int:
+def images_at_once(model: nn.Module, images: Tensor, most: int = 256) -> int:
     """How many images go through a network at once in eval mode: ``most``, or fewer where memory is short.
 
     images: (N, C, H, W). Where they may need much, one image is tried: a network holds about twice what its largest layer reads and

@@ -21,6 +21,7 @@ from fcs_utils.config import checked
 from fcs_utils.data.arrays import Arrays
 from fcs_utils.data.readers import read_arrays
 from fcs_utils.errors import StudyError, refuse
+from fcs_utils.machine import steady_batch
 
 SHIFT = 4  # pixels, the customary CIFAR augmentation
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and labels (B,)
@@ -84,8 +85,12 @@ class Dataset:
         chosen = chosen.to(self.train.labels.device)
         return Split(self.train.images[chosen], self.train.labels[chosen])
 
-    def in_order(self, split: Split, batch_size: int = 500) -> Iterator[Batch]:
-        """All of a split as it is, for evaluation: normalised images (B, C, H, W) and labels (B,)."""
+    def in_order(self, split: Split, batch_size: int | None = None) -> Iterator[Batch]:
+        """All of a split as it is, for evaluation: normalised images (B, C, H, W) and labels (B,), by default 500 at once.
+
+        Of images larger than 64 x 64 they are fewer (``machine.steady_batch``).
+        """
+        batch_size = batch_size or steady_batch(self.normalise(split.images[:1]), 500)
         for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
             yield self.normalise(images), labels
 

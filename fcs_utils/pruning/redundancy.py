@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fcs_utils.pruning.statistics import collect_statistics, shuffle_pixels
+from fcs_utils.machine import steady_batch
+from fcs_utils.pruning.statistics import ChannelStatistics, collect_statistics, shuffle_pixels
 
 
 def pairs(similarity: Tensor) -> Tensor:
@@ -24,7 +26,11 @@ def best_match(similarity: Tensor) -> Tensor:
 def null_similarity(model: nn.Module, images: Tensor, seed: int) -> dict[str, Tensor]:
     """Pooled similarity (C, C) by layer when every map's pixels are shuffled: what values alone would give."""
     shuffle = partial(shuffle_pixels, generator=torch.Generator().manual_seed(seed))
-    return {name: s.similarity() for name, s in collect_statistics(model, images, scope="inner", transform=shuffle).items()}
+    return {name: known.similarity() for name, known in _collect(model, images, transform=shuffle).items()}
+
+
+def _collect(model: nn.Module, images: Tensor, **options: Any) -> dict[str, ChannelStatistics]:
+    return collect_statistics(model, images, scope="inner", batch_size=steady_batch(images), **options)
 
 
 def near_duplicate_shares(model: nn.Module, images: Tensor, quantile: float, seed: int) -> dict[str, dict[str, float]]:
@@ -37,7 +43,7 @@ def near_duplicate_shares(model: nn.Module, images: Tensor, quantile: float, see
     """
     null = null_similarity(model, images, seed)
     shares = {}
-    for name, statistics in collect_statistics(model, images, scope="inner").items():
+    for name, statistics in _collect(model, images).items():
         live = (statistics.l1 > 0).nonzero()[:, 0]
         if statistics.positions == 1 or len(live) < 2:
             continue

@@ -165,7 +165,7 @@ def collect_statistics(
     readings: Sequence[Reading] = ("pooled",),
     extras: Sequence[Extra] = (),
     tap: Where = "reader",
-    batch_size: Count = 256,
+    batch_size: Count | None = None,
     transform: Callable[[Tensor], Tensor] = lambda maps: maps,
 ) -> dict[str, ChannelStatistics]:
     """Collect the statistics of every prunable convolution in one forward pass, in eval mode (M1, M3).
@@ -178,7 +178,8 @@ def collect_statistics(
     extras: what other criteria read, in the same pass: ``apoz``, ``hrank``, ``chip``.
     tap: ``reader`` takes the maps where the next layer reads them, after BatchNorm, activation and pooling; ``convolution``
     takes the convolution's own output. Merging and criteria other than FCS's need the first.
-    batch_size: the most images in one forward pass; memory grows with it, and not with N. Fewer are taken where memory is short.
+    batch_size: images in one forward pass; memory grows with it, and not with N. By default 256, or fewer where memory is short.
+    It changes the last bits of the sums, so name a number where they must be equal.
     transform: applied to each batch of maps (N, C, ...) before it is summed, as ``shuffle_pixels`` for the null.
 
     Returns statistics by convolution name, in float64 on the CPU. Raises StudyError for an unknown scope, layer, reading,
@@ -193,7 +194,7 @@ def collect_statistics(
     sums = {layer.name: Sums(readings, extras) for layer in wanted}
     layout = memory_format(model, images)
     with untouched(model), tapped(model, wanted, lambda name, maps: sums[name].add(transform(maps))):
-        for batch in images.split(images_at_once(model, images, batch_size)):
+        for batch in images.split(batch_size or images_at_once(model, images)):
             run_network(model, batch.contiguous(memory_format=layout))
     return {layer.name: _finish(layer, sums[layer.name], tap, _weights_sum(model, layer.name)) for layer in wanted}
 

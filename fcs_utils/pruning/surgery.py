@@ -89,11 +89,11 @@ def prune(
 
 @checked
 @torch.no_grad()
-def recalibrate(model: Model, images: Images, batch_size: Count = 256) -> None:
+def recalibrate(model: Model, images: Images, batch_size: Count | None = None) -> None:
     """Estimate the BatchNorm statistics again on calibration images, in place (M9); nothing to do without BatchNorm.
 
-    images: (N, C, H, W), normalised. batch_size: the most images of a batch, fewer where memory is short; batches are of nearly one
-    size and count alike.
+    images: (N, C, H, W), normalised. batch_size: the most images of a batch; by default 256, or fewer where memory is short.
+    Batches are of nearly one size and count alike.
     This concerns BatchNorm1d, 2d and 3d and SyncBatchNorm that keep running statistics and that the images reach in eval mode.
     Others keep theirs. Momentum and mode come back as they were: a momentum left at None would make every later
     training evaluate with lagging statistics.
@@ -108,7 +108,7 @@ def recalibrate(model: Model, images: Images, batch_size: Count = 256) -> None:
     measured: list[_BatchNorm] = []
     try:
         with evaluating(model):
-            layout, most = memory_format(model, images), images_at_once(model, images, batch_size)
+            layout, most = memory_format(model, images), batch_size or images_at_once(model, images)
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # a plain average over the batches

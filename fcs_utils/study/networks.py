@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fcs_utils.builders import code_of_network
 from fcs_utils.data.dataset import Dataset, load_dataset
 from fcs_utils.errors import refuse
-from fcs_utils.machine import one_thread
+from fcs_utils.machine import one_thread, steady_batch
 from fcs_utils.models import build_seeded
 from fcs_utils.pruning.criteria import CRITERIA, code_of, importance, needs, ranking_of
 from fcs_utils.pruning.layers import Scope
@@ -53,10 +53,7 @@ class Trained(NamedTuple):
 
 
 class Bench:
-    """One data set on one device and the networks trained on it; keeps the last network and the last few statistics.
-
-    deadline: when work here must end.
-    """
+    """One data set on one device and its networks; keeps the last network and few statistics. deadline: when work here must end."""
 
     def __init__(self, store: Store, dataset: str, data: str | Path | None, device: torch.device, passes: Mode = "plain") -> None:
         self.store, self.device, self.passes = store, device, passes
@@ -95,8 +92,7 @@ class Bench:
     def untrained(self, reference: Reference, images: Tensor | None = None) -> nn.Module:
         """The reference network as its seed made it, before training.
 
-        images: normalised images that its BatchNorm sees. As it is made, BatchNorm is the identity, and the network
-        would differ from a trained one in its statistics besides what training taught.
+        images: normalised images that its BatchNorm sees. Without them it is the identity, a difference besides training.
         """
         if (code := code_of_network(reference.network)) != reference.code:
             raise refuse(f"code of network {reference.network}", reference.code, f"{code}: its module was edited; start again")
@@ -110,7 +106,7 @@ class Bench:
         )
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if images is not None:
-            recalibrate(network, images)
+            recalibrate(network, images, steady_batch(images))
         return network
 
     @contextmanager
@@ -172,7 +168,8 @@ class Bench:
         return self._statistics(reference, calibration, seed, scope=scope, readings=tuple(readings), extras=tuple(extras), tap=tap)
 
     def _collect(self, reference: Reference, count: int, seed: int, **wanted: Any) -> dict[str, ChannelStatistics]:
-        return collect_statistics(self.trained(reference), self.calibration_images(reference, count, seed), **wanted)
+        shown = self.calibration_images(reference, count, seed)
+        return collect_statistics(self.trained(reference), shown, batch_size=steady_batch(shown), **wanted)
 
     def importance(self, reference: Reference, pruning: Pruning) -> dict[str, Tensor]:
         """A criterion's importance of the trained reference's channels. Raises StudyError as ``plan`` does."""
@@ -227,12 +224,13 @@ class Bench:
         pruning = run.pruning
         assert pruning is not None
         if pruning.recalibrate:
-            recalibrate(network, self.calibration_images(run.reference, pruning.calibration, pruning.calibration_seed))
+            shown = self.calibration_images(run.reference, pruning.calibration, pruning.calibration_seed)
+            recalibrate(network, shown, steady_batch(shown))
         return network
 
     def checkpoint(self, run: Run) -> Checkpoint:
         """Where the training of a run goes on after it was cut off."""
-        start = "" if run.kind == "reference" else self.load(run.reference).sha256  # a start from other weights is another training
+        start = "" if run.kind == "reference" else self.load(run.reference).sha256  # from other weights it is another training
         return Checkpoint(self.store.unfinished(run.identity), f"{run.identity} {start}")
 
     def train(self, run: Run, networks: Sequence[nn.Module], training: Training, arm: Arm, on_macs: OnMacs) -> list[Epoch]:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcs_utils.data.dataset import Batch, Dataset, Split
-from fcs_utils.models import images_at_once
 from fcs_utils.running import evaluating
 from fcs_utils.training.losses import distance
 from fcs_utils.training.passes import autocast
@@ -34,10 +33,8 @@ def predict(networks: Sequence[nn.Module], batches: Iterable[Batch], precision: 
     return [torch.cat(logits) for logits in found], torch.cat(truth)
 
 
-def accuracy(model: nn.Module, dataset: Dataset, split: Split, precision: str = "fp32", batch_size: int = 500) -> float:
-    """Top-1 in percent, in eval mode. The mode is put back. batch_size: the most images at once, fewer where memory is short."""
-    few = dataset.normalise(split.images[:1]).expand(batch_size, -1, -1, -1)
-    batch_size = images_at_once(model, few, batch_size)
+def accuracy(model: nn.Module, dataset: Dataset, split: Split, precision: str = "fp32", batch_size: int | None = None) -> float:
+    """Top-1 in percent, in eval mode. The mode is put back. batch_size: images at once; default as ``Dataset.in_order``."""
     (logits,), labels = predict([model], dataset.in_order(split, batch_size), precision)
     return top1(logits, labels)
 

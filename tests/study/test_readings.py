@@ -56,7 +56,7 @@ def test_a_reading_is_pruned_and_fine_tuned(bench: Bench, options: dict[str, Any
     # The literal reading leaves the MACs of half of every layer; one threshold comes as near as one channel of one layer.
     literal = bench.plan(pruned())
     share, plan = cut["cost"]["macs"] / cut["dense_cost"]["macs"], PruningPlan.from_data(cut["plan"])
-    assert share == pytest.approx(plan.macs_left) and cut["plan"] == bench.plan(run).model_dump(mode="json")
+    assert share == pytest.approx(plan.macs_left) and cut["plan"] == bench.plan(run).model_dump(mode="json", exclude={"layer_macs"})
     if options.get("quota") == "global":
         rates = {1 - len(kept) / plan.channels[name] for name, kept in plan.kept.items()}
         assert abs(share - literal.macs_left) < 0.01 and plan.macs == literal.macs_left and len(rates) > 2
