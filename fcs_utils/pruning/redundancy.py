@@ -26,10 +26,10 @@ def best_match(similarity: Tensor) -> Tensor:
 def null_similarity(model: nn.Module, images: Tensor, seed: int) -> dict[str, Tensor]:
     """Pooled similarity (C, C) by layer when every map's pixels are shuffled: what values alone would give."""
     shuffle = partial(shuffle_pixels, generator=torch.Generator().manual_seed(seed))
-    return {name: known.similarity() for name, known in _collect(model, images, transform=shuffle).items()}
+    return {name: known.similarity() for name, known in _inner_statistics(model, images, transform=shuffle).items()}
 
 
-def _collect(model: nn.Module, images: Tensor, **options: Any) -> dict[str, ChannelStatistics]:
+def _inner_statistics(model: nn.Module, images: Tensor, **options: Any) -> dict[str, ChannelStatistics]:
     return collect_statistics(model, images, scope="inner", batch_size=steady_batch(images), **options)
 
 
@@ -43,7 +43,7 @@ def near_duplicate_shares(model: nn.Module, images: Tensor, quantile: float, see
     """
     null = null_similarity(model, images, seed)
     shares = {}
-    for name, statistics in _collect(model, images).items():
+    for name, statistics in _inner_statistics(model, images).items():
         live = (statistics.l1 > 0).nonzero()[:, 0]
         if statistics.positions == 1 or len(live) < 2:
             continue
