@@ -6,6 +6,8 @@ batches are the same for any number of workers, and the same whether pictures ar
 
 from __future__ import annotations
 
+import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +28,7 @@ from fcs_utils.data.dataset import Batch
 from fcs_utils.data.imagefolder import as_rgb
 from fcs_utils.data.listing import Listing, check_present, list_pictures
 from fcs_utils.errors import StudyError, refuse
-from fcs_utils.files import read_bytes
+from fcs_utils.files import read_bytes, write_atomic
 from fcs_utils.machine import free_memory
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of images in 0..1
@@ -182,3 +184,20 @@ def load_pictures(
     parts = {"train": listing.train, "val": listing.val} if resident else {}
     kept = {part: [decode(path, size) for path, _ in shown(listed)] for part, listed in parts.items()}
     return PictureSet(Path(source).name, listing, size, mean, std, 0 if resident else workers, kept)
+
+
+def write_digits(folder: Path) -> Path:
+    """Scikit-learn's digits as a folder of pictures, 40 a class to train on and 10 to judge by; returns the folder."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits, seen = load_digits(), Counter[int]()
+    for pixels, label in zip(digits.images, digits.target.tolist(), strict=True):
+        if seen[label] < 50:
+            picture = Image.fromarray((pixels * (255 / 16)).astype("uint8")).resize((32, 32), Image.Resampling.BILINEAR)
+            content = io.BytesIO()
+            picture.save(content, "PNG")
+            part = "train" if seen[label] < 40 else "val"
+            write_atomic(folder / part / str(label) / f"{seen[label]:02}.png", content.getvalue())
+            seen[label] += 1
+    return folder

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -19,7 +17,7 @@ from fcs_utils.config import Amount, Config, Count, Positive, Ratio, Seed
 from fcs_utils.data.pictures import IMAGENET_MEAN, IMAGENET_STD, PictureSet, load_pictures
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import write_atomic, write_json
-from fcs_utils.machine import describe_machine, describe_moment, fitting_batch, pick_device
+from fcs_utils.machine import describe_machine, describe_moment, pick_device
 from fcs_utils.models import build_seeded, images_at_once, measure_cost
 from fcs_utils.pretrained import give, read_given
 from fcs_utils.pruning.criteria import importance, needs, ranking_of
@@ -36,6 +34,7 @@ from fcs_utils.training.evaluate import evaluate, predict, top1
 from fcs_utils.training.loop import Callbacks, Epoch, fit
 from fcs_utils.training.optimiser import Training
 
+HALF = 0.5  # of the MACs: the goal where none is named
 WATCHED = 1000  # pictures, at most, that the curve of a training is judged by
 
 
@@ -43,10 +42,10 @@ class Shrinking(Config):
     """What ``fcs-mlft prune`` is asked for.
 
     model: as for ``build_model``. weights: a safetensors file; without one a network of the user's own brings its weights itself.
-    images: a folder or CSV file, see ``data.listing``. macs, or in its place latency: the goal. arm: how the compact network is
-    tuned, ``tft`` alone, ``kd`` taught by the dense one, ``mlft`` together with it. mean, std: of images in 0..1. resident: whether
-    decoded pictures stay in memory; None: where they fit. threads, batches, rounds: of the measurement of latency; runtime: the one
-    that a goal in latency is measured in, at the first batch.
+    images: a folder or CSV file, see ``data.listing``. macs (by default 0.5), or in its place latency: the goal.
+    arm: how the compact network is tuned, ``tft`` alone, ``kd`` taught by the dense one, ``mlft`` together with it.
+    mean, std: of images in 0..1. resident: whether decoded pictures stay in memory; None: where they fit.
+    threads, batches, rounds: of the measurement of latency. runtime: where a goal in latency is measured, at the first batch.
     """
 
     model: str
@@ -96,6 +95,8 @@ def shrink(wanted: Shrinking, out: Path, say: Callable[[str], None] = print) -> 
     """
     if wanted.macs is not None and wanted.latency is not None:
         raise refuse("latency", wanted.latency, "None beside macs: give one goal")
+    if wanted.macs is None and wanted.latency is None:
+        wanted = wanted.model_copy(update={"macs": HALF})
     if wanted.runtime == "onnxruntime" and not has_onnx():
         raise refuse("runtime", wanted.runtime, "pytorch: ONNX needs pip install .[deploy]")
     device = pick_device(wanted.device)
@@ -110,6 +111,7 @@ def shrink(wanted: Shrinking, out: Path, say: Callable[[str], None] = print) -> 
     say(str(plan))
     before, pruned = (top1_on(network, pictures) for network in (dense, compact))
     say(f"top-1 on {len(listing.val):,} pictures: {before:.1f} % dense, {pruned:.1f} % pruned")
+    curve = [top1_on(network, pictures, most=WATCHED) for network in (dense, compact)]
     history = _tune(wanted, dense, compact, pictures) if wanted.epochs else []
     after = top1_on(compact, pictures) if history else pruned
     say(f"top-1: {after:.1f} % after {len(history)} epoch{'s' * (len(history) != 1)} of {arm_label(wanted.arm)}")
@@ -120,6 +122,7 @@ def shrink(wanted: Shrinking, out: Path, say: Callable[[str], None] = print) -> 
     measured = {
         "asked": wanted.model_dump(mode="json"),
         "top1": {"dense": before, "pruned": pruned, "compact": after},
+        "watched": {"pictures": min(WATCHED, len(listing.val)), "dense": curve[0], "pruned": curve[1]},
         "cost": cost,
         "milliseconds": taken,
         "history": [vars(epoch) for epoch in history],
@@ -169,7 +172,7 @@ def _cut(wanted: Shrinking, dense: nn.Module, images: Tensor, labels: Tensor) ->
     options |= {"ranking": ranking_of(wanted.criterion)} if wanted.allocation == "uniform" else {}
     options |= {"statistics": statistics} if wanted.allocation == "sensitivity" else {}
     if wanted.latency is None:
-        options["macs"] = 0.5 if wanted.macs is None else wanted.macs
+        options["macs"] = wanted.macs
     else:
         watch = stopwatch(dense, images[:2], wanted.runtime, batch=wanted.batches[0], rounds=wanted.rounds, threads=wanted.threads)
         options |= {"latency": wanted.latency, "measure": watch}
@@ -179,9 +182,9 @@ def _cut(wanted: Shrinking, dense: nn.Module, images: Tensor, labels: Tensor) ->
     return plan, compact
 
 
-def top1_on(network: nn.Module, pictures: PictureSet) -> float:
-    """Top-1 in percent on the pictures to judge by, in batches that fit in memory."""
-    (logits,), labels = predict([network], pictures.in_order(_batch(network, pictures)))
+def top1_on(network: nn.Module, pictures: PictureSet, most: int | None = None) -> float:
+    """Top-1 in percent on the pictures to judge by, or on ``most`` of them, in batches that fit in memory."""
+    (logits,), labels = predict([network], pictures.in_order(_batch(network, pictures), most=most))
     return top1(logits, labels)
 
 
@@ -190,28 +193,11 @@ def _batch(network: nn.Module, pictures: PictureSet) -> int:
     return images_at_once(network, torch.zeros(1, 3, pictures.size, pictures.size, device=device).expand(128, -1, -1, -1), 128)
 
 
-def write_digits(folder: Path) -> Path:
-    """Scikit-learn's digits as a folder of pictures, 40 a class to train on and 10 to judge by; returns the folder."""
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    digits, seen = load_digits(), Counter[int]()
-    for pixels, label in zip(digits.images, digits.target.tolist(), strict=True):
-        if seen[label] < 50:
-            picture = Image.fromarray((pixels * (255 / 16)).astype("uint8")).resize((32, 32), Image.Resampling.BILINEAR)
-            content = io.BytesIO()
-            picture.save(content, "PNG")
-            part = "train" if seen[label] < 40 else "val"
-            write_atomic(folder / part / str(label) / f"{seen[label]:02}.png", content.getvalue())
-            seen[label] += 1
-    return folder
-
-
 def _tune(wanted: Shrinking, dense: nn.Module, compact: nn.Module, pictures: PictureSet) -> list[Epoch]:
     """Train the compact network in place; the dense one stays as it is."""
     networks = [compact] if wanted.arm == "tft" else [compact, copy.deepcopy(dense)]
     training = Training(epochs=wanted.epochs, learning_rate=wanted.learning_rate, batch_size=wanted.batch_size)
-    watched = pictures.in_order(fitting_batch(64, 1), most=WATCHED)
+    watched = pictures.in_order(_batch(networks[-1], pictures), most=WATCHED)
     callbacks = Callbacks(evaluate=lambda networks: evaluate(networks, watched), label=f"tuning {wanted.model}")
     history = fit(networks, training, pictures.batches(wanted.batch_size), wanted.arm, seed=wanted.seed, callbacks=callbacks)
     compact.eval()

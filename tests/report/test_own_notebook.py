@@ -8,8 +8,8 @@ import nbformat
 import papermill
 import pytest
 
+from fcs_utils.data.pictures import write_digits
 from fcs_utils.report.chapters import SOURCES
-from fcs_utils.study.shrink import write_digits
 
 NOTEBOOK = SOURCES / "10_your_own_network.ipynb"
 

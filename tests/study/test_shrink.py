@@ -81,6 +81,8 @@ def test_one_command_prunes_tunes_exports_and_reports(arm: str, here: Path, caps
     assert report["milliseconds"].keys() == {
         f"{runtime} {name} {batch}" for runtime in ("pytorch", "onnxruntime") for name in ("dense", "compact") for batch in (1, 2)
     }
+    watched = report["watched"]  # all nine, so the curve and the table say the same
+    assert watched == {"pictures": 9, "dense": report["top1"]["dense"], "pruned": report["top1"]["pruned"]}
     page = (out / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and "times the speed" in page and "usernet:build" in page
     assert len(report["history"]) == 1 and report["asked"]["arm"] == arm
