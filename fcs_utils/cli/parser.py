@@ -133,7 +133,7 @@ PRUNE: dict[str, dict[str, Any]] = {
     "--latency": {"metavar": "GOAL", "help": "in place of --macs: a share of the dense latency, such as 0.6, or 12.5ms"},
     "--criterion": {"metavar": "NAME", "help": "how channels are chosen (default: fcs)"},
     "--scope": {"choices": ("inner", "all"), "help": "all: prune residual sums, too"},
-    "--allocation": {"choices": ("uniform", "global", "sensitivity"), "help": "how the loss is spread over layers"},
+    "--allocation": {"choices": ("uniform", "global", "sensitivity"), "help": "how pruning is spread over layers"},
     "--multiple": {"type": int, "metavar": "N", "help": "channel counts are multiples of it (default: 8)"},
     "--keep": {"action": "append", "metavar": "NAME", "help": "a layer, module or pattern that loses no channel; may be repeated"},
     "--epochs": {"type": int, "metavar": "N", "help": "epochs of tuning (default: 5; 0: none)"},

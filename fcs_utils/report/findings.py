@@ -139,13 +139,13 @@ def _by_network(rows: pd.DataFrame, subject: str, theirs: str) -> str:
 
 
 def _against_chance(rows: pd.DataFrame) -> list[str]:
-    subject = "the share of live channels with a near-duplicate in trained networks"
+    subject = "the share of live channels with a near-duplicate after training"
     return [_by_network(rows, subject, f"the {rows.theirs.iloc[0]} that chance gives")]
 
 
 def _against_untrained(rows: pd.DataFrame) -> list[str]:
     own = rows[rows.label == rows.network]
-    said = [_by_network(own, "the share of channels with a near-duplicate in trained networks", "that in untrained ones")]
+    said = [_by_network(own, "the share of channels with a near-duplicate after training", "that in untrained networks")]
     if len(made := rows[rows.role == "as made"]):
         listed = _enumerated(made, lambda row: f"in {row.network}", "points", ("higher", "lower"))
         said.append(f"Against untrained networks whose BatchNorm has seen no image, the share is {listed}")

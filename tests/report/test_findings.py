@@ -82,13 +82,11 @@ def test_what_holds_in_some_networks_only_is_said_of_these() -> None:
     ]
     found = findings(ledger(rows))
     assert found["C1a"].startswith(
-        "In a, the share of live channels with a near-duplicate in trained networks is 50.0 points above the 1 % that chance gives"
+        "In a, the share of live channels with a near-duplicate after training is 50.0 points above the 1 % that chance gives"
     )
     assert "; in b, it is 70.0 points above the 1 % that chance gives (" in found["C1a"]
-    assert found["C1b"].startswith(
-        "In a, the share of channels with a near-duplicate in trained networks is 20.0 points below that in"
-    )
-    assert "; in b, it shows no clear difference from that in untrained ones: 0.5 points below on average (" in found["C1b"]
+    assert found["C1b"].startswith("In a, the share of channels with a near-duplicate after training is 20.0 points below that in")
+    assert "; in b, it shows no clear difference from that in untrained networks: 0.5 points below on average (" in found["C1b"]
     assert "not in every" not in found["C1b"] and claim_verdicts(ledger(rows)) == {"C1a": "supported", "C1b": "contradicted"}
 
 
