@@ -27,11 +27,17 @@ TOPICS = {
     "C3": "Epochs (C3)",
     "C3 by compute": "Compute (C3)",
 }
+UNTRIED = "no verdict yet, for no network trained here has been compared"
 
 
 def found(report: Report, words: Mapping[str, str]) -> str:
-    """Each claim's topic and verdict, and what was found, as a Markdown list."""
-    return "\n".join(f"- **{TOPICS[claim]}: {word}.** {words[claim]}" for claim, word in claim_verdicts(report.ledger).items())
+    """Each claim's topic and verdict, and what was found, as a Markdown list.
+
+    A claim on which only given networks have something to say has no verdict: they inform, and decide nothing.
+    """
+    verdicts, judged = claim_verdicts(report.ledger), {*report.ledger.claim[report.ledger.decisive]}
+    said = [(claim, word if claim in judged else UNTRIED) for claim, word in verdicts.items()]
+    return "\n".join(f"- **{TOPICS[claim]}: {word}.** {words[claim]}" for claim, word in said)
 
 
 def findings_block(profile: str = HEADLINE, out: str | Path = ROOT / "results") -> str:
