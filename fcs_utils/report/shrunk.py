@@ -38,7 +38,7 @@ def before_and_after(measured: dict[str, Any]) -> pd.DataFrame:
 
 def tuning_curve(measured: dict[str, Any]) -> Figure:
     """Top-1 by epoch, from the pruned network on, beside the dense one's: all on the same pictures."""
-    figure, axis = plt.subplots(figsize=(6, 3))
+    figure, axis = plt.subplots(figsize=(6.5, 2.8))
     epochs = [0, *(one["epoch"] for one in measured["history"])]
     watched = measured["watched"]
     found = [watched["pruned"], *(one["validation"] for one in measured["history"])]
@@ -57,7 +57,7 @@ def widths(shrunk: Shrunk) -> Figure:
     """Channels of each pruned layer before and after, and what its MACs fall to."""
     plan = shrunk.plan
     names = list(plan.kept)
-    figure, axes = plt.subplots(1, 2, figsize=(9, 0.22 * len(names) + 1), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(6.5, 0.22 * len(names) + 1), sharey=True)
     for axis, dense, left, title in (
         (axes[0], [plan.channels[n] for n in names], [len(plan.kept[n]) for n in names], "channels"),
         (axes[1], [plan.layer_macs[n][0] / 1e6 for n in names], [plan.layer_macs[n][1] / 1e6 for n in names], "million MACs"),
