@@ -55,6 +55,10 @@ THROUGH = {  # modules that no test of their room imports, and the ones through 
     "fcs_utils/pruning/segments.py": "fcs_utils/pruning/layers.py",
     "fcs_utils/study/rates.py": "fcs_utils/report/inference.py",
 }
+ALSO = {  # test files of other rooms
+    **dict.fromkeys(("fcs_utils/data/archives.py", "fcs_utils/data/imagefolder.py"), ["promises/test_hostile_archives.py"]),
+    "fcs_utils/models.py": ["data/test_pictures.py"],  # which measures batches
+}
 LOADED = "torchvision torch_pruning pandas scipy.stats scipy.optimize sklearn.datasets sklearn.cluster pydantic hypothesis"
 
 
@@ -77,7 +81,8 @@ def tests_of(file: str) -> list[Path]:
     room = ROOT / "tests" / (path.parts[1] if len(path.parts) > 2 else path.stem)
     word = re.compile(rf"\b{'.'.join(path.with_suffix('').parts)}\b|\bfrom {'.'.join(path.parts[:-1])} import .*\b{path.stem}\b")
     tests = sorted(room.glob("test_*.py"))
-    return [test for test in tests if named(test, file) or (test.name not in LEFT and word.search(text_of(test)))]
+    own = [test for test in tests if named(test, file) or (test.name not in LEFT and word.search(text_of(test)))]
+    return own + [ROOT / "tests" / name for name in ALSO.get(file, ())]
 
 
 def copy_project(place: Path) -> None:

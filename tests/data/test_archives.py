@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fcs_utils.data.archives import entries
+from fcs_utils.data.archives import _Metered, entries
 from fcs_utils.errors import StudyError
 
 LIMIT = 68_719_476_736  # bytes, 64 GiB
@@ -48,3 +48,11 @@ def test_a_file_of_64_mib_is_read_and_a_larger_one_is_not(tmp_path: Path) -> Non
         else:
             with pytest.raises(StudyError, match="'a.png' has 67,108,865 bytes; at most 67,108,864 are read"):
                 list(entries(tmp_path / "one.tar", {".png"}))
+
+
+def test_a_metered_stream_gives_what_is_asked_for_and_no_more(tmp_path: Path) -> None:
+    stream = _Metered(io.BytesIO(b"abcdef"))  # type: ignore[arg-type]
+    stream.left = 5
+    assert (stream.read(0), stream.read(2), stream.read(), stream.left) == (b"", b"ab", b"cde", 0)
+    with pytest.raises(ValueError, match="a header asks for 1 bytes"):
+        stream.read(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -160,6 +161,12 @@ def test_a_damaged_cifar_is_told_from_a_missing_one(tmp_path: Path, monkeypatch:
     with pytest.raises(StudyError, match="batches fails torchvision's MD5 check"):
         read_arrays("cifar10", tmp_path)
     assert asked == [False, True, False]  # nothing is downloaded over it
+    large = tmp_path / "batches" / "data_batch_1"
+    large.touch()
+    os.truncate(large, 2**30 + 1)  # which takes no place on the disk
+    with pytest.raises(StudyError, match="data_batch_1.* has 1,073,741,825 bytes"):
+        read_arrays("cifar10", tmp_path)
+    assert asked == [False, True, False]  # torchvision would read all of it
 
 
 def test_a_cifar_that_could_be_downloaded_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

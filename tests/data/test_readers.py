@@ -13,6 +13,7 @@ import torchvision
 from sklearn.datasets import load_digits
 
 from fcs_utils.data import readers
+from fcs_utils.data.arrays import download
 from fcs_utils.data.readers import FASHION_FILES, read_arrays, read_idx
 from fcs_utils.errors import StudyError
 
@@ -152,3 +153,17 @@ def test_names_of_image_folders_may_give_a_size(tmp_path: Path, monkeypatch: pyt
     for bad in ("imagefolder:", "imagefolder:..", "imagefolder:a/b", "imagefolder:a@", "imagefolder:a@b"):
         with pytest.raises(StudyError, match="dataset="):
             read_arrays(bad, tmp_path)
+
+
+def test_a_download_makes_the_folder_that_it_needs(tmp_path: Path) -> None:
+    places = [tmp_path / "new" / "folder" / "batches", tmp_path / "images"]
+    found = []
+    download(lambda: found.append(places[0].parent.is_dir()), "some", places, "ask a friend")
+    download(lambda: found.append(not places[0].exists()), "some", places, "ask a friend")  # the folder is there already
+    assert found == [True, True] and not places[1].exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        StudyError, match=r"^data set 'some' not found. Looked in: .*batches\. .*NotADirectoryError.*; ask a friend$"
+    ):
+        download(lambda: found.append(False), "some", [tmp_path / "file" / "more" / "batches"], "ask a friend")
+    assert found == [True, True]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fcs_utils.errors import StudyError
+from fcs_utils.pruning.baselines import taylor
 from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.statistics import collect_statistics
 from tests.pruning.test_fcs import SIX, toy
@@ -88,6 +89,8 @@ def test_taylor_is_activation_times_gradient(scale: float) -> None:
     model.zero_grad()
     got = importance("taylor", model=model, images=images, labels=labels)["0"]
     torch.testing.assert_close(got, want / want.norm(), rtol=1e-4, atol=1e-6)
+    uneven = taylor(model, images, labels, batch_size=4)["0"]  # each image counts alike, in whatever batch
+    torch.testing.assert_close(uneven, got, rtol=1e-5, atol=1e-7)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

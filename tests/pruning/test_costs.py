@@ -119,6 +119,10 @@ def test_estimates_of_macs_by_hand() -> None:
     costs = Costs(net, images, trace_layers(net, images))
     # In all 64 * 9 * 3 * 8 + 512 * 2 = 14,848, each channel 64 * 9 * 3 + 64 * 2 = 1,856 of them.
     assert costs.estimate({"0": ["0"]}, {"0": 5}) == pytest.approx(1 - 3 * 1856 / 14848)
+    net = OTHERS["products of maps"]().eval()
+    costs = Costs(net, images, trace_layers(net, images))
+    # The layers have 64 * 9 * (3 * 8 + 8 * 4) = 32,256, a channel of a 64 * 9 * 7 = 4,032; the products' 64 * 64 * 8 = 32,768 stay.
+    assert costs.estimate({"a": ["a"]}, {"a": 6}) == pytest.approx(1 - 2 * 4032 / (32256 + 32768))
 
 
 def test_ratios_stand_for_every_set_of_counts_once() -> None:

@@ -149,6 +149,7 @@ def test_break_ties_prefers_norm_then_index_and_moves_nothing_else() -> None:
     got = break_ties(values, torch.tensor([1.0, 3.0, 1.0, 9.0]).double())
     assert got.argsort(descending=True).tolist() == [1, 0, 2, 3]
     torch.testing.assert_close(got, values)
+    assert values[:3].tolist() == [0.5] * 3 and len({*got.tolist()}) == 4  # the caller's own stay
 
 
 def test_linear_elimination_sees_what_pairs_do_not() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.models import build_seeded, count_macs
+from fcs_utils.pruning.by_hand import plan_by_hand
 from fcs_utils.pruning.criteria import importance, ranking_of
 from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.surgery import prune
@@ -213,3 +214,8 @@ def test_one_channel_is_never_removed() -> None:
 def test_bad_plans_are_refused(small_vgg: nn.Module, scores: dict, arguments: dict, message: str) -> None:
     with pytest.raises(StudyError, match=message):
         make_plan(small_vgg, torch.zeros(1, 3, 32, 32), scores, **arguments)
+
+
+def test_a_plan_by_hand_remembers_height_and_width() -> None:
+    plan = plan_by_hand(chain(4), torch.zeros(2, 2, 4, 6), {"0": [3, 0]})
+    assert (plan.input_shape, plan.kept) == ((2, 4, 6), {"0": [0, 3]})

@@ -41,6 +41,13 @@ def test_coupled_layers_keep_the_same_channels_by_the_mean_of_all(first: list[fl
     assert plan.kept == {"a": kept, "b": kept} and plan.skipped["inner"] == "no importance given"
 
 
+def test_under_one_threshold_coupled_layers_count_by_their_mean() -> None:
+    # Means 2, 2.5, 3, 9 beside 2.2, 4, 4, 4, 4: of nine channels two go, 2 and 2.2. By sums, 2.2 and the first 4 would go.
+    scores = {"inner": torch.tensor([4.0, 2.2, 4, 4, 4]), "a": torch.tensor([3.0, 2, 1, 9]), "b": torch.tensor([1.0, 3, 5, 9])}
+    plan = make_plan(Sum().eval(), torch.zeros(1, 3, 4, 4), scores, ratio=2 / 9, scope="all", ranking="network")
+    assert plan.kept == {"inner": [0, 2, 3, 4], "a": [1, 2, 3], "b": [1, 2, 3]}
+
+
 def test_a_sum_stays_whole_without_the_importance_of_one_of_its_layers() -> None:
     net, scores = Sum().eval(), {"a": torch.arange(4.0), "inner": torch.arange(5.0)}
     plan = make_plan(net, torch.zeros(1, 3, 6, 6), scores, ratio=0.4, scope="all")
