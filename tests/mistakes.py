@@ -34,6 +34,8 @@ EQUIVALENT = {  # changes that are no mistakes: by module and a part of the chan
     ("fcs", "in (labels)"): "a bin that is ranked again gets the same ranks",
     ("flow", ".to(seen) - 0.5"): "any weights will do that are not alike",
     ("flow", ".to(seen) + (1.0)"): "likewise",
+    ("flow", "((start), id(start), start)"): "alone in the heap, it is compared with nothing",
+    ("graph", '"offset", ((1), 0)'): "only the length counts",
     ("inference", "effect >= 0"): "an effect of zero has no small p value",
     ("layers", "example[:]"): "more images only take longer",
     ("layers", "example[:(2)]"): "likewise",
