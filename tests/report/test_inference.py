@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from fcs_utils.errors import StudyError
-from fcs_utils.report.inference import detectable, half_width, holm, needed, paired, seed_differences, verdict
+from fcs_utils.report.inference import detectable, half_width, holm, mean_interval, needed, paired, seed_differences, verdict
 
 
 def test_paired_t_by_hand() -> None:
@@ -25,6 +25,16 @@ def test_half_of_an_interval_by_hand() -> None:
     assert half_width([1.0, 3.0]) == pytest.approx(12.7062, abs=1e-4) and half_width([4.0] * 4) == 0
     assert math.isnan(half_width([5.0])) and paired([5.0]).interval == ""
     assert paired([1.0, 2.0, 3.0]).interval == "-0.48 to +4.48"
+
+
+def test_a_mean_comes_with_half_of_its_interval() -> None:
+    # 1, 2, 3: t(0.975, 2) = 4.30265 times 1 / sqrt 3. 1, 3: t(0.975, 1) = 12.7062 times 1.
+    assert [mean_interval([1.0, 2.0, 3.0]), mean_interval([1.0, 3.0], 1), mean_interval([4.0])] == [
+        "2.00 ± 2.48",
+        "2.0 ± 12.7",
+        "4.00",
+    ]
+    assert mean_interval(pd.Series([1.0, 2.0, 3.0])) == "2.00 ± 2.48"
 
 
 def test_the_smallest_effect_to_be_found_is_found_as_often_as_said() -> None:
@@ -64,6 +74,16 @@ def test_holm_by_hand() -> None:
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
 
 
+def test_holm_counts_what_is_undefined_and_stops_at_one() -> None:
+    # Four tests, of which one is undefined: 0.01 * 4, then 0.2 * 3, then 0.9 * 2 at most 1.
+    got = holm([0.9, math.nan, 0.01, 0.2])
+    assert got[:1] + got[2:] == pytest.approx([1.0, 0.04, 0.6]) and math.isnan(got[1]) and holm([]) == []
+
+
+def test_the_level_itself_is_not_significant() -> None:
+    assert [verdict(1, 0.05), verdict(1, 0.0499), verdict(1, math.nan)] == ["undecided", "supported", "undecided"]
+
+
 def runs(device: str, test: list[float]) -> pd.DataFrame:
     rows = [{"network": "n", "seed": s, "reference_sha256": f"r{s}", "device_type": device, "test": t} for s, t in enumerate(test)]
     return pd.DataFrame(rows)
@@ -77,3 +97,17 @@ def test_pairs_by_seed_and_never_across_devices() -> None:
     assert seed_differences(runs("cpu", [3, 5]), runs("cpu", [1]), "test").tolist() == [2]
     with pytest.raises(StudyError, match="no pairs"):
         seed_differences(runs("cpu", [3, 5]), runs("cpu", []).reindex(columns=["network", "seed", "test"]), "test")
+
+
+def test_differences_are_averaged_within_a_seed_over_what_both_sides_have() -> None:
+    def accuracies(values: dict[tuple[str, int, float], float]) -> pd.DataFrame:
+        return pd.DataFrame([{"network": n, "seed": s, "ratio": r, "test": v} for (n, s, r), v in values.items()])
+
+    ours = accuracies({("a", 0, 0.3): 5, ("a", 0, 0.5): 9, ("b", 0, 0.3): 4, ("a", 1, 0.3): 3, ("a", 2, 0.3): 50})
+    theirs = accuracies({("a", 0, 0.3): 1, ("b", 0, 0.3): 2, ("a", 1, 0.3): 7, ("b", 1, 0.3): 100, ("a", 3, 0.3): 9})
+    # Seed 0: (5 - 1 + 4 - 2) / 2 without ratio 0.5; seed 1: 3 - 7; seeds 2 and 3 have one side only.
+    assert seed_differences(ours, theirs, "test").tolist() == [3, -4]
+    twice = pd.concat([ours, ours.assign(test=ours.test + 2)])  # two runs of one kind are averaged
+    assert seed_differences(twice, theirs, "test").tolist() == [4, -3]
+    with pytest.raises(StudyError, match="reference networks"):
+        seed_differences(ours.assign(reference_sha256="x"), theirs.assign(reference_sha256="y"), "test")
