@@ -66,7 +66,8 @@ class _Draws(Pixels):  # type: ignore[type-arg]
         path, label = self.listed[index]
         pixels = decode(path, self.size) if self.kept is None else self.kept[index]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence((*self.seeds, index)).generate_state(1)[0]))
+            # The transforms draw from this generator alone; torch.manual_seed seeds every device's and takes as long as a decoding.
+            torch.default_generator.manual_seed(int(np.random.SeedSequence((*self.seeds, index)).generate_state(1)[0]))
             return self.transform(pixels), label
 
 

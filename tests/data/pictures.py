@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,20 @@ def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 def plain(value: int) -> bytes:
     """A picture of one colour: two values give two different pictures."""
     return saved(Image.new("RGB", (SIZE, SIZE), (value, 0, 0)))
+
+
+def one_colour(size: int) -> Callable[[int], bytes]:
+    """``number`` -> a PNG of that colour: one encoder's file whose palette is exchanged, as 21,000 of them would take a while."""
+    image, out = Image.new("P", (size, size)), io.BytesIO()
+    image.putpalette(bytes(3))
+    image.save(out, "PNG", bits=1)
+    before, rest = out.getvalue().split(b"PLTE" + bytes(3), 1)
+
+    def of(number: int) -> bytes:
+        chunk = b"PLTE" + number.to_bytes(3, "big")
+        return before + chunk + zlib.crc32(chunk).to_bytes(4, "big") + rest[4:]
+
+    return of
 
 
 FILES = {f"{part}/{label}/{i}.png": plain(value + i) for part, label, value in (

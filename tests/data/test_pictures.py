@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from fcs_utils import machine
 from fcs_utils.data import pictures
+from fcs_utils.data.imagefolder import as_rgb
 from fcs_utils.data.listing import list_pictures
 from fcs_utils.data.pictures import load_pictures
 from fcs_utils.errors import StudyError
 from fcs_utils.machine import fitting_batch, free_memory
 from fcs_utils.models import images_at_once
 from tests.conftest import GUARD, ROOT
+from tests.data.pictures import one_colour
 
 
 def picture(path: Path, number: int, size: tuple[int, int] = (40, 30)) -> None:
@@ -224,20 +226,22 @@ size = 1024 * int(next(line.split()[1] for line in open("/proc/self/status") if 
 resource.setrlimit(resource.RLIMIT_AS, (size + 1500 * 2**20, -1))  # decoded, the pictures take 3.9 GB
 found = load_pictures(sys.argv[1], size=224)
 collect_statistics(net, found.calibration(64)[0])
-(logits,), labels = predict([net], found.in_order(256, "train"))
+(_, colours), labels = predict([net, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())], found.in_order(32, "train"))
 images, _ = next(iter(found.batches(32)(0, 1)))
-print(found.resident, len(labels), len(labels.unique()), tuple(images.shape))
+print(found.resident, len(labels), len(labels.unique()), tuple(images.shape), len(colours.unique(dim=0)))
 """
 
 
 @pytest.mark.slow
 def test_a_set_larger_than_memory_is_streamed(tmp_path: Path) -> None:
     """20,000 different files at 224 pixels; a thousand more to judge by."""
+    for part in ("train", "val"):
+        for label in "abcd":
+            (tmp_path / part / label).mkdir(parents=True)
+    content = one_colour(224)
     for number in range(21_000):
         part = "train" if number < 20_000 else "val"
-        path = tmp_path / part / "abcd"[number % 4] / f"{number}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        colour = (number % 256, number // 256, (7 * number) % 256)
-        Image.new("RGB", (224, 224), colour).save(path, "JPEG", quality=30)
+        (tmp_path / part / "abcd"[number % 4] / f"{number}.png").write_bytes(content(700 * number))  # of 256^3 colours
+    assert as_rgb(content(0x123456)).getcolors() == [(224 * 224, (0x12, 0x34, 0x56))]
     done = subprocess.run([sys.executable, "-c", MANY, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=GUARD)
-    assert done.stdout.strip() == "False 20000 4 (32, 3, 224, 224)", done.stderr
+    assert done.stdout.strip() == "False 20000 4 (32, 3, 224, 224) 20000", done.stderr
