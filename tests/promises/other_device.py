@@ -88,9 +88,11 @@ def main(folder: Path, copy: Path) -> None:
     # Of the check for channels that cross.
     torch.autograd.grad = lambda _, to, **__: tuple(map(torch.zeros_like, to if isinstance(to, list) else [to]))
     similarity, pruned, ablation = (study.runs([stage]) for stage in ("similarity", "pruned", "ablation"))
+    # A criterion does the same operations for every network, surgery does not: so all of them on the first, one on each.
+    first = similarity[0].reference.network
     chosen = [
         similarity[0],
-        *[run for run in pruned if run.pruning and run.pruning.ratio == 0.5 and run.pruning.criterion != "taylor"],
+        *[run for run in pruned if run.pruning and (run.reference.network == first or run.pruning.criterion == "fcs")],
         *[run for run in ablation if run.pruning and run.pruning.compensate == "merge"],
     ]
     with Everywhere():
