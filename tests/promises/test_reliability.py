@@ -22,7 +22,7 @@ from fcs_utils.study import study as study_module
 from fcs_utils.study.guards import file_lock
 from fcs_utils.study.records import ABANDONED, Store
 from fcs_utils.study.study import Study
-from tests.conftest import ROOT, study_command
+from tests.conftest import ROOT, command_here, study_command
 from tests.promises.same import assert_same_records
 
 # -- the disk ------------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.slow
 def test_a_full_disk_loses_nothing_and_the_next_start_goes_on(smoke: Path, small_disk: Path) -> None:
     command = ["run", "--profile", "smoke", "--stages", "reference", "similarity", "--out", str(small_disk), "--workers", "1"]
-    assert study_command(*command, "--only", "network=vgg16").returncode == 0
+    assert command_here(*command, "--only", "network=vgg16").returncode == 0
     kept = {path: path.read_bytes() for path in Store(small_disk, "smoke").all_records()}
     filler = small_disk / "filler"
     with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
@@ -53,7 +53,7 @@ def test_a_full_disk_loses_nothing_and_the_next_start_goes_on(smoke: Path, small
     assert kept == {path: path.read_bytes() for path in Store(small_disk, "smoke").all_records()}
     assert not list(small_disk.rglob("*.tmp"))
     filler.unlink()
-    assert study_command(*command).returncode == 0
+    assert command_here(*command).returncode == 0
     assert_same_records(smoke, small_disk, all_of_them=False)
 
 

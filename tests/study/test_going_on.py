@@ -24,7 +24,7 @@ from fcs_utils.study.runs import Run
 from fcs_utils.study.schedule import Schedule, perform
 from fcs_utils.study.study import Study
 from fcs_utils.training.optimiser import Training
-from tests.conftest import FEW, ROOT, command_here, study_command
+from tests.conftest import FEW, ROOT, command_here
 
 
 def test_a_study_stops_in_time_and_goes_on_to_the_same_record(smoke: Path, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_part_of_the_runs_by_fields(tmp_path: Path) -> None:
         "resnet20 x0.25 seed 0, fcs ratio 0.5",
         "resnet20 x0.25 seed 0, fcs ratio 0.5, tft 1 epochs lr 0.02",
     ]
-    done = study_command("run", *out, "--stages", "reference", "--only", "network=resnet20", "--workers", "2")
+    done = command_here("run", *out, "--stages", "reference", "--only", "network=resnet20", "--workers", "1")
     assert done.returncode == 0 and "1 runs of profile smoke" in done.stdout, done.stderr
     assert [path.name.split("-")[0] for path in Study("smoke", tmp_path).store.all_records()] == ["reference"]
     # What the one wanted run builds on is done with it; stage arms, of which nothing is wanted, stays open.
