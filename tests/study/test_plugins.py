@@ -35,7 +35,7 @@ if __name__ == "__main__":
     changes = {"dataset": "digits[:128]", "criteria": ("kernel_l1", "mine"), "plugins": ("mycriteria",)}
     profile = get_profile("smoke").model_copy(update=changes)
     study = Study(profile, sys.argv[1])
-    only = ["network=resnet20", "criterion=mine", "criterion=kernel_l1", "ratio=0.5"]
+    only = ["network=vgg16", "criterion=mine", "criterion=kernel_l1", "ratio=0.5"]
     records = study.run(["pruned"], workers=2, only=only)
     print(json.dumps(records))
 """
@@ -50,9 +50,9 @@ def run_script(folder: Path, script: str = SCRIPT) -> subprocess.CompletedProces
 
 def test_workers_do_a_criterion_from_outside_and_editing_it_makes_other_runs(tmp_path: Path) -> None:
     found = []
-    for sign in ("-", "1 * "):
+    for sign, script in (("-", SCRIPT), ("1 * ", SCRIPT.replace("workers=2", "workers=1"))):  # with workers and without
         (tmp_path / "mycriteria.py").write_text(MODULE.format(sign=sign))
-        done = run_script(tmp_path)
+        done = run_script(tmp_path, script)
         assert done.returncode == 0, done.stderr
         found.append({record["config"]["pruning"]["criterion"]: record for record in json.loads(done.stdout)})
     before, after = found
