@@ -204,7 +204,7 @@ def test_nothing_of_the_model_changes() -> None:
 def test_auxiliary_heads_of_torchvision_still_train() -> None:
     import torchvision
 
-    net = torchvision.models.googlenet(num_classes=4, aux_logits=True).eval()
+    net = torchvision.models.googlenet(num_classes=4, aux_logits=True, init_weights=False).eval()
     plan = make_plan(net, torch.zeros(1, 3, 64, 64), importance("kernel_l1", model=net), ratio=0.5)
     assert sum("train mode" in why for why in plan.skipped.values()) == 8  # the two heads read four branches each
     assert len(prune(net, plan).train()(torch.randn(2, 3, 64, 64))) == 3

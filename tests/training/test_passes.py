@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fcs_utils.data.dataset import Dataset, Split
 from fcs_utils.errors import OutOfTime, StudyError
-from fcs_utils.models import build_seeded
+from fcs_utils.models import RESNET_BLOCKS, build_seeded
 from fcs_utils.study.study import Study
 from fcs_utils.training.arms import ARMS, Arm
 from fcs_utils.training.checkpoint import Checkpoint
@@ -57,6 +57,7 @@ def test_every_training_of_a_process_is_compiled(digits: Dataset, monkeypatch: p
         return module
 
     monkeypatch.setattr(torch, "compile", lambda network: real(network, backend=count))
+    monkeypatch.setitem(RESNET_BLOCKS, "resnet20", 1)  # one block a stage: a third to trace
     few = replace(digits, train=Split(digits.train.images[:128], digits.train.labels[:128]))
     for channels in range(4, 14):  # PyTorch's own limit is 8 of a class
         network = build_seeded(0, "resnet20", num_classes=10, width=channels / 16, in_channels=1)
