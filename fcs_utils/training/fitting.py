@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,18 @@ def checked_batch(batch: object, where: str) -> Batch:
         found = f"images {images.dtype} {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}"
         raise StudyError(f"{where} is not allowed: {found}; allowed: float images (B, C, H, W) and int64 labels (B,)")
     return images, labels
+
+
+def first_look(epoch: object) -> tuple[Tensor, Tensor, int]:
+    """The images and labels of the first batch of an epoch, and how many batches it has. Raises StudyError for no batches."""
+    if not isinstance(epoch, Iterable):
+        raise refuse("batches(seed, 1)", epoch, "an iterable of (images, labels)")
+    left = iter(epoch)
+    first = next(left, None)
+    if first is None:
+        raise StudyError("batches(seed, 1) gave no batch: fit needs at least one of (images, labels)")
+    images, labels = checked_batch(first, "the first batch of batches(seed, 1)")
+    return images, labels, len(epoch) if isinstance(epoch, Sized) else 1 + sum(1 for _ in left)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ The arm says which networks take part, which of them learn, and how the loss is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -20,7 +20,7 @@ from fcs_utils.errors import OutOfTime, StudyError, refuse
 from fcs_utils.models import count_macs
 from fcs_utils.training.arms import Arm, get_arm
 from fcs_utils.training.checkpoint import Checkpoint
-from fcs_utils.training.fitting import check_fit, check_networks, checked_batch
+from fcs_utils.training.fitting import check_fit, check_networks, checked_batch, first_look
 from fcs_utils.training.losses import check_logits, check_range, on_the_host
 from fcs_utils.training.optimiser import Optimiser, Training
 from fcs_utils.training.passes import Execution, Pass, autocast, check_mode, training_passes
@@ -106,37 +106,39 @@ def fit(
     >>> len(history), history[-1].loss > 0
     (2, True)
     """
+    steps = fit_in_steps(networks, training, batches, arm, seed, execution, callbacks)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def fit_in_steps(
+    networks: Sequence[nn.Module], training: Training, batches: Batches, arm: Arm | str, seed: int, how: Execution, also: Callbacks
+) -> Generator[None, None, list[Epoch]]:
+    """The training of ``fit``, with a pause before each batch, in which a program can answer. It raises what ``fit`` does.
+
+    Dropout draws from torch's own generators: who draws from them in a pause must put their state back.
+    """
     arm = get_arm(arm) if isinstance(arm, str) else arm
     check_networks(networks, arm)
     device = next(networks[0].parameters()).device
-    check_mode(execution.passes, device)
+    check_mode(how.passes, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        sample, labels, steps = _look(batches, seed)
+        sample, labels, steps = first_look(batches(seed, 1))
         sample = sample.to(device)
         classes = check_fit(networks, arm.trained, sample, labels)
         rates = [training.learning_rate, arm.settings.get("peer_learning_rate") or training.learning_rate]
         learning = zip(networks[: arm.trained], rates, strict=False)
         optimisers = [Optimiser(network, training, rate, training.epochs * steps) for network, rate in learning]
         macs = arm.macs_per_image([count_macs(network, sample[:1]) for network in networks])
-        with training_passes(networks, arm.trained, sample, execution) as passes:
+        with training_passes(networks, arm.trained, sample, how) as passes:
             torch.manual_seed(seed)  # for dropout, where a network has it
-            update = _Update(arm, passes, optimisers, execution)
-            run = _Run(networks, optimisers, update, steps, macs, classes, callbacks)
-            return run.train(training, lambda epoch: batches(seed, epoch))
-
-
-def _look(batches: Batches, seed: int) -> tuple[Tensor, Tensor, int]:
-    """The images and labels of the first batch, and how many batches an epoch has."""
-    epoch = batches(seed, 1)
-    if not isinstance(epoch, Iterable):
-        raise refuse("batches(seed, 1)", epoch, "an iterable of (images, labels)")
-    left = iter(epoch)
-    first = next(left, None)
-    if first is None:
-        raise StudyError("batches(seed, 1) gave no batch: fit needs at least one of (images, labels)")
-    images, labels = checked_batch(first, "the first batch of batches(seed, 1)")
-    return images, labels, len(epoch) if isinstance(epoch, Sized) else 1 + sum(1 for _ in left)
+            update = _Update(arm, passes, optimisers, how)
+            run = _Run(networks, optimisers, update, steps, macs, classes, also)
+            return (yield from run.train(training, lambda epoch: batches(seed, epoch)))
 
 
 @dataclass(frozen=True)
@@ -189,11 +191,11 @@ class _Run:
         self.history = [Epoch(**entry) for entry in restored]
         self.saved = len(self.history)
 
-    def train(self, training: Training, batches: Callable[[int], Iterable[Batch]]) -> list[Epoch]:
+    def train(self, training: Training, batches: Callable[[int], Iterable[Batch]]) -> Generator[None, None, list[Epoch]]:
         last = self.history[-1] if self.history else None
         started, spent = time.perf_counter() - (last.seconds if last else 0.0), last.training_macs if last else 0
         for epoch in range(len(self.history) + 1, training.epochs + 1):
-            losses, images, strange = self._epoch(epoch, batches(epoch))
+            losses, images, strange = yield from self._epoch(epoch, batches(epoch))
             if not losses.isfinite().all():
                 if strange:
                     raise refuse(f"labels of epoch {epoch}", "outside", f"0 to {self.classes - 1}, the classes of the logits")
@@ -214,11 +216,8 @@ class _Run:
                 self._save()
         return self.history
 
-    def _epoch(self, epoch: int, batches: Iterable[Batch]) -> tuple[Tensor, int, Tensor]:
-        """Losses (trained,), summed over the batches of an epoch, how many images these had, and whether a label has no class.
-
-        In the last case the losses are NaN.
-        """
+    def _epoch(self, epoch: int, batches: Iterable[Batch]) -> Generator[None, None, tuple[Tensor, int, Tensor]]:
+        """Losses (trained,), summed over an epoch's batches, how many images these had, whether a label has no class: then NaN."""
         trained = len(self.optimisers)
         for number, network in enumerate(self.networks):
             network.train(number < trained)
@@ -226,6 +225,7 @@ class _Run:
         total, done, seen = torch.zeros(trained, device=device), 0, 0  # summed on the device: no wait for it in an epoch
         strange = torch.zeros((), dtype=torch.bool, device=device)
         for batch in batches:
+            yield
             images, labels = checked_batch(batch, f"batch {done + 1} of epoch {epoch}")
             try:
                 self.callbacks.on_batch()

@@ -15,7 +15,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.models import count_macs
 from fcs_utils.training.arms import ARMS, Arm
 from fcs_utils.training.evaluate import accuracy, evaluate, predict
-from fcs_utils.training.loop import PLAIN, Callbacks, Epoch, fit
+from fcs_utils.training.loop import PLAIN, Callbacks, Epoch, fit, fit_in_steps
 from fcs_utils.training.losses import cross_entropy, distance, mutual
 from fcs_utils.training.optimiser import Training
 from fcs_utils.training.passes import Execution
@@ -224,3 +224,18 @@ def test_accuracy_is_exact_and_keeps_the_mode(digits: Dataset) -> None:
     share = 100 * (digits.test.labels == 3).double().mean().item()
     assert accuracy(oracle, digits, digits.test, batch_size=77) == pytest.approx(share)
     assert oracle.training
+
+
+def test_a_training_pauses_before_each_batch_and_ends_where_it_is_closed(digits: Dataset) -> None:
+    training, batches = Training(epochs=2, learning_rate=0.05, batch_size=250), digits.batches(250)
+    network, other = tiny(), tiny()
+    before = torch.get_rng_state()
+    steps = fit_in_steps([network], training, batches, "tft", 0, PLAIN, Callbacks())
+    assert sum(1 for _ in steps) == 2 * len(batches(0, 1)) == 8
+    fit([other], training, batches)
+    assert all(one.equal(two) for one, two in zip(network.state_dict().values(), other.state_dict().values(), strict=True))
+    steps = fit_in_steps([network], training, batches, "tft", 0, PLAIN, Callbacks())
+    next(steps)
+    steps.close()
+    assert torch.get_rng_state().equal(before)
+    assert all(one.equal(two) for one, two in zip(network.state_dict().values(), other.state_dict().values(), strict=True))
