@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fcs_utils.report.comparisons import counted
 from fcs_utils.report.figures import as_figure
@@ -116,4 +119,17 @@ def together(arms: pd.DataFrame) -> Figure:
     last = int(longest.epochs.max())
     axes[1].set(xlabel="epoch", xticks=range(0, last + 1, max(1, last // 8)))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    return figure
+
+
+def accuracy_by_epoch(found: Mapping[str, Sequence[float]], dense: float, images: int) -> Figure:
+    """Top-1 in percent before tuning and after each epoch, a line for each arm. dense: the unpruned network's."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 3))
+    for arm, accuracies in found.items():
+        (colour, marker), label = arm_style(arm), arm_label(arm)
+        axis.plot(range(len(accuracies)), accuracies, color=colour, marker=marker, ms=5, label=label)
+    axis.axhline(dense, color="black", lw=0.8, ls=":", label="unpruned")
+    axis.set(xlabel="epochs of fine-tuning", ylabel=f"top-1 (%), {images} images", xlim=(-0.1, None))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure

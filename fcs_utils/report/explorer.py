@@ -10,19 +10,19 @@ from dataclasses import replace
 from typing import Any
 
 import ipywidgets as w
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from IPython.core.pylabtools import print_figure
 from IPython.display import clear_output
-from matplotlib.figure import Figure
 
 from fcs_utils.errors import StudyError
-from fcs_utils.pruning.criteria import scoring
 from fcs_utils.pruning.fcs import assign_bins
-from fcs_utils.pruning.sums import READINGS, Reading
+from fcs_utils.pruning.sums import Reading
 from fcs_utils.report import channels as pictures
-from fcs_utils.report.exploration import Choice, Exploration
+from fcs_utils.report.controls import IN_A_COLUMN, TABLE_STYLE, OwnForm, choice_controls, hide_empty
+from fcs_utils.report.exploration import GOALS, Choice, Exploration, latency_in_words
+from fcs_utils.report.live_tuning import TuningPanel
+from fcs_utils.report.plots import png
+from fcs_utils.report.subject import Subjects
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 ROW = {"flex_flow": "row wrap"}
@@ -31,47 +31,37 @@ ALTS = (
     "similarity of all pairs of a layer's channels, ordered by bin",
     "a dropped channel's map beside that of the kept channel most similar to it",
 )
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as a PNG; closes it."""
-    plt.close(figure)
-    return print_figure(figure, dpi=90)
+DRAWN = ("norms", "similarity", "pair", "curve")
 
 
 class Explorer:
-    """Widgets over a study's reference networks. ``first`` is what they show when they open; a bad one is a StudyError."""
+    """Widgets over the networks of a source. ``first`` is what they show when they open; a bad one is a StudyError."""
 
-    def __init__(self, exploration: Exploration, first: Choice) -> None:
+    def __init__(self, source: Subjects, exploration: Exploration, first: Choice) -> None:
         first = replace(first, layer=first.layer or exploration.first)
         exploration.layer(first)
-        self.here = exploration
-        names, last = [network.network for network in exploration.study.profile.networks], len(exploration.images) - 1
-        late = {"continuous_update": False}  # sliders answer when they are let go, not to every step on the way
-        self.controls = {
-            "network": w.Dropdown(options=names, value=exploration.reference.network, description="network"),
-            "seed": w.Dropdown(options=exploration.study.profile.seeds, value=exploration.reference.seed, description="seed"),
-            "layer": w.Dropdown(options=exploration.layers, value=first.layer, description="layer"),
-            "criterion": w.Dropdown(options=scoring(), value=first.criterion, description="criterion"),
-            "reading": w.Dropdown(options=READINGS, value=first.reading, description="reading"),
-            "bins": w.IntSlider(value=first.bins, min=1, max=16, description="bins", **late),
-            "ratio": w.FloatSlider(value=first.ratio, min=0.05, max=0.95, step=0.05, description="ratio", **late),
-            "against": w.Dropdown(options=["", *scoring()], value="", description="against"),
-            "dropped": w.Dropdown(description="dropped"),
-            "image": w.BoundedIntText(value=0, min=0, max=last, description="image"),
-        }
-        self.merge = w.Checkbox(value=False, description="merge dropped channels into kept ones", indent=False)
+        self.source, self.here, self.quiet = source, exploration, False
+        self.controls = choice_controls(first)
+        self.merge = self.controls["merge"]
         self.onnx = w.Checkbox(value=False, description="write ONNX, too", indent=False)
         self.save = w.Button(description="Prune and save", icon="scissors", button_style="primary")
         self.trace = w.Button(description="Accuracy over ratios", icon="line-chart", layout={"width": "auto"})
-        self.curve = w.Image(format="png", layout={"max_width": "100%"})
         self.busy, self.versus = w.HTML(), w.HTML()
-        self.pictures = {alt: w.Image(format="png", layout={"max_width": "100%"}) for alt in ALTS}
-        self.norms, self.similarity, self.pair = self.pictures.values()
+        shown = {name: w.Image(format="png", layout={"max_width": "100%"}).add_class(f"fcs-{name}") for name in DRAWN}
+        self.norms, self.similarity, self.pair, self.curve = shown.values()
+        self.pictures = dict(zip(ALTS, shown.values(), strict=False))
+        for picture in shown.values():
+            picture.observe(hide_empty, "value")
+            picture.layout.display = "none"
         self.why, self.numbers, self.said, errors = w.HTML(), w.HTML(), w.HTML(), w.Output()
-        for button, act in ((self.save, self._save), (self.trace, self._curve)):
+        self.tuning, self.own = TuningPanel(), OwnForm()
+        buttons = ((self.save, self._save), (self.trace, self._curve), (self.own.open, self._own), (self.own.back, self._back))
+        for button, act in buttons:
             button.on_click(errors.capture(clear_output=True)(lambda _, act=act: self._answer(act)))
-        acts = (self._open, self._layer, self._versus, self._matrix, self._pair)
+        self.home = source
+        self._settle(first.goal[0])
+        self.controls["layer"].value = first.layer
+        acts = (self._open, self._layer, self._versus, self._matrix, self._pair, self._tune)
         self.errors = w.VBox([errors, *(self._live(act) for act in acts)])
 
     def _live(self, act: Callable[..., Any]) -> w.Output:
@@ -84,6 +74,8 @@ class Explorer:
         return w.interactive_output(call, {name: self.controls[name] for name in inspect.signature(act).parameters})
 
     def _answer(self, act: Callable[..., Any], *arguments: Any, **values: Any) -> None:
+        if self.quiet:  # several controls are put to what they should show
+            return
         self._tell("working")  # what is shown meanwhile is of the choice before
         try:
             act(*arguments, **values)
@@ -95,62 +87,114 @@ class Explorer:
     def _tell(self, words: str) -> None:
         self.busy.value = f'<p role="status"><b>{html.escape(words)} ...</b></p>'
 
-    def _open(self, network: str, seed: int) -> None:
-        if (network, seed) != (self.here.reference.network, self.here.reference.seed):
-            self._tell(f"reading {network}, seed {seed}, or training it where it has no weights here")
-            layer = self.controls["layer"].value if network == self.here.reference.network else ""
-            self.here = Exploration(self.here.study, network, seed, layer)
-            self.controls["layer"].options = self.here.layers
-            self.controls["layer"].value = self.here.first
-            self.curve.value = b""
+    def _open(self, dataset: str, network: str, seed: int) -> None:
+        if (dataset, network, seed) != self.here.subject.place:
+            self._show(self.source, dataset, network, seed)
 
-    def _layer(self, network: str, layer: str, criterion: str, reading: Reading, bins: int, ratio: float) -> None:
-        self.choice = Choice(layer, criterion, reading, bins, ratio)
-        frame, taken, dropped = self.here.layer(self.choice), self.here.options(self.choice), self.controls["dropped"]
+    def _show(self, source: Subjects, dataset: str, network: str, seed: int) -> None:
+        """Open another network. Where that fails, the controls go back to the one that is shown."""
+        self._tell(f"reading {network}, seed {seed}, or training it where it has no weights here")
+        goal = self.controls["goal"].value
+        same = source is self.source and network == self.here.subject.place.network
+        try:
+            self.here = Exploration(source.open(dataset, network, seed, self.controls["layer"].value if same else ""))
+            self.source, goal = source, "ratio"  # one that every network reaches
+        finally:
+            self._settle(goal)
+        self.curve.value, self.said.value = b"", ""
+        self.controls["opened"].value += 1
+
+    def _settle(self, goal: str) -> None:
+        """Put the controls to the network that is shown and to a goal, without an answer to each of them."""
+        subject, controls, self.quiet = self.here.subject, self.controls, True
+        choices = {name: list(getattr(self.source, f"{name}s")) for name in ("dataset", "network", "seed")}
+        for name, options in choices.items():
+            controls[name].options, controls[name].value = options, getattr(subject.place, name)
+            controls[name].layout.display = "" if len(options) > 1 or name == "network" else "none"
+        for name, options in (("layer", self.here.layers), ("criterion", subject.criteria), ("against", ["", *subject.criteria])):
+            before = controls[name].value
+            controls[name].options = options
+            controls[name].value = before if before in options else self.here.first if name == "layer" else options[0]
+        controls["goal"].value = goal
+        controls["image"].max = len(self.here.images) - 1
+        self.own.back.layout.display = "none" if self.source is self.home else ""
+        self.quiet = False
+
+    def _own(self) -> None:
+        self._tell("reading your pictures, and scoring your network on them")
+        source, wanted = self.own.source(self.home.save_to)
+        self._show(source, source.datasets[0], wanted.model, wanted.seed)
+
+    def _back(self) -> None:
+        self._show(self.home, self.home.datasets[0], self.home.networks[0], self.home.seeds[0])
+
+    def _layer(
+        self,
+        opened: int,
+        layer: str,
+        criterion: str,
+        reading: Reading,
+        bins: int,
+        goal: str,
+        ratio: float,
+        macs: float,
+        latency: str,
+    ) -> None:
+        for name in GOALS:
+            self.controls[name].layout.display = "" if name == goal else "none"
+        amount = {"ratio": ratio, "macs": macs, "latency": latency_in_words(latency)}[goal]
+        choice = Choice(layer, criterion, reading, bins).with_goal(goal, amount)
+        frame, taken, dropped = self.here.layer(choice), self.here.options(choice), self.controls["dropped"]
+        self.choice = choice
         for name in ("reading", "bins"):
             self.controls[name].disabled = name not in taken
         norms, bin_of, kept = torch.tensor(frame["L1 norm"]), torch.tensor(frame["bin"]), frame.index[frame.stays].tolist()
-        self.norms.value = png(pictures.bins_over_norms(norms, bin_of, f"{network} {layer}: pale bars go", kept))
+        self.norms.value = png(pictures.bins_over_norms(norms, bin_of, f"{self.here.network} {layer}: pale bars go", kept))
         gone = frame[~frame.stays].drop(columns="stays").sort_values("score", kind="stable").reset_index()
         self.why.value = gone.to_html(index=False, border=0, max_rows=12, float_format="{:.3f}".format)
-        self.numbers.value, self.said.value = numbers(self.here, self.choice), ""
+        self.numbers.value, self.said.value = numbers(self.here, choice), ""
         before, pairs = dropped.label, gone[["channel", "most similar kept", "cosine"]].itertuples(index=False, name=None)
-        dropped.options = [(str(pair[0]), (network, layer, *pair)) for pair in pairs]
+        dropped.options = [(str(pair[0]), (opened, layer, *pair)) for pair in pairs]
         labels = [label for label, _ in dropped.options]
         dropped.index = labels.index(before) if before in labels else 0 if labels else None
+        self.controls["chosen"].value += 1
 
-    def _versus(self, network: str, layer: str, criterion: str, reading: Reading, bins: int, ratio: float, against: str) -> None:
+    def _versus(self, chosen: int, against: str) -> None:
+        layer, criterion = self.choice.layer, self.choice.criterion
         if against in ("", criterion):
             self.versus.value = ""
             return
-        choice = Choice(layer, criterion, reading, bins, ratio)
-        parts = self.here.both(choice, against)
+        parts = self.here.both(self.choice, against)
         said = [
             f"<b>{html.escape(layer)}</b>: {len(gone)} go by {'both' if name == 'both' else f'{name} alone'}"
             + (f": {', '.join(map(str, gone))}" if gone else "")
             for name, gone in parts.items()
         ]
-        tops = [(name, *self.here.whole(replace(choice, criterion=name)).plain) for name in (criterion, against)]
-        heads = [f"whole network, top-1 of {len(self.here.judges)} images", "after surgery", "BatchNorm recalibrated"]
+        tops = [(name, *self.here.whole(replace(self.choice, criterion=name)).plain) for name in (criterion, against)]
+        heads = [f"whole network, top-1 of {self.here.subject.judged} images", "after surgery", "BatchNorm recalibrated"]
         table = pd.DataFrame(tops, columns=heads).to_html(index=False, border=0, float_format="{:.1f} %".format)
         self.versus.value = f"<p>{'<br>'.join(said)}</p>{table}"
 
     def _curve(self) -> None:
         names = dict.fromkeys(filter(None, (self.choice.criterion, self.controls["against"].value)))
         found = {name: self.here.over_ratios(replace(self.choice, criterion=name), self._tell) for name in names}
-        self.curve.value = png(pictures.accuracy_over_ratios(found, self.here.dense_accuracy, len(self.here.judges)))
+        self.curve.value = png(pictures.accuracy_over_ratios(found, self.here.dense_accuracy, self.here.subject.judged))
 
-    def _matrix(self, network: str, layer: str, reading: Reading, bins: int) -> None:
-        known = self.here.statistics[layer]
-        figure = pictures.similarity_by_bin(known.similarity(reading), assign_bins(known.l1, bins), known.l1, f"{network} {layer}")
-        self.similarity.value = png(figure)
+    def _matrix(self, opened: int, layer: str, reading: Reading, bins: int) -> None:
+        known, title = self.here.statistics[layer], f"{self.here.network} {layer}"
+        self.similarity.value = png(
+            pictures.similarity_by_bin(known.similarity(reading), assign_bins(known.l1, bins), known.l1, title)
+        )
 
-    def _pair(self, dropped: tuple[str, str, int, int, float] | None, image: int) -> None:
+    def _pair(self, dropped: tuple[int, str, int, int, float] | None, image: int) -> None:
         if dropped:
             _, layer, gone, kept, cosine = dropped
             self.pair.value = png(pictures.dropped_beside_kept(*self.here.maps(layer, image), gone, kept, cosine))
         else:  # a small layer, a small ratio: it rounds to no channel
             self.pair.value = b""
+
+    def _tune(self, chosen: int, merge: bool) -> None:
+        self.tuning.choose(self.here, self.choice, merge)
 
     def _save(self) -> None:
         path = self.here.save(self.choice, self.merge.value)
@@ -161,12 +205,14 @@ class Explorer:
 
     def widget(self) -> w.Widget:
         """Everything in one box: controls to the left, what they do to the right."""
-        *choice, dropped, image = self.controls.values()
-        left = [*choice, self.busy, self.numbers, self.trace, self.merge, self.onnx, self.save, self.said, self.errors]
-        controls = w.VBox(left, layout={"width": "330px", "flex": "0 0 auto"})
-        pair = w.VBox([w.HBox([dropped, image], layout=ROW), self.pair])
-        right = [w.HBox([self.why, pair], layout=ROW), self.versus, self.curve, self.norms, self.similarity]
-        box = w.HBox([controls, w.VBox(right, layout={"flex": "1 1 30rem", "min_width": "0"})], layout=ROW)
+        choice = [self.controls[name] for name in IN_A_COLUMN]
+        files = [self.merge, self.onnx, self.save, self.said]
+        left = [w.HTML(TABLE_STYLE), *choice, self.busy, self.numbers, self.trace, *files, self.own.widget(), self.errors]
+        controls = w.VBox(left, layout={"width": "330px", "max_width": "100%", "flex": "0 0 auto"})
+        pair = w.VBox([w.HBox([self.controls["dropped"], self.controls["image"]], layout=ROW), self.pair])
+        why = w.HBox([self.why, pair], layout=ROW)
+        right = [why, self.versus, self.curve, self.tuning.widget(), self.norms, self.similarity]
+        box = w.HBox([controls, w.VBox(right, layout={"flex": "1 1 22rem", "min_width": "0"})], layout=ROW)
         return box.add_class("fcs-explorer")
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
@@ -175,7 +221,7 @@ class Explorer:
         contents = {alt: base64.b64encode(image.value).decode() for alt, image in self.pictures.items() if image.value}
         images = "".join(f'<img alt="{alt}" src="data:image/png;base64,{content}">' for alt, content in contents.items())
         still = f"{self.numbers.value}{images}{self.why.value}"
-        return {**live, "text/html": still, "text/plain": f"explorer of {self.here.reference.network}"}
+        return {**live, "text/html": still, "text/plain": f"explorer of {self.here.network}"}
 
 
 def numbers(here: Exploration, choice: Choice) -> str:
@@ -184,7 +230,8 @@ def numbers(here: Exploration, choice: Choice) -> str:
     costs = [("MACs", whole.cost.macs, dense.macs), ("parameters", whole.cost.params, dense.params)]
     left = [(name, f"{after:,}", 100 * after / before) for name, after, before in costs]
     tops = [("unpruned", here.dense_accuracy, None), ("pruned", *whole.plain), ("pruned and merged", *whole.merged)]
-    judged = f"validation top-1, {len(here.judges)} images, no fine-tuning"
+    judged = f"validation top-1, {here.subject.judged} images, no fine-tuning"
     heads = ["whole network", "left", "of the unpruned"], [judged, "after surgery", "BatchNorm recalibrated"]
     frames = [pd.DataFrame(rows, columns=head) for rows, head in zip((left, tops), heads, strict=True)]
-    return "".join(frame.to_html(index=False, border=0, float_format="{:.1f} %".format, na_rep="") for frame in frames)
+    tables = [frame.to_html(index=False, border=0, float_format="{:.1f} %".format, na_rep="") for frame in frames]
+    return f"{tables[0]}{here.measured(choice)}{tables[1]}"

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.core.pylabtools import print_figure
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.api.typing import SeriesGroupBy
@@ -32,6 +33,12 @@ PALE = "#c4c4c4"
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8c8c8c"]
 VERDICT_COLOURS = {"supported": "#009E73", "contradicted": "#D55E00", "undecided": "#6b6b6b"}
 WIDTH = 6.2  # inches; panels stand below one another, so that a phone shows them as large as a desk does
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG for a live view; closes it."""
+    plt.close(figure)
+    return print_figure(figure, dpi=90)
 
 
 def use_house_style() -> None:

@@ -24,6 +24,8 @@ WRONG: dict[str, list[Any]] = {
     "network": ["vgg99", "VGG16", 3],
     "seed": [99, -1, 2**40, "0", 0.0, False],
     "bins": [0, -4, 2.5, "4", True],
+    "macs": [1.5, -0.5, "half", True],
+    "latency": ["fast", "1.5", "0ms"],
     "image": [128, -1, 0.5, "0", False],
     "criterion": ["l3", 3],
     "methods": ["mltf", 3, "mlft,"],

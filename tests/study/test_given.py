@@ -17,6 +17,7 @@ from fcs_utils.files import read_checksummed, tensors_sum, write_checksummed
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.frames import runs_frame
+from fcs_utils.report.subject import study_subject
 from fcs_utils.study.records import read_record
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning, describe, parse_run
 from fcs_utils.study.schedule import expected_macs
@@ -52,7 +53,7 @@ def test_no_stage_normalises_by_the_data_sets_own_mean(given_data: Path, tmp_pat
     runs = of_every_kind(reference)
     known = results(plain, runs)
     assert known == results(other, runs)
-    here, there = (Exploration(study, "resnet20", 0) for study in (plain, other))
+    here, there = (Exploration(study_subject(study, "resnet20", 0)) for study in (plain, other))
     choice = Choice(here.first, "taylor")
     assert here.images.equal(there.images) and here.dense_accuracy == there.dense_accuracy
     assert here.whole(choice) == there.whole(choice) and here.layer(choice).equals(there.layer(choice))

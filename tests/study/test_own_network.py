@@ -15,6 +15,7 @@ from fcs_utils.models import build_seeded
 from fcs_utils.pruning.export import load_compact
 from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.frames import make_report
+from fcs_utils.report.subject import study_subject
 from fcs_utils.study.profiles import Network, Profile, get_profile
 from fcs_utils.study.runs import Pruning, Run, parse_run
 from fcs_utils.study.study import Study
@@ -70,7 +71,7 @@ def test_runs_tables_and_the_explorer_take_it(here: Path) -> None:
         and {*report.tuned.criterion} == {"kernel_l1", "fcs"}
         and report.tables()
     )
-    explorer = Exploration(study, "ownnet:build", 0)
+    explorer = Exploration(study_subject(study, "ownnet:build", 0))
     choice = Choice(explorer.first, "fcs", "pooled", 4, 0.5)
     path = explorer.save(choice, merge=True)
     assert path.is_file() and "build_model('ownnet:build'" in explorer.loading_code(path)

@@ -1,0 +1,205 @@
+"""Fine-tuning inside the explorer: the numbers of ``fit``, stoppable between two batches, and nothing shared is changed."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import count
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from fcs_utils.errors import StudyError
+from fcs_utils.pruning.surgery import prune, recalibrate
+from fcs_utils.report.arm_figures import accuracy_by_epoch
+from fcs_utils.report.channels import accuracy_over_ratios
+from fcs_utils.report.exploration import CURVE, Choice, Exploration
+from fcs_utils.report.live_tuning import ARMS_HERE, LiveTuning, TuningPanel, duration, seconds_a_batch
+from fcs_utils.report.plots import use_house_style
+from fcs_utils.report.subject import study_subject
+from fcs_utils.study.study import Study
+from fcs_utils.training.evaluate import evaluate
+from fcs_utils.training.loop import Callbacks, fit
+from fcs_utils.training.optimiser import Training
+from tests.conftest import FEW
+
+FEW_BATCHES = 2  # of 64 images, in an epoch of 128
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Exploration:
+    return Exploration(study_subject(Study(FEW, tmp_path_factory.mktemp("few")), "vgg16", 0))
+
+
+@pytest.fixture
+def choice(here: Exploration) -> Choice:
+    return Choice(here.first, ratio=0.5)
+
+
+def state(here: Exploration) -> dict[str, Tensor]:
+    return copy.deepcopy(here.dense.state_dict())
+
+
+def steady() -> Callable[[], float]:
+    """A clock that goes on by 3 s each time it is read."""
+    return map(float, count(0, 3)).__next__
+
+
+@pytest.mark.parametrize("arm", ["tft", "kd", "mlft"])
+def test_the_numbers_are_those_of_fit_by_hand_and_the_dense_network_stays(here: Exploration, choice: Choice, arm: str) -> None:
+    before, tuning = state(here), LiveTuning(here, choice, False, arm, 2)
+    while tuning.step():
+        torch.rand(7)  # what others draw in between changes nothing
+    compact = prune(here.dense, here.whole(choice).plan)
+    recalibrate(compact, here.images[:128])
+    data = here.subject
+    networks = [compact, *([copy.deepcopy(here.dense)] if arm != "tft" else [])]
+    beside = Callbacks(evaluate=lambda networks: evaluate(networks, data.judges))
+    by_hand = fit(networks, Training(epochs=2, learning_rate=0.02, batch_size=64), data.batches, arm, seed=0, callbacks=beside)
+    mine, theirs = ([asdict(epoch) | {"seconds": 0} for epoch in history] for history in (tuning.history or [], by_hand))
+    assert mine == theirs and len(mine) == 2
+    assert tuning.accuracies == [here.whole(choice).plain[1], *(epoch.validation for epoch in by_hand)]
+    assert all(value.equal(before[name]) for name, value in here.dense.state_dict().items()) and not here.dense.training
+
+
+def test_others_draw_the_same_numbers_whether_a_training_goes_on_or_not(here: Exploration, choice: Choice) -> None:
+    torch.manual_seed(5)
+    alone = torch.rand(4)
+    torch.manual_seed(5)
+    tuning = LiveTuning(here, choice, False, "tft", 1)
+    assert tuning.step() and tuning.step()
+    tuning.close()
+    assert torch.rand(4).equal(alone)
+
+
+def clicks(panel: TuningPanel, *, stop_after: int | None = None) -> list[str]:
+    """Start a training, stop it where a number of steps says so; returns all that was said meanwhile."""
+    said: list[str] = []
+    panel.said.observe(lambda change: said.append(change["new"]), "value")
+
+    async def scene() -> None:
+        panel.start.click()
+        assert panel.task is not None
+        for step in count(1):
+            await asyncio.sleep(0)
+            if panel.task is None:
+                return
+            assert panel.start.disabled and not panel.stop.disabled
+            if step == stop_after:
+                panel.stop.click()
+
+    asyncio.run(scene())
+    assert panel.task is None and not panel.start.disabled and panel.stop.disabled
+    return said
+
+
+def test_a_training_in_the_panel_draws_a_line_for_each_arm_and_says_where_it_is(here: Exploration, choice: Choice) -> None:
+    panel = TuningPanel()
+    panel.choose(here, choice, False)
+    assert panel.curve.layout.display == "none"
+    said = clicks(panel)
+    assert any("TFT: epoch 2 of 2, batch 1 of 2 ..." in words for words in said)
+    one, first = bytes(panel.curve.value), panel.lines["tft"]
+    assert one.startswith(b"\x89PNG") and panel.curve.layout.display == ""
+    assert len(first) == 3 and f"TFT: {first[-1]:.1f} % after 2 epochs, {first[0]:.1f} % before, on 128 images." in said[-1]
+    panel.arm.value, panel.epochs.value = "mlft", 1
+    clicks(panel)
+    assert [len(line) for line in panel.lines.values()] == [3, 2] and [*panel.lines] == ["tft", "mlft"]
+    assert bytes(panel.curve.value) != one and panel.lines["tft"] == first
+    again = TuningPanel()
+    again.choose(here, choice, False)
+    clicks(again)
+    assert again.lines["tft"] == first  # the seed decides
+
+
+def test_stop_keeps_the_epochs_that_are_finished(here: Exploration, choice: Choice) -> None:
+    panel = TuningPanel()
+    panel.choose(here, choice, False)
+    panel.epochs.value = 5
+    clicks(panel)
+    whole = panel.lines["tft"]
+    said = clicks(panel, stop_after=2 * FEW_BATCHES + 2)  # in the third epoch
+    assert panel.lines["tft"] == whole[:3] and "was stopped: 2 of 5 epochs are finished and kept" in said[-1]
+    said = clicks(panel, stop_after=1)
+    assert panel.lines["tft"] == whole[:1] and "was stopped before an epoch was finished" in said[-1]
+
+
+def test_curves_of_another_choice_go_and_its_training_ends(here: Exploration, choice: Choice) -> None:
+    panel, other = TuningPanel(), choice.with_goal("ratio", 0.3)
+    panel.choose(here, choice, False)
+    clicks(panel)
+    panel.choose(here, Choice(here.layers[0], ratio=0.5), False)
+    assert panel.lines  # another layer is looked at, of the same network
+    panel.choose(here, choice, True)
+    assert not panel.lines and panel.curve.layout.display == "none" and panel.said.value == ""
+
+    async def scene() -> None:
+        panel.start.click()
+        await asyncio.sleep(0)
+        task = panel.task
+        panel.choose(here, other, True)
+        assert task is not None
+        await task
+
+    asyncio.run(scene())
+    assert not panel.lines and "stopped" not in panel.said.value and not panel.start.disabled
+
+
+def test_what_goes_wrong_in_a_training_ends_it(here: Exploration, choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = TuningPanel()
+    panel.choose(here, choice, False)
+
+    def fails(self: LiveTuning) -> bool:
+        raise StudyError("the loss is NaN")
+
+    monkeypatch.setattr(LiveTuning, "step", fails)
+
+    async def scene() -> None:
+        panel.start.click()
+        assert panel.task is not None
+        await panel.task
+
+    with pytest.raises(StudyError, match="the loss is NaN"):  # in a notebook, the panel shows it
+        asyncio.run(scene())
+    assert panel.task is None and not panel.start.disabled
+
+
+def test_the_pace_is_measured_here_and_scaled_by_macs(here: Exploration, choice: Choice) -> None:
+    assert seconds_a_batch(here, choice, "tft", steady()) == 3
+    panel, macs = TuningPanel(steady()), here.whole(choice).cost.macs
+    panel.choose(here, choice, False)
+    assert "TFT takes about 6 s an epoch here, about 12 s for 2:" in panel.pace.value and "rate 0.02" in panel.pace.value
+    panel.epochs.value = 1
+    assert re.search(r"about 6 s an epoch here: a few batches were timed", panel.pace.value)
+    smaller = choice.with_goal("ratio", 0.2)
+    panel.choose(here, smaller, False)
+    assert f"about {6 * here.whole(smaller).cost.macs / macs:.0f} s an epoch" in panel.pace.value
+    panel.arm.value = "kd"
+    assert "KD takes about 6 s an epoch" in panel.pace.value  # timed at this choice
+    both = {c: 3 * here.whole(c).cost.macs + here.dense_cost.macs for c in (choice, smaller)}
+    panel.choose(here, choice, False)
+    assert f"about {6 * both[choice] / both[smaller]:.0f} s an epoch" in panel.pace.value
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.4, "under a second"), (41.3, "about 41 s"), (150, "about 2 min")])
+def test_a_pace_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_legends_of_the_live_curves_lie_inside_their_figures() -> None:
+    use_house_style()
+    curve = pd.DataFrame({"ratio": CURVE, "plain": 50.0, "merged": 60.0})
+    drawn = [accuracy_by_epoch({arm: [10.0, 60.0, 70.0] for arm in ARMS_HERE}, 80.0, 128)]
+    drawn.append(accuracy_over_ratios({name: curve for name in ("feature_norm", "fcs_greedy")}, 80.0, 128))
+    for figure in drawn:
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1
+        plt.close(figure)
