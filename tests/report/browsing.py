@@ -1,4 +1,4 @@
-"""A real browser for tests: what is asked of a page, beside what it shows."""
+"""What tests in a real browser share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 from tests.conftest import GUARD
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+sync_api = pytest.importorskip("playwright.sync_api")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
+SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 900}}
 
 
 class Watched:

@@ -1,4 +1,4 @@
-"""Fixtures of the report's tests."""
+"""A browser for the tests of pages and of the explorer."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.report.browsing import CHROMIUM
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
+    from tests.report.browsing import CHROMIUM, sync_api  # where it is not installed, only its own tests are skipped
+
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield chromium

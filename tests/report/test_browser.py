@@ -1,4 +1,4 @@
-"""Real browsers: the pages in Debian's Chromium. Skipped where it is not installed."""
+"""The pages in a real browser, Debian's Chromium. Skipped where it is not installed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 
 from fcs_utils.report.chapters import NOTEBOOKS
-from tests.report.browsing import Watched, needs_chromium
+from tests.report.browsing import SIZES, Watched, needs_chromium
 
 pytestmark = needs_chromium
 LARGEST_PAGE = 3_000_000
 PAGES = ["index.html", *(f"pages/{notebook.name}.html" for notebook in NOTEBOOKS.values())]
-SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 900}}
 
 
 class Quiet(SimpleHTTPRequestHandler):

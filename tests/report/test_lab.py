@@ -1,0 +1,243 @@
+"""The explorer in JupyterLab in a real browser: what it shows after a control moved is what the library says without the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from fcs_utils.report.chapters import NOTEBOOKS
+from fcs_utils.report.exploration import Choice, Exploration
+from fcs_utils.report.live_tuning import LiveTuning
+from fcs_utils.report.subject import study_subject
+from fcs_utils.study.study import Study
+from tests.conftest import GUARD, ROOT
+from tests.report.browsing import SIZES, Watched, needs_chromium, sync_api
+
+pytestmark = needs_chromium
+WAIT = {"timeout": GUARD * 1000}
+
+
+@pytest.fixture(scope="module")
+def lab(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """JupyterLab on loopback over a folder with the explorer, once for each size, its parameters set to the smoke study."""
+    notebook = nbformat.read(NOTEBOOKS["explore"].source, as_version=4)
+    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    parameters.source = parameters.source.replace('"quick"', '"smoke"').replace('"results"', json.dumps(str(smoke)))
+    home = tmp_path_factory.mktemp("lab")
+    (home / "work").mkdir()
+    for size in SIZES:
+        nbformat.write(notebook, home / "work" / f"{size}.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folders = {name: str(home / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
+    options = [
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        "--ip=127.0.0.1",
+        "--IdentityProvider.token=",
+        "--expose-app-in-browser",
+        f"--ServerApp.root_dir={home / 'work'}",
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "jupyter", "lab", *options],
+        env={**os.environ, **folders, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/api", timeout=GUARD).close()  # noqa: S310 - loopback
+            break
+        except OSError:
+            assert server.poll() is None, "JupyterLab did not start"
+            time.sleep(0.1)
+    yield address
+    server.terminate()
+    server.wait(timeout=GUARD)
+
+
+class Opened:
+    """The explorer in a page of a size, after it has drawn its first view."""
+
+    def __init__(self, browser: Any, lab: str, size: str) -> None:
+        self.watched, self.size = Watched(browser, viewport=SIZES[size]), size
+        self.page = page = self.watched.page
+        page.goto(f"{lab}/lab/tree/{size}.ipynb?reset")
+        page.wait_for_function("window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell')")
+        page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.ready.then(() => null)")  # or it asks for a kernel
+        page.evaluate("window.jupyterapp.shell.collapseLeft()")
+        page.evaluate("void window.jupyterapp.commands.execute('runmenu:run-all')")
+        self.box = page.locator(".fcs-explorer")
+        self.box.locator(".fcs-similarity").wait_for()
+        # Signs that stand there for a moment are remembered.
+        page.evaluate("""() => {
+            window.signs = []
+            new MutationObserver(() => document.querySelectorAll('.fcs-explorer [role=status]').forEach(
+                one => window.signs.push(one.innerText))).observe(document.body, {childList: true, subtree: true})
+        }""")
+
+    def select(self, name: str) -> Any:
+        return self.box.locator(f".widget-dropdown:has(label:text-is('{name}')) select")
+
+    def type(self, name: str, value: str) -> None:
+        """Type into the number of a slider, or into a text."""
+        row = self.box.locator(f".widget-inline-hbox:has(label:text-is('{name}'))")
+        row.locator(".widget-readout, input[type=text]").last.click()
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.type(value)
+        self.page.keyboard.press("Enter")
+
+    def click(self, words: str) -> None:
+        self.box.locator("button", has_text=words).click()
+
+    def shows(self, here: Exploration, choice: Choice) -> None:
+        """Wait until costs, accuracies and the scores of the channels that go are those of a choice."""
+        whole, frame, tables = here.whole(choice), here.layer(choice), self.box.locator("table")
+        gone = frame[~frame.stays].sort_values("score", kind="stable")
+        for table, words in (
+            (0, f"{whole.cost.macs:,}"),
+            (0, f"{100 * whole.cost.macs / here.dense_cost.macs:.1f} %"),
+            (0, f"{whole.cost.params:,}"),
+            (1, f"unpruned\t{here.dense_accuracy:.1f} %"),
+            (1, f"pruned\t{whole.plain[0]:.1f} %\t{whole.plain[1]:.1f} %"),
+            (1, f"merged\t{whole.merged[0]:.1f} %\t{whole.merged[1]:.1f} %"),
+            (2, "\n".join(f"{channel}\t{score:.3f}" for channel, score in [*gone.score.items()][:1])),
+        ):
+            sync_api.expect(tables.nth(table)).to_contain_text(words, use_inner_text=True, **WAIT)
+
+    def picture(self, name: str) -> str:
+        return self.box.locator(f".fcs-{name}").get_attribute("src") or ""
+
+    def redraws(self, name: str, before: str) -> None:
+        sync_api.expect(self.box.locator(f".fcs-{name}")).not_to_have_attribute("src", before, **WAIT)
+
+    def photograph(self) -> None:
+        if folder := os.environ.get("FCS_SCREENSHOTS"):
+            self.page.screenshot(path=f"{folder}/explorer-{self.size}.png")
+
+
+@pytest.fixture(scope="module")
+def here(smoke: Path) -> Exploration:
+    """The same numbers without the page."""
+    return Exploration(study_subject(Study("smoke", smoke), "vgg16", 0))
+
+
+@pytest.mark.slow
+def test_every_control_changes_the_numbers_to_those_of_the_library(
+    browser: Any, lab: str, smoke: Path, here: Exploration, tmp_path: Path
+) -> None:
+    opened = Opened(browser, lab, "desktop")
+    box, choice = opened.box, Choice(here.first)
+    opened.shows(here, choice)
+    assert here.whole(choice).plain[1] > 50  # not chance level, which is 10
+    opened.select("criterion").select_option("kernel_l1")
+    opened.shows(here, replace(choice, criterion="kernel_l1"))
+    sync_api.expect(opened.select("reading")).to_be_disabled(**WAIT)
+    opened.select("criterion").select_option("fcs")
+    before = opened.picture("similarity")
+    opened.select("reading").select_option("mean_map")
+    opened.redraws("similarity", before)
+    opened.type("bins", "2")
+    opened.select("layer").select_option("features.conv2")
+    opened.type("ratio", "0.7")
+    choice = Choice("features.conv2", reading="mean_map", bins=2, ratio=0.7)
+    opened.shows(here, choice)
+    opened.select("against").select_option("kernel_l1")
+    parts = here.both(choice, "kernel_l1")
+    for name, words in (("both", "both"), ("fcs", "fcs alone"), ("kernel_l1", "kernel_l1 alone")):
+        box.get_by_text(f"{len(parts[name])} go by {words}: {', '.join(map(str, parts[name]))}".removesuffix(": ")).wait_for()
+    other = here.whole(replace(choice, criterion="kernel_l1")).plain
+    sync_api.expect(box.locator("table").last).to_contain_text(
+        f"kernel_l1\t{other[0]:.1f} %\t{other[1]:.1f} %", use_inner_text=True, **WAIT
+    )
+    for control, value in (("dropped", 1), ("image", "3")):
+        before = opened.picture("pair")
+        opened.select(control).select_option(index=value) if control == "dropped" else box.get_by_label(control).fill(value)
+        box.get_by_label("image").press("Enter")
+        opened.redraws("pair", before)
+    opened.click("Accuracy over ratios")
+    box.locator(".fcs-curve").wait_for()
+    opened.select("goal").select_option("MACs to leave")
+    opened.type("MACs", "0.4")
+    choice = choice.with_goal("macs", 0.4)
+    opened.shows(here, choice)
+    opened.select("goal").select_option("latency to leave")
+    opened.type("latency", "fast")
+    box.get_by_role("alert").get_by_text("latency='fast' is not allowed").wait_for()
+    opened.select("goal").select_option("MACs to leave")
+    opened.shows(here, choice)
+    opened.click("Prune and save")
+    code = box.locator("pre")
+    code.wait_for()
+    opened.photograph()
+    script = (
+        code.inner_text() + "\nimport torch\nprint(*compact(torch.zeros(2, 1, 32, 32)).shape, compact.features.conv2.out_channels)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"2 10 {len(here.whole(choice).plan.kept['features.conv2'])}"
+    opened.select("network").select_option("resnet20")
+    second = Exploration(study_subject(Study("smoke", smoke), "resnet20", 0))
+    opened.shows(second, Choice(second.first, reading="mean_map", bins=2, ratio=0.7))
+    signs = opened.page.evaluate("window.signs")
+    assert any("working" in sign for sign in signs) and any("fcs: 3 of 9 ratios" in sign for sign in signs)
+    sync_api.expect(box.get_by_role("status")).to_have_count(0, **WAIT)
+    assert not [said for said in opened.watched.trouble if "another host" in said]
+    opened.page.close()
+
+
+@pytest.mark.slow
+def test_fine_tuning_is_live_can_be_stopped_and_fits_a_phone(browser: Any, lab: str, here: Exploration) -> None:
+    opened = Opened(browser, lab, "phone")
+    box, tuning = opened.box, LiveTuning(here, Choice(here.first), False, "tft", 1)
+    while tuning.step():
+        pass
+    first, last = tuning.accuracies
+    box.get_by_text(re.compile(r"TFT takes .* an epoch here")).wait_for()
+    opened.type("epochs", "1")
+    assert box.locator(".fcs-tuned").is_hidden()
+    opened.click("Fine-tune here")
+    box.get_by_text(f"TFT: {last:.1f} % after 1 epoch, {first:.1f} % before, on 128 images.").wait_for()
+    before = opened.picture("tuned")
+    assert any(re.search(r"TFT: epoch 1 of 1, batch \d+ of 15", sign) for sign in opened.page.evaluate("window.signs"))
+    opened.select("arm").select_option("MLFT")
+    box.get_by_text(re.compile(r"MLFT takes .* an epoch here")).wait_for()
+    opened.type("epochs", "5")
+    opened.page.evaluate("""() => {
+        const stop = [...document.querySelectorAll('.fcs-explorer button')].find(one => one.innerText.includes('Stop'))
+        new MutationObserver(() => stop.disabled || stop.click()).observe(stop, {attributes: true})
+    }""")  # as soon as it may be clicked, for a fast machine trains five epochs in a second
+    opened.click("Fine-tune here")
+    box.get_by_text(re.compile(r"MLFT was stopped")).wait_for()
+    opened.redraws("tuned", before)
+    opened.photograph()
+    window = SIZES["phone"]["width"]
+    ends = opened.page.evaluate("""() => [...document.querySelectorAll(
+        '.fcs-explorer :is(img, button, select, input, .widget-readout, .widget-html)')].filter(one => one.offsetWidth)
+        .map(one => [one.className, one.getBoundingClientRect().left, one.getBoundingClientRect().right])""")
+    pane = opened.page.evaluate(
+        "(({left, right}) => [left, right])(document.querySelector('.fcs-explorer').getBoundingClientRect())"
+    )
+    assert 0 <= pane[0] < pane[1] <= window and len(ends) > 20
+    assert not [one for one in ends if one[1] < pane[0] - 1 or one[2] > pane[1] + 1]
+    opened.page.close()
