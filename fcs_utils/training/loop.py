@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -106,12 +107,12 @@ def fit(
     >>> len(history), history[-1].loss > 0
     (2, True)
     """
-    steps = fit_in_steps(networks, training, batches, arm, seed, execution, callbacks)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
+    with closing(fit_in_steps(networks, training, batches, arm, seed, execution, callbacks)) as steps:  # also when interrupted
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
 
 
 def fit_in_steps(
