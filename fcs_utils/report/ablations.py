@@ -26,20 +26,30 @@ def jaccard(first: Kept, second: Kept) -> float:
 
 
 def variations(ablation: pd.DataFrame) -> pd.DataFrame:
-    """Runs that vary FCS itself, each with its ``variant``, at the calibration set of the literal reading."""
+    """Runs that vary FCS itself, each with its ``variant``, at the calibration set of the literal reading of the same seed.
+
+    Without the literal reading there is nothing to compare with, and a run is left out.
+    """
     base = ablation[
         (ablation.criterion.str.split().str[0] == "fcs") & (ablation.compensate == "none") & ablation.calibration_seed.isna()
     ]
     varied = base.options.map(bool)
-    base = base[(base.ratio == base.ratio[varied].iloc[0]) & (base.calibration == base.calibration[~varied].iloc[0])]
+    base = base[(base.ratio == _one_of(base.ratio[varied])) & (base.calibration == _one_of(base.calibration[~varied]))]
     named = [", ".join(f"{name} = {value}" for name, value in one.items() if name != "seed") for one in base.options]
-    return base.assign(variant=[name or LITERAL for name in named])
+    base = base.assign(variant=[name or LITERAL for name in named])
+    literal = base[base.variant == LITERAL].set_index(["network", "seed"]).index
+    return base[base.set_index(["network", "seed"]).index.isin(literal)]
+
+
+def _one_of(values: pd.Series) -> Any:
+    """The first value, or NaN, which equals nothing."""
+    return values.iloc[0] if len(values) else np.nan
 
 
 def draws(ablation: pd.DataFrame) -> pd.DataFrame:
     """Literal FCS on several draws of calibration images, at several numbers of them."""
     own = ablation[(ablation.criterion == "fcs") & (ablation.compensate == "none") & ~ablation.options.map(bool)]
-    return own[own.ratio == own.ratio[own.calibration_seed.notna()].iloc[0]]
+    return own[own.ratio == _one_of(own.ratio[own.calibration_seed.notna()])]
 
 
 def overlaps(ablation: pd.DataFrame) -> pd.DataFrame:
@@ -48,14 +58,17 @@ def overlaps(ablation: pd.DataFrame) -> pd.DataFrame:
     def row(g: pd.DataFrame) -> dict[str, Any]:
         return {"jaccard": np.mean([jaccard(*pair) for pair in combinations(g.kept, 2)]), "draws": len(g)}
 
-    return by_group(draws(ablation).assign(images=lambda runs: runs.calibration), ["network", "images", "seed"], row)
+    runs = draws(ablation).assign(images=lambda runs: runs.calibration)
+    return by_group(runs[runs.duplicated(["network", "images", "seed"], keep=False)], ["network", "images", "seed"], row)
 
 
 def merge_frame(ablation: pd.DataFrame) -> pd.DataFrame:
     """One row per network, seed, criterion, ratio, compensation and recalibration, with test top-1 before training."""
     own = ablation[ablation.calibration_seed.isna() & ~ablation.options.map(bool)]
     merged = own[own.compensate == "merge"]
-    own = own[own.criterion.isin(merged.criterion) & own.ratio.isin(merged.ratio) & (own.calibration == merged.calibration.iloc[0])]
+    own = own[
+        own.criterion.isin(merged.criterion) & own.ratio.isin(merged.ratio) & (own.calibration == _one_of(merged.calibration))
+    ]
     both = pd.concat([own.assign(recalibrated=False, test=own.plain), own.assign(recalibrated=True)]).sort_index(kind="stable")
     columns = ["network", "seed", "criterion", "ratio", "compensate", "recalibrated", "test", "macs", "dense_macs"]
     return both[[*columns, "reference_sha256", "device_type"]].sort_values("ratio", kind="stable", ignore_index=True)

@@ -105,10 +105,15 @@ def _for_equal_macs(schedules: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
     return _effects(rows)
 
 
-@as_figure("together", "schedules")
+def taught(arms: pd.DataFrame) -> pd.DataFrame:
+    """Runs of the longest schedule whose peer learns, too."""
+    return arms[(arms.epochs == arms.epochs.max()) & arms.peer.map(bool)] if len(arms) else arms
+
+
+@as_figure("together", "taught")
 def together(arms: pd.DataFrame) -> Figure:
     """How far the peer's predictions are from the compact network's, and the peer's own accuracy, by epoch."""
-    longest = arms[(arms.epochs == arms.epochs.max()) & arms.peer.map(bool)]
+    longest = taught(arms)
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 5.4), sharex=True)
     labels = {"peer_kl": "KL(peer || compact), nats", "peer_validation": "peer's validation top-1 (%)"}
     for axis, (key, label) in zip(axes, labels.items(), strict=True):

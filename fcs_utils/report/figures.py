@@ -74,10 +74,15 @@ def before_tuning(pruned: pd.DataFrame) -> Figure:
     return _against_base(pruned, "before fine-tuning")
 
 
-@as_figure("accuracy_against_macs", "tuned")
+@as_figure("accuracy_against_macs", "compared")
 def accuracy_against_macs(tuned: pd.DataFrame) -> Figure:
     """Each criterion's test top-1 after identical fine-tuning minus that of random channels, by the MACs that are left."""
     return _against_base(tuned, "after fine-tuning")
+
+
+def compared(tuned: pd.DataFrame) -> pd.DataFrame:
+    """Runs of the networks that were pruned by more than one criterion."""
+    return tuned[tuned.groupby("network").criterion.transform("nunique") > 1] if len(tuned) else tuned
 
 
 def _against_base(runs: pd.DataFrame, when: str) -> Figure:

@@ -208,11 +208,12 @@ class Report:
             self.arms = add_targets(self.arms, self.slack)
             self.schedules = self.arms[self.arms.method.map(is_searched)]
             found += schedules.c3(self.schedules) + schedules.c3_by_compute(self.schedules)
+        self.compared, self.taught = figures.compared(self.tuned), arm_figures.taught(self.schedules)
         self.ledger = claims.ledger(found)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Every published table by file name."""
-        return dict(self._tables)
+        """Every published table by file name; one without rows is left out."""
+        return {name: table for name, table in self._tables.items() if len(table)}
 
     @cached_property
     def _tables(self) -> dict[str, pd.DataFrame]:

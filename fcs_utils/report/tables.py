@@ -25,7 +25,8 @@ def by_group(runs: pd.DataFrame, keys: Sequence[str], row: Callable[[pd.DataFram
     """One row a group, in the order of appearance: the group's keys, then what ``row`` says of it, which may reword a key."""
     groups = runs.groupby(list(keys), sort=False)
     rows = [dict(zip(keys, names, strict=True)) | row(group) for names, group in groups]
-    return pd.DataFrame([{**one, **_replicates(one, group)} for one, (_, group) in zip(rows, groups, strict=True)])
+    found = [{**one, **_replicates(one, group)} for one, (_, group) in zip(rows, groups, strict=True)]
+    return pd.DataFrame(found, columns=None if found else [*keys])
 
 
 def _replicates(row: Mapping[str, Any], group: pd.DataFrame) -> dict[str, str]:
