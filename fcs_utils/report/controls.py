@@ -20,6 +20,8 @@ TABLE_STYLE = """<style>
 .fcs-explorer .widget-inline-hbox { max-width: calc(100% - 4px); box-sizing: border-box; }
 .fcs-explorer .widget-html { max-width: 100%; overflow-x: auto; }
 .fcs-explorer .widget-html-content { line-height: 1.45; }
+.fcs-explorer .widget-image { align-self: flex-start; max-width: calc(100% - 4px); }
+.fcs-explorer code { overflow-wrap: anywhere; }
 .fcs-explorer :is(table, p) + table { margin-top: 0.6em; }
 .fcs-explorer table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .fcs-explorer :is(th, td) { padding: 0.1em 0.4em; text-align: right; vertical-align: bottom; }

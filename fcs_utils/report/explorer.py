@@ -47,7 +47,7 @@ class Explorer:
         self.save = w.Button(description="Prune and save", icon="scissors", button_style="primary")
         self.trace = w.Button(description="Accuracy over ratios", icon="line-chart", layout={"width": "auto"})
         self.busy, self.versus = w.HTML(), w.HTML()
-        shown = {name: w.Image(format="png", layout={"max_width": "100%"}).add_class(f"fcs-{name}") for name in DRAWN}
+        shown = {name: w.Image(format="png").add_class(f"fcs-{name}") for name in DRAWN}
         self.norms, self.similarity, self.pair, self.curve = shown.values()
         self.pictures = dict(zip(ALTS, shown.values(), strict=False))
         for picture in shown.values():

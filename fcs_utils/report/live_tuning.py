@@ -122,7 +122,7 @@ class TuningPanel:
         self.start = w.Button(description="Fine-tune here", icon="play", button_style="primary")
         self.stop = w.Button(description="Stop", icon="stop", disabled=True)
         self.pace, self.said, self.errors = w.HTML(), w.HTML(), w.Output()
-        self.curve = w.Image(format="png", layout={"max_width": "100%", "display": "none"}).add_class("fcs-tuned")
+        self.curve = w.Image(format="png", layout={"display": "none"}).add_class("fcs-tuned")
         self.start.on_click(self.errors.capture(clear_output=True)(lambda _: self._begin()))
         self.stop.on_click(lambda _: self.halt())
         for control in (self.arm, self.epochs):

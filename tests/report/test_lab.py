@@ -183,6 +183,8 @@ def test_every_control_changes_the_numbers_to_those_of_the_library(
     opened.type("latency", "fast")
     box.get_by_role("alert").get_by_text("latency='fast' is not allowed").wait_for()
     opened.select("goal").select_option("MACs to leave")
+    for name, shown in (("ratio", False), ("MACs", True), ("latency", False)):
+        sync_api.expect(box.locator(f".widget-inline-hbox:has(label:text-is('{name}'))")).to_be_visible(visible=shown, **WAIT)
     opened.shows(here, choice)
     opened.click("Prune and save")
     code = box.locator("pre")
