@@ -98,6 +98,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"rates": [0.5] * 3, "ranking": "network"},
         "ranking='network' is not allowed; allowed: 'layer' where",
     ),
+    "no share": ({"macs": 1.0}, r"macs=1.0 is not allowed; allowed: above 0 and below 1"),
+    "no goal": ({}, r"give one of ratio, macs, rates"),
     "its rounding": ({"ratio": 0.5, "rounding": "chip", "ranking": "network"}, "rounding='chip' is not allowed; allowed: 'study'"),
 }
 

@@ -215,3 +215,14 @@ def test_networks_whose_channels_cannot_be_followed_say_so() -> None:
         trace_layers(build_seeded(0, "torchvision/shufflenet_v2_x0_5", num_classes=2), torch.zeros(1, 3, 64, 64))
     with pytest.raises(StudyError, match="no convolution"):
         trace_layers(nn.Linear(3, 2), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(3, 8, 8), torch.zeros(0, 3, 8, 8), torch.zeros(1, 3, 8, 8).long(), torch.zeros(1, 3, 8, 8, device="meta")],
+)
+def test_what_no_network_takes_as_images_is_refused(images: Tensor) -> None:
+    with pytest.raises(
+        StudyError, match=r"images='torch.* is not allowed; allowed: a float tensor \(N, C, H, W\) with N of 1 or more"
+    ):
+        trace_layers(conv(3, 4), images)

@@ -58,6 +58,17 @@ def test_two_readers_of_one_weight_are_merged_as_well_as_one(monkeypatch: pytest
 
 
 @torch.no_grad()
+def test_a_bias_that_both_readers_share_takes_the_constant_once() -> None:
+    net = two_readers(conv(8, 4), conv(8, 4))
+    net.two.bias = net.one.bias
+    plan, statistics = plan_of(net), collect_statistics(net, IMAGES)
+    compact = prune(net, plan, compensate="merge", statistics=statistics)
+    _, constant = folded(net.one.weight[:, :, 0, 0].double(), statistics["a"], plan.kept["a"], intercept=True)
+    assert compact.two.bias is compact.one.bias
+    torch.testing.assert_close(compact.one.bias.double(), net.one.bias.double() + constant, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
 def test_a_bias_that_a_stranger_shares_takes_no_constant() -> None:
     net = two_readers(conv(8, 4), conv(8, 4))
     net.two.weight = nn.Parameter(net.two.weight.clone())
