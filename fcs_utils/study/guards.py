@@ -42,10 +42,17 @@ def file_lock(path: Path, what: str, deadline: Deadline | None = None, *, wait: 
 
 
 class Deadline:
-    """A moment by ``time.monotonic()``, or never."""
+    """A moment by ``time.monotonic()``, or never. To another process it goes by the wall clock, which machines share."""
 
     def __init__(self, at: float | None = None) -> None:
         self.at = at
+
+    def __getstate__(self) -> dict[str, float | None]:
+        return {"moment": None if self.at is None else time.time() + self.left}
+
+    def __setstate__(self, state: dict[str, float | None]) -> None:
+        moment = state["moment"]
+        self.at = None if moment is None else time.monotonic() + moment - time.time()
 
     @property
     def left(self) -> float:
