@@ -128,8 +128,14 @@ def _dispatch(options: argparse.Namespace) -> None:
 def _build(name: str, options: argparse.Namespace) -> None:
     from fcs_utils.report.publish import build
 
-    index = build(name, options.out, options.data, options.notebooks, options.workers)
+    index = build(name, options.out, options.data, options.notebooks, options.workers, _cluster(options))
     print(f"open {index.resolve()} in a browser")
+
+
+def _cluster(options: argparse.Namespace) -> str | None:
+    """Whose workers do the runs; --workers are this machine's, whatever FCS_CLUSTER says."""
+    place: str | None = None if options.workers else options.cluster
+    return place
 
 
 def _run(name: str, options: argparse.Namespace, started: float) -> None:
@@ -147,7 +153,8 @@ def _run(name: str, options: argparse.Namespace, started: float) -> None:
         study.bench.deadline = Deadline(started + options.time_budget - min(10.0, options.time_budget / 10))
         if study.bench.device.type == "cuda":  # a booked machine: how far will the time reach?
             _print_estimate(study, options)
-    records = study.run(options.stages, workers=pick_workers(options.workers, study.bench.device), only=options.only)
+    workers = pick_workers(options.workers, study.bench.device)
+    records = study.run(options.stages, workers=workers, only=options.only, cluster=_cluster(options))
     print(f"{len(records)} runs of profile {name} have records in {study.store.root}")
 
 

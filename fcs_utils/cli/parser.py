@@ -69,6 +69,12 @@ def _data(text: str) -> str:
     return text
 
 
+def _scheduler(text: str) -> str:
+    if not re.fullmatch(r"(tcp|tls)://[^/:\s]+:\d+", text) and not os.path.isfile(text):
+        raise refuse("cluster", text, "a scheduler's file, tcp://HOST:PORT, tls://HOST:PORT")
+    return text
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "--out": {"type": _out, "default": "results", "metavar": "DIR", "help": "results folder (default: results)"},
     "--data": {"type": _data, "metavar": "DIR", "help": "data folder (default: FCS_DATA, else ./data, else data beside README.md)"},
@@ -77,6 +83,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--fresh": {"action": "store_true", "help": "set existing results of the profile aside and repeat every run"},
     "--workers": {"type": _count, "metavar": "N", "help": "runs at once (default: one a core, or one on a GPU)"},
+    "--cluster": {
+        "type": _scheduler, "metavar": "PLACE",
+        "help": "do the runs on a Dask cluster: a scheduler's file, or tcp://HOST:PORT (default: FCS_CLUSTER), see docs/cluster.md",
+    },
     "--parse-only": {"action": "store_true", "help": argparse.SUPPRESS},
     "--notebooks": {"type": _notebooks, "metavar": "NN,NN", "help": "only these notebooks and the runs they need, such as 03,06"},
     "--stages": {"nargs": "+", "choices": STAGES, "metavar": "STAGE", "help": "some of the stages below (default: all)"},
@@ -100,11 +110,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "study": (
         "run a profile: all runs, the notebooks, tables and pages (./run_all.sh does this too, and ./run_all.sh lab explores)",
-        "--profile quick --notebooks 03,06", "quick", "--data --datasets --fresh --workers --parse-only --notebooks",
+        "--profile quick --notebooks 03,06", "quick", "--data --datasets --fresh --workers --cluster --parse-only --notebooks",
     ),
     "run": (
         "do the runs only, without Jupyter, for servers", "--profile smoke --stages reference --only network=vgg16", "quick",
-        "--data --datasets --fresh --workers --stages --only --list --plugin --time-budget --device --passes",
+        "--data --datasets --fresh --workers --cluster --stages --only --list --plugin --time-budget --device --passes",
     ),
     "estimate": (
         "estimate how long a profile's missing runs take on this machine, from some seconds of training",
@@ -172,8 +182,11 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, epilog=end, allow_abbrev=False, formatter_class=shape)
         about = f"a profile below (default: {profile}); NAME:DATASET is the same on another data set"
         command.add_argument("--profile", type=check_profile, default=profile, metavar="NAME", help=about)
+        one_of = command.add_mutually_exclusive_group()
         for option in ("--out", *options.split()):
-            command.add_argument(option, **OPTIONS[option])
+            (one_of if option in ("--workers", "--cluster") else command).add_argument(option, **OPTIONS[option])
+        if "--cluster" in options.split():
+            command.set_defaults(cluster=os.environ.get("FCS_CLUSTER"))
     text = "make a network of your own smaller and faster, with your own pictures"
     end = f"example: {prog} prune --model mymodule:build --weights my.safetensors --images photos --macs 0.5 --epochs 5"
     command = commands.add_parser("prune", help=text, description=text, epilog=end, allow_abbrev=False, formatter_class=shape)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import sys
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, as_completed
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import write_atomic
 from fcs_utils.report.chapters import KEEPS_FIGURES, NOTEBOOKS, ROOT, Notebook, pick_notebooks
 from fcs_utils.report.states import PAGES, holds, inputs_of, intact, keep_state, made_by
+from fcs_utils.study.cluster import Mark, marked, on_cluster
+from fcs_utils.study.pool import processes
 from fcs_utils.study.records import Store
 
 if TYPE_CHECKING:
@@ -24,7 +26,14 @@ if TYPE_CHECKING:
     from fcs_utils.study.study import Study
 
 
-def build(profile: str, out: str | Path, data: str | None, numbers: str | None = None, workers: int | None = None) -> Path:
+def build(
+    profile: str,
+    out: str | Path,
+    data: str | None,
+    numbers: str | None = None,
+    workers: int | None = None,
+    cluster: str | None = None,
+) -> Path:
     """Do the runs that are missing, execute the notebooks that are stale, render the pages; returns the index.
 
     The index comes first, from the records that are there, and pages appear as their notebooks are done. All of it goes to the
@@ -44,7 +53,7 @@ def build(profile: str, out: str | Path, data: str | None, numbers: str | None =
     print(f"{store.index().resolve()} shows what the records say so far; chapters appear there as they are done", flush=True)
     stages = dict.fromkeys(stage for notebook in wanted.values() for stage in notebook.stages)
     at_once = pick_workers(workers, study.bench.device)
-    study.run(stages, workers=at_once)
+    study.run(stages, workers=at_once, cluster=cluster)
     absent = _why_no_images(study)
     if absent:
         print(f"chapters left out: {', '.join(one.name for one in wanted.values() if one.images)}: {absent}", file=sys.stderr)
@@ -63,7 +72,7 @@ def build(profile: str, out: str | Path, data: str | None, numbers: str | None =
     parameters = {"profile": profile, "out": _from_root(out)}
     os.environ["FCS_DATA"] = str(data_folder(data).resolve())  # kernels inherit it: a copy does not name a folder of this machine
     try:
-        execute_all(store, stale, parameters, at_once, done)
+        execute_all(store, stale, parameters, at_once, done, cluster)
     finally:
         shared = pages.shared_parts(study)  # by now every page can name all the others
         there = [notebook for number, notebook in NOTEBOOKS.items() if intact(store, number)]  # old copies too, but no damaged ones
@@ -110,52 +119,68 @@ def execute_all(
     parameters: Mapping[str, Any],
     at_once: int,
     done: Callable[[str, Notebook], None],
+    cluster: str | None = None,
 ) -> None:
-    """Run notebooks side by side, one thread each; those that measure time run after the others, alone.
+    """Run notebooks side by side, one thread each; those that measure time run after the others, alone and here.
 
-    done: called with each that succeeded. Raises StudyError for the first that fails, after the others have run.
+    done: called with each that succeeded. cluster: as in ``Study.run``; its workers do it where they share this disk and this
+    checkout. Raises StudyError for the first that fails, after the others have run.
     """
-    together = {number: notebook for number, notebook in notebooks.items() if not notebook.measures_time}
     failures: list[StudyError] = []
-    threads = {"OMP_NUM_THREADS": "1"} if at_once > 1 else {}
+    environment = {"OMP_NUM_THREADS": "1"} if at_once > 1 or cluster else {}
+    environment |= {"FCS_DATA": os.environ["FCS_DATA"]} if "FCS_DATA" in os.environ else {}
+    there = Store(store.root.parent.resolve(), store.name)
 
-    def settle(number: str, error: StudyError | None) -> None:
-        if error:
+    def settle(number: str, result: Callable[[], None]) -> None:
+        try:
+            result()
+        except StudyError as error:
             failures.append(error)
         else:
             done(number, notebooks[number])
 
-    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(threads,)) as pool:
-        try:
-            begun = {pool.submit(_execute_one, store, notebook, parameters): number for number, notebook in together.items()}
-            for future in as_completed(begun):
-                settle(begun[future], future.result())
-        except BrokenProcessPool as broken:
-            raise StudyError("a process that ran a notebook was killed, perhaps because memory ran out; start again") from broken
-        except BaseException:  # after an interrupt, do not wait for running notebooks
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+    with _renderers(store, at_once, cluster) as pool:
+        begun = {
+            pool.submit(_execute_one, there, notebook, parameters, environment): number
+            for number, notebook in notebooks.items()
+            if not notebook.measures_time
+        }
+        for future in as_completed(begun):
+            settle(begun[future], future.result)
     for number, notebook in notebooks.items():
         if notebook.measures_time:
-            settle(number, _execute_one(store, notebook, parameters))
+            settle(number, partial(_execute_one, store, notebook, parameters, {}))
     if failures:
         raise failures[0]
 
 
-def _prepare(environment: Mapping[str, str]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its workers
-    os.environ.update(environment)  # kernels inherit it
+@contextmanager
+def _renderers(store: Store, at_once: int, cluster: str | None) -> Iterator[Executor]:
+    """What executes notebooks: processes here, or a cluster's workers where all of them can."""
+    if cluster is not None:
+        with on_cluster(cluster) as engine, marked(store) as mark:
+            if all(engine.everywhere(_can_render, mark, ROOT)):
+                yield engine
+                return
+        print("the workers lack this disk, this checkout or papermill: notebooks are executed here", file=sys.stderr)
+    with processes(at_once, lambda macs: None) as pool:
+        yield pool
 
 
-def _execute_one(store: Store, notebook: Notebook, parameters: Mapping[str, Any]) -> StudyError | None:
+def _can_render(mark: Mark, root: Path) -> bool:
+    return mark.seen() and root == ROOT and find_spec("papermill") is not None
+
+
+def _execute_one(store: Store, notebook: Notebook, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> None:
     print(f"notebook {notebook.name} ...", file=sys.stderr, flush=True)
+    before = dict(os.environ)
+    os.environ.update(environment)  # its kernel inherits it
     try:
         execute(store, notebook, parameters)
-    except StudyError as error:
-        return error
-    return None
+    finally:
+        for name in environment.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def execute(store: Store, notebook: Notebook, parameters: Mapping[str, Any]) -> None:

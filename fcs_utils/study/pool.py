@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -26,6 +26,16 @@ def report_macs(macs: int) -> None:
     """Report how many MACs an epoch took to the process that waits for this one's runs."""
     for listener in _listeners:
         listener(macs)
+
+
+@contextmanager
+def listening(on_macs: Callable[[int], None]) -> Iterator[None]:
+    """``on_macs`` hears of every epoch of runs in this process inside the block."""
+    _listeners.append(on_macs)
+    try:
+        yield
+    finally:
+        _listeners.remove(on_macs)
 
 
 class Here(Executor):
@@ -47,13 +57,13 @@ def executor(workers: int, on_macs: Callable[[int], None]) -> Iterator[Executor]
     Processes start when they are needed. They end with the block, at once where an error leaves it, and with this process,
     however that ends. Raises StudyError when one of them dies.
     """
-    if workers == 1:
-        _listeners.append(on_macs)
-        try:
-            yield Here()
-        finally:
-            _listeners.remove(on_macs)
-        return
+    with listening(on_macs) if workers == 1 else nullcontext(), Here() if workers == 1 else processes(workers, on_macs) as pool:
+        yield pool
+
+
+@contextmanager
+def processes(workers: int, on_macs: Callable[[int], None]) -> Iterator[Executor]:
+    """An executor of processes, also where it is one; see ``executor``."""
     context = multiprocessing.get_context("spawn")  # a forked torch hangs
     queue, done, others = context.SimpleQueue(), threading.Event(), set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(queue,))

@@ -106,22 +106,23 @@ def attempt(ensure: Callable[..., object], runs: Sequence[Run], wait: bool) -> E
 
 
 def perform(
-    schedule: Schedule, executor: Executor, at_once: int, ensure: Callable[..., object]
+    schedule: Schedule, executor: Executor, at_once: int | Callable[[], int], ensure: Callable[..., object]
 ) -> Iterator[tuple[Run, StudyError | None]]:
     """Do all runs of a schedule, ``at_once`` groups at a time; yields each with its error when its group is done.
 
+    at_once: a number, or what tells it each second where workers come and go.
     ensure: called with a run and ``wait``: whether to wait for another process that is doing it, or to raise Elsewhere.
     When time is up no further run starts; OutOfTime is raised after the runs in progress have ended.
     """
     flying: dict[Future[Errors], Group] = {}
     late: OutOfTime | None = None
     while True:
-        idle = not flying
-        while late is None and len(flying) < at_once and (group := schedule.pop(idle=idle)):
+        idle, most = not flying, at_once if isinstance(at_once, int) else at_once()
+        while late is None and len(flying) < most and (group := schedule.pop(idle=idle)):
             flying[executor.submit(attempt, ensure, group.runs, group.wait)] = group
         if not flying:
             break
-        for future in wait(flying, return_when=FIRST_COMPLETED).done:
+        for future in wait(flying, None if isinstance(at_once, int) else 1.0, FIRST_COMPLETED).done:
             for run, error in zip(flying.pop(future).runs, future.result(), strict=True):
                 if isinstance(error, OutOfTime):
                     late = error

@@ -15,12 +15,13 @@ from fcs_utils.errors import StudyError, is_out_of_memory, refuse
 from fcs_utils.machine import describe_machine, describe_moment, one_thread, pick_device
 from fcs_utils.pruning.criteria import CRITERIA
 from fcs_utils.study.catalogue import AFTER_RATES, STAGES, Stage
+from fcs_utils.study.cluster import runs_on
 from fcs_utils.study.grid import Rates, check_stages, grid
 from fcs_utils.study.guards import Deadline
 from fcs_utils.study.kinds import do
 from fcs_utils.study.networks import Bench, OnMacs
 from fcs_utils.study.packed import Record
-from fcs_utils.study.pool import executor, report_macs
+from fcs_utils.study.pool import report_macs
 from fcs_utils.study.profiles import Profile, check_fields, get_profile, import_plugins
 from fcs_utils.study.rates import choose_learning_rates, margin
 from fcs_utils.study.records import Settings, Store, read_record, write_record
@@ -164,13 +165,15 @@ class Study:
             todo |= {one.identity: one for one in line}
         return list(todo.values())
 
-    def run(self, stages: Iterable[Stage] | None = None, *, workers: int = 1, only: Sequence[str] = ()) -> list[Record]:
+    def run(
+        self, stages: Iterable[Stage] | None = None, *, workers: int = 1, only: Sequence[str] = (), cluster: str | None = None
+    ) -> list[Record]:
         """Do what has no record yet, then return all records of the stages.
 
-        workers: runs at once; more than one need a script to start under ``if __name__ == "__main__":``, for every
-        worker imports it. only: words such as ``criterion=fcs``, see ``parse_only``; the records returned are then of
-        those runs. What a run needs that the data set has not is refused before any work. A run that fails leaves the others
-        intact; what failed is raised as one StudyError at the end.
+        workers: runs at once; more than one need a script to start under ``if __name__ == "__main__":``, for every worker imports
+        it. only: words such as ``criterion=fcs``, see ``parse_only``; the records returned are then of those runs. cluster: a
+        scheduler whose workers do the runs instead, see ``on_cluster``. What a run needs that the data set has not is refused
+        before any work. A run that fails leaves the others intact; what failed is raised as one StudyError at the end.
         """
         wanted = check_stages(stages)
         if workers < 1:
@@ -181,11 +184,11 @@ class Study:
         self.store.sweep()
         self.settings.keep()
         if certain:
-            self._perform(wanted, only, workers, certain, likely)
+            self._perform(wanted, only, (workers, cluster), certain, likely)
         return self.records(wanted, only)
 
     def _perform(
-        self, stages: Sequence[Stage], only: Sequence[str], workers: int, certain: Sequence[Run], likely: Sequence[Run]
+        self, stages: Sequence[Stage], only: Sequence[str], place: tuple[int, str | None], certain: list[Run], likely: list[Run]
     ) -> None:
         expected = expected_macs(self.bench, [*certain, *likely])
         pilots = {run.identity: max((expected[arm.identity] for arm in likely), default=0) for run in self.grid["rates"]}
@@ -193,11 +196,9 @@ class Study:
         turns = {} if self.bench.deadline.at is None else self.profile.turns  # what a budget leaves whole can be compared
         schedule.add(certain, expected, pilots, turns)
         bar = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}"
-        with (
-            tqdm(total=sum(expected.values()), desc=self.profile.name, bar_format=bar) as whole,
-            executor(workers, whole.update) as pool,
-        ):
-            for number, (run, error) in enumerate(perform(schedule, pool, workers, self.ensure), 1):
+        whole = tqdm(total=sum(expected.values()), desc=self.profile.name, bar_format=bar)
+        with whole, runs_on(self, *place, whole.update) as (pool, at_once):
+            for number, (run, error) in enumerate(perform(schedule, pool, at_once, self.ensure), 1):
                 if likely and run.identity in pilots and self.rates() is not None:  # stage arms is known from here on
                     likely, pending = [], self._pending(stages, only)[0]
                     expected = expected_macs(self.bench, [*certain, *pending])

@@ -70,7 +70,7 @@ def out(smoke: Path, report: frames.Report, tmp_path: Path, monkeypatch: pytest.
         shutil.copy(smoke / "smoke" / "work" / name, tmp_path / "smoke" / "work" / name)
     there = Store(smoke, "smoke")
 
-    def execute_all(store: Store, notebooks: Mapping[str, Any], _: Any, at_once: int, done: Any) -> None:
+    def execute_all(store: Store, notebooks: Mapping[str, Any], _: Any, at_once: int, done: Any, *_more: object) -> None:
         for number, notebook in notebooks.items():
             publish.write_atomic(store.executed(notebook.name), there.executed(notebook.name).read_bytes())
             publish.write_atomic(store.figure("training_curves"), there.figure("training_curves").read_bytes())
