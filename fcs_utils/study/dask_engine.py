@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,12 @@ def connect(address: str, on_macs: Callable[[int], None]) -> Iterator[tuple[Engi
             client.close(timeout=2)
 
 
+@cache
 def versions() -> dict[str, str]:
-    """What must be the same wherever runs are done: torch, and the source of this package."""
+    """What must be the same wherever runs are done: torch, and the source of this package.
+
+    A worker that has loaded a source keeps its checksum, though the file on the disk may change.
+    """
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         source.update(path.read_bytes())

@@ -21,7 +21,7 @@ from fcs_utils.study.contents import MEASUREMENTS, conform
 from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
 
-Measured = Literal["scoring", "speed", "latency", "deployed"]
+Measured = Literal["scoring", "speed", "latency", "deployed", "cluster"]
 
 
 def _measured(path: Path) -> dict[str, Any]:

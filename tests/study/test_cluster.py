@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +19,14 @@ from distributed.protocol.pickle import dumps, loads
 
 from fcs_utils.errors import StudyError
 from fcs_utils.study import dask_engine, guards
+from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.cluster import on_cluster, scheduler_address
+from fcs_utils.study.cluster_cost import LONG, idle_runs
 from fcs_utils.study.dask_engine import Engine, Lost, refusal, versions
 from fcs_utils.study.guards import Deadline
-from tests.conftest import GUARD, command_here
+from fcs_utils.study.measurements import kept
+from fcs_utils.study.records import Store
+from tests.conftest import GUARD, ROOT, command_here
 from tests.study.nodes import Nodes, until
 from tests.study.work import die, fail_oddly, images_of_a_loader, train_for_ever, wait_for, where
 
@@ -181,6 +186,21 @@ def test_refusals_come_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "distributed", None)
     monkeypatch.delitem(sys.modules, "fcs_utils.study.dask_engine")
     assert "pip install -e '.[cluster]'" in command_here(*run).stderr
+
+
+def test_the_costs_in_the_documents_are_those_that_were_measured() -> None:
+    command = [sys.executable, "-m", "cogapp", "--check", "docs/cluster.md"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, "docs/cluster.md is stale; renew it with: python -m cogapp -r docs/cluster.md"
+    (found, *_) = kept(Store(ROOT / "results", HEADLINE), "cluster")
+    assert found["overhead_seconds"] <= 0.02 * LONG and found["grid"]["runs"] == 10_000 and found["grid"]["per_second"] >= 100
+    assert [row["workers"] for row in found["rows"]] == [1, 2, 4]
+
+
+def test_runs_that_do_nothing_go_the_whole_way(nodes: Nodes, tmp_path: Path) -> None:
+    seconds, held = idle_runs(str(nodes.file), 40, 2, tmp_path, (20, 40))
+    assert seconds > 0 and len(held) == 2 and min(held) > 0
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # the mark is gone, and nothing was made
 
 
 def test_a_deadline_goes_to_another_machine_by_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
