@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,12 +155,7 @@ def cost_block(out: Path = PUBLISHED) -> str:
     )
 
 
-def main(measure: Callable[[], dict[str, Any]] = measure_cluster) -> None:
-    """Measure, keep it beside the other measurements of this machine, and say where."""
-    store = Store("results", HEADLINE)
-    keep(store, "cluster", measure())
-    print(f"saved in {store.measurements()}; publish it with: fcs-mlft publish --profile {HEADLINE}")
-
-
 if __name__ == "__main__":
-    main()
+    here = Store("results", HEADLINE)
+    keep(here, "cluster", measure_cluster())
+    print(f"saved in {here.measurements()}; publish it with: fcs-mlft publish --profile {HEADLINE}")
