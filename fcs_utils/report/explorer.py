@@ -97,7 +97,7 @@ class Explorer:
         goal = self.controls["goal"].value
         same = source is self.source and network == self.here.subject.place.network
         try:
-            self.here = Exploration(source.open(dataset, network, seed, self.controls["layer"].value if same else ""))
+            self.here = Exploration(source.choose(dataset, network, seed, self.controls["layer"].value if same else ""))
             self.source, goal = source, "ratio"  # one that every network reaches
         finally:
             self._settle(goal)

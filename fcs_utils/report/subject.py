@@ -14,7 +14,7 @@ from fcs_utils.data.dataset import Batch, Split
 from fcs_utils.data.listing import list_pictures
 from fcs_utils.data.pictures import load_pictures
 from fcs_utils.errors import refuse
-from fcs_utils.machine import fitting_batch, pick_device
+from fcs_utils.machine import pick_device
 from fcs_utils.pruning.criteria import needs, scoring
 from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.pruning.statistics import ChannelStatistics, collect_statistics
@@ -81,7 +81,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Subjects:
-    """Subjects to choose from; ``open`` takes a data set, a network, a seed and a layer, and raises StudyError for others.
+    """Subjects to choose from; ``choose`` takes a data set, a network, a seed and a layer, and raises StudyError for others.
 
     save_to: the file of a compact network by name.
     """
@@ -90,7 +90,7 @@ class Subjects:
     networks: Sequence[str]
     seeds: Sequence[int]
     save_to: Callable[[str], Path]
-    open: Callable[[str, str, int, str], Subject]
+    choose: Callable[[str, str, int, str], Subject]
 
 
 def study_source(profile: str, out: str | Path, data: str) -> Subjects:
@@ -176,7 +176,7 @@ def own_source(wanted: Shrinking, save_to: Callable[[str], Path], say: Callable[
             images=images,
             labels=labels,
             statistics=collect_statistics(dense, images, scope="inner", readings=READINGS, extras=extras),
-            judges=[*pictures.in_order(fitting_batch(wanted.batch_size, 1), most=JUDGES)],
+            judges=[*pictures.in_order(wanted.batch_size, most=JUDGES)],
             batches=pictures.batches(wanted.batch_size),
             training=training,
             save_to=save_to,

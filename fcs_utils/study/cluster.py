@@ -107,8 +107,8 @@ class Mark(NamedTuple):
 
     def seen(self) -> bool:
         try:
-            return self.path.read_text() == self.token
-        except OSError:
+            return read_bytes(self.path) == self.token.encode()
+        except (OSError, StudyError):  # it is not there
             return False
 
 

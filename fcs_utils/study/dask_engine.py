@@ -23,6 +23,7 @@ from distributed import Client, KilledWorker, Worker, WorkerPlugin, get_worker
 
 from fcs_utils import __version__
 from fcs_utils.errors import OutOfTime, StudyError, first_line
+from fcs_utils.files import read_bytes
 from fcs_utils.study.pool import listening
 
 PATIENCE = 10  # seconds in which a scheduler that is there answers
@@ -144,7 +145,7 @@ def versions() -> dict[str, str]:
     """
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        source.update(path.read_bytes())
+        source.update(read_bytes(path))
     found = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")}
     return {**found, "fcs_utils": f"{__version__} (source {source.hexdigest()[:8]})"}
 

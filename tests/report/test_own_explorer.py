@@ -56,7 +56,7 @@ def source(here: Path) -> Subjects:
 
 
 def opened(source: Subjects) -> Exploration:
-    return Exploration(source.open("photos", "", 0, ""))
+    return Exploration(source.choose("photos", "", 0, ""))
 
 
 def dense() -> nn.Module:
@@ -197,6 +197,6 @@ def test_what_does_not_fit_is_refused_in_one_line_before_a_picture_is_read(
 def test_other_layers_and_networks_are_refused(source: Subjects) -> None:
     for network, layer, message in (("vgg16", "", "network='vgg16'"), ("", "9.0", "layer='9.0' is not allowed; allowed: 0.0, 1.0")):
         with pytest.raises(StudyError, match=message):
-            source.open("photos", network, 0, layer)
+            source.choose("photos", network, 0, layer)
     with pytest.raises(StudyError, match="criterion='chip' is not allowed"):
         opened(source).layer(Choice("1.0", "chip"))
