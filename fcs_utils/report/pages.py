@@ -124,12 +124,18 @@ def render_index(
     _write_page(store.index(), "Overview", body, {**shared, "up": ""})
 
 
+def index_layout() -> list[dict[str, Any]]:
+    """The sections of the index, each with the figures and tables that it shows."""
+    sections: list[dict[str, Any]] = tomllib.loads((HERE / "index.toml").read_text())["section"]
+    return sections
+
+
 def _sections(store: Store, report: Report) -> list[tuple[str, str, list[dict[str, Any]]]]:
     """Title, opening and what to show of each section: the places that ``index.toml`` gives, then whatever has none yet."""
     tables, machines = _all_tables(store, report)
     drawn = {name: (inspect.getdoc(getattr(draw, "func", draw)) or name).split("\n")[0] for name, draw in report.figures().items()}
     drawn |= {"cost_growth": ""} if "cost" in tables else {}
-    layout = tomllib.loads((HERE / "index.toml").read_text())["section"]
+    layout = index_layout()
     for kind, names in (("figure", drawn), ("table", tables)):
         placed = {item.get(kind) for section in layout for item in section["show"]}
         layout[-1]["show"] += [{kind: name, "alt": drawn.get(name, "")} for name in names if name not in placed]

@@ -15,7 +15,7 @@ from fcs_utils.report.comparisons import counted
 from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.findings import findings, headlines
 from fcs_utils.report.frames import Report, make_report
-from fcs_utils.report.pages import TEMPLATES, title_and_question
+from fcs_utils.report.pages import TEMPLATES, index_layout, title_and_question
 from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.study import Study
 
@@ -67,7 +67,10 @@ def profile_readme(study: Study, report: Report) -> str:
     """The README of a profile's results, for those who read on GitHub: it links only what is published."""
     there, ledger = study.store.published, report.ledger
     shown = ledger[ledger.decisive | (ledger.role == "network")]
-    figures = [(name, FIGURES.about(name)) for name in report.figures() if there(study.store.figure(name)).exists()]
+    placed = [item["figure"] for section in index_layout() for item in section["show"] if "figure" in item]
+    order = [*placed, *sorted({*report.figures()} - {*placed})]  # as on the index, whatever was imported first
+    drawn = [name for name in order if name in report.figures() and there(study.store.figure(name)).exists()]
+    figures = [(name, FIGURES.about(name)) for name in drawn]
     chapters = [(n.name, *title_and_question(n)) for n in NOTEBOOKS.values() if there(study.store.executed(n.name)).exists()]
     tables = sorted(path.stem for path in there(study.store.table("claims")).parent.glob("*.md"))
     return TEMPLATES.get_template("readme.md.j2").render(
