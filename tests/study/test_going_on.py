@@ -52,7 +52,7 @@ def test_a_study_stops_in_time_and_goes_on_to_the_same_record(smoke: Path, tmp_p
 
 def test_a_run_that_was_given_up_does_not_count_as_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, shown = Study("smoke", tmp_path), MagicMock()
-    shown.return_value.__enter__.return_value.n = 0
+    shown.return_value.n = 0
     monkeypatch.setattr("fcs_utils.study.study.tqdm", shown)
     ends: list[StudyError | None] = [None, OutOfTime("enough")]
 
@@ -63,7 +63,7 @@ def test_a_run_that_was_given_up_does_not_count_as_done(tmp_path: Path, monkeypa
     monkeypatch.setattr(study, "ensure", ensure)
     with pytest.raises(OutOfTime):
         study.run(["reference"])
-    (said,) = shown.return_value.__enter__.return_value.set_postfix_str.call_args_list
+    (said,) = shown.return_value.set_postfix_str.call_args_list
     assert said.args[0].startswith("1 of 2 runs") and not ends
 
 
