@@ -97,7 +97,7 @@ def study_runs(profile: str, folder: Path, **where: Any) -> float:
 
 
 def measure_cluster(count: int = 10_000, workers: Sequence[int] = (1, 2, 4)) -> dict[str, Any]:
-    """All of it; takes about ten minutes."""
+    """All of it; takes some minutes."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         rows: list[dict[str, Any]] = []
@@ -143,8 +143,8 @@ def cost_block(out: Path = PUBLISHED) -> str:
     took = found["overhead_seconds"]
     return "\n\n".join(
         [
-            f"Measured on {machine['device']}, {machine['cores']} cores, torch {machine['torch']}, {found['date'][:10]}; the "
-            f"machine was not idle (load {machine['load']:.1f}).",
+            f"Measured on {machine['device']}, {machine['cores']} cores, torch {machine['torch']}, {found['date'][:10]}. At the "
+            f"end the load was {machine['load']:.1f}, its own workers included.",
             table.to_markdown(index=False, disable_numparse=True),
             f"In one process without a cluster, {found['here_per_second']:.2f} of the same small runs are done a second. The "
             f"engine takes {1000 * took:.0f} ms a run, {took / LONG:.1%} of a run of {LONG:.0f} s. Of a simulated grid of "
