@@ -33,6 +33,8 @@ def plan_by_hand(model: Model, example: Images, kept: Mapping[str, Sequence[Amou
         width = layers[name].channels
         if not indices or len(set(indices)) < len(indices) or indices[-1] >= width:
             raise refuse(f"kept.{name}", indices, f"different channels of 0 to {width - 1}, one or more")
+        if why := layers[name].shares.fault(indices, width):
+            raise refuse(f"kept.{name}", indices, why)
         if why := layers[name].obstacle("all"):
             raise refuse(f"kept.{name}", indices, f"nothing: it cannot lose channels, {why}")
     losing = {name: indices for name, indices in wanted.items() if len(indices) < layers[name].channels}

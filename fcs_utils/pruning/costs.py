@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from fcs_utils.models import count_macs, module_macs
-from fcs_utils.pruning.layers import Layer, depthwise
+from fcs_utils.pruning.layers import Layer
+from fcs_utils.pruning.shares import depthwise
 
 Groups = Mapping[str, Sequence[str]]  # convolutions that shrink together, by the first of them
 
@@ -21,7 +22,7 @@ class Costs:
         self.dense = module_macs(model, example)
         modules = dict(model.named_modules())
         self.width = {name: modules[name].weight.shape[0] for name in self.dense}
-        self.read = {name: modules[name].weight.shape[1] for name in self.dense}
+        self.read = {name: modules[name].weight.shape[1] * getattr(modules[name], "groups", 1) for name in self.dense}
         self.single = {name for name in self.dense if depthwise(modules[name])}
 
     def measured(self, compact: nn.Module) -> float:

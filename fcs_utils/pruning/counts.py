@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fcs_utils.errors import refuse
+from fcs_utils.pruning.shares import ANY, Shares
 
 Ranking = Literal["layer", "network"]  # among which channels the least important are sought
 Rounding = Literal["study", "chip"]
@@ -37,14 +39,18 @@ class Limits:
     multiple: int = 1
     least: int = 1
 
+    def stepped(self, shares: Shares) -> Limits:
+        """The limits for a layer whose channels go in such shares."""
+        return Limits(math.lcm(self.multiple, shares.step), self.least)
+
     def fit(self, keep: int, channels: int) -> int:
         """The smallest number allowed that is not below ``keep``: the limits never take a channel that the goal leaves."""
         return min(channels, -(-max(keep, self.least) // self.multiple) * self.multiple)
 
 
-def select(importance: Tensor, keep: int) -> list[int]:
+def select(importance: Tensor, keep: int, shares: Shares = ANY) -> list[int]:
     """Indices of the ``keep`` most important channels, sorted; equals go to the lower index."""
-    return sorted(importance.argsort(descending=True, stable=True)[:keep].tolist())
+    return sorted(shares.order(importance)[:keep])
 
 
 def network_counts(scores: Mapping[str, Tensor], ratio: float, floors: Mapping[str, int] | None = None) -> dict[str, int]:

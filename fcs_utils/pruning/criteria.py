@@ -18,6 +18,7 @@ from fcs_utils.config import Images, Labels, Model, Seed, checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import module_sum
 from fcs_utils.pruning.counts import Ranking
+from fcs_utils.pruning.shares import depthwise
 from fcs_utils.pruning.statistics import ChannelStatistics, check_weights
 from fcs_utils.pruning.sums import Extra, Reading, Where
 
@@ -166,7 +167,7 @@ def importance(
     """Importance of every channel by convolution name: finite float64 tensors (C,), higher = keep.
 
     name: a key of ``CRITERIA``. statistics: from ``collect_statistics``; decides which layers are scored
-    (default: every ungrouped convolution, for criteria that read weights only). images (N, C, H, W) and
+    (default: every convolution but depthwise ones, for criteria that read weights only). images (N, C, H, W) and
     labels (N,): for ``taylor``. seed: for ``random`` and sklearn's binning. Options are the criterion
     function's keyword arguments.
 
@@ -184,7 +185,7 @@ def importance(
     check_weights(model, statistics or {})
     if odd := next((s.tap for s in (statistics or {}).values() if s.tap != tap and found.reads in ("statistics", "network")), None):
         raise StudyError(f"criterion {name!r} reads maps with tap={tap!r}; these statistics were collected with tap={odd!r}")
-    layers = {n: m for n, m in convolutions.items() if (n in statistics if statistics is not None else m.groups == 1)}
+    layers = {n: m for n, m in convolutions.items() if (n in statistics if statistics is not None else not depthwise(m))}
     keywords = {**found.fixed, **options}
     if found.reads == "gradients":
         if images is None or labels is None:

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.graph import dependency_graph, traceable, walk
-from fcs_utils.pruning.layers import MIXING, depthwise
+from fcs_utils.pruning.layers import MIXING
+from fcs_utils.pruning.shares import cut_of, depthwise
 from fcs_utils.pruning.ties import tie_again, tied_parameters
 from fcs_utils.running import in_turn
 
@@ -34,7 +35,7 @@ def duplicate(model: nn.Module) -> nn.Module:
 class Part:
     """What one module loses with a convolution's channels.
 
-    cut: Torch-Pruning's function that removes indices. reads: whether they are inputs of a layer that mixes channels.
+    cut: the function that removes indices, mostly Torch-Pruning's. reads: whether they are inputs of a layer that mixes channels.
     indices: by channel of the convolution, those of the module.
     """
 
@@ -125,7 +126,7 @@ def _parts(graph: tp.DependencyGraph, module: nn.Conv2d, called: Mapping[nn.Modu
         for index, channel in pairs.T.tolist():
             indices.setdefault(channel, []).append(index)
         reads = isinstance(target, MIXING) and not depthwise(target) and not written
-        parts.append(Part(called[target], dependency.handler, reads, indices))
+        parts.append(Part(called[target], cut_of(target, written, dependency.handler), reads, indices))
         if written and isinstance(target, nn.Conv2d) and called[target] not in convolutions:
             convolutions.append(called[target])
     return parts, convolutions

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.costs import Costs
-from fcs_utils.pruning.counts import nearest_ratio, select
+from fcs_utils.pruning.counts import Limits, nearest_ratio, select
 from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.pruning.layers import ROUTE, Layer
 from fcs_utils.pruning.options import PlanOptions
@@ -98,7 +98,8 @@ class Draft:
         if self.options.allocation == "sensitivity":
             return "other layers save MACs at less harm"
         rate, width = self.options.rates[name] if self.options.rates is not None else self.ratio, self.layers[name].channels
-        multiple = f" in multiples of {self.options.limits.multiple}" if self.options.limits.multiple > 1 else ""
+        step = self._limits()[name].multiple
+        multiple = f" in multiples of {step}" if step > 1 else ""
         return f"ratio {rate:g} of {width} channels{multiple} rounds to none"
 
     def _score(self, name: str, members: Sequence[str]) -> Tensor:
@@ -109,11 +110,14 @@ class Draft:
     def _chosen(self, ratio: float | None) -> dict[str, dict[str, list[int]]]:
         """By group, what its convolutions keep, and those that follow them."""
         scores = {name: self._score(name, members) for name, members in self.groups.items()}
-        counts = self.options.counts(scores, ratio, self._sought(scores))
+        counts = self.options.counts(scores, ratio, self._sought(scores), self._limits())
         chosen = {}
         for name in self.groups:
-            chosen[name] = dict.fromkeys(self._losing(name), select(scores[name], counts[name]))
+            chosen[name] = dict.fromkeys(self._losing(name), select(scores[name], counts[name], self.layers[name].shares))
         return chosen
+
+    def _limits(self) -> dict[str, Limits]:
+        return {name: self.options.limits.stepped(self.layers[name].shares) for name in self.groups}
 
     def _losing(self, name: str) -> list[str]:
         """A group's convolutions, and those that follow them."""
@@ -128,15 +132,16 @@ class Draft:
             known, curves = self.options.statistics, dict[str, Tensor]()
             best = evaluated(self.options.evaluate, duplicate(self.model), "evaluate") if self.options.evaluate else 0.0
             for name, score in scores.items():
+                shares = self.layers[name].shares
                 if self.options.evaluate:
-                    curves[name] = evaluated_curve(self.cuts, self._losing(name), score, self.options.evaluate, best)
+                    curves[name] = evaluated_curve(self.cuts, self._losing(name), score, shares, self.options.evaluate, best)
                 elif known is not None:
-                    order = score.argsort(descending=True, stable=True).tolist()
+                    order = shares.order(score)
                     found = [reconstruction_curve(self.model, known[one], order) for one in self.groups[name] if one in known]
                     curves[name] = torch.stack(found).mean(0)
             floors = {name: self.options.floor(len(score)) for name, score in scores.items()}
             share = partial(self.costs.estimate, self.groups)
-            self._descent = [*scores], Descent(curves, share, self.options.limits, floors)
+            self._descent = [*scores], Descent(curves, share, self._limits(), floors)
         return self._descent[1]
 
     def _ratios(self) -> list[float]:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from fcs_utils.errors import StudyError
-from fcs_utils.running import run_network, tensors_in, untouched
+from fcs_utils.errors import StudyError, refuse
+from fcs_utils.running import check_hooks, run_network, tensors_in, untouched
 
 Node = Any  # an autograd node; torch has no public type for it
 GATES = re.compile(r"(Hard)?[Ss]igmoid|Tanh|Softmax|Clamp|Hardtanh")
@@ -219,6 +219,18 @@ class Flow:
 def convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
     """Every 2-D convolution by name, in module order."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+
+
+def check_images(model: nn.Module, images: Tensor) -> None:
+    """Raises StudyError for what no network takes as images, and for a compiled one. Whether this one runs shows when it runs."""
+    check_hooks(model)
+    first = next((module for _, module in convolutions(model)), None)
+    if first is None:
+        raise StudyError("nothing to prune: the network has no convolution")
+    home = next((parameter.device for parameter in model.parameters()), images.device)
+    if images.dim() != 4 or not images.numel() or not images.is_floating_point() or images.device != home:
+        wanted = f"a float tensor (N, C, H, W) with N of 1 or more on {home}"
+        raise refuse("images", f"{images.dtype} {tuple(images.shape)} on {images.device}", wanted)
 
 
 def run_once(model: nn.Module, example: Tensor, known: tuple[type, ...]) -> Flow:

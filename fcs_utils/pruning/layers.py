@@ -9,20 +9,20 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from fcs_utils.errors import StudyError, refuse
-from fcs_utils.pruning.flow import Consumer, Flow, Node, Tap, convolutions, run_once
+from fcs_utils.pruning.flow import Consumer, Flow, Node, Tap, check_images, convolutions, run_once
 from fcs_utils.pruning.graph import cut_by, dependency_graph, traceable, walk
 from fcs_utils.pruning.segments import Segments
+from fcs_utils.pruning.shares import ANY, Shares, depthwise, grouped, shares_of
 from fcs_utils.pruning.ties import tied_parameters, unlike
-from fcs_utils.running import check_hooks, untouched
+from fcs_utils.running import untouched
 from fcs_utils.shortcuts import PadShortcut
 
 MIXING = (nn.Conv2d, nn.Linear, PadShortcut)  # layers that mix channels, or move them: indices before and behind differ
 # What may lie between: treats each channel by itself, so a channel can go without changing another.
 CHANNELWISE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.PReLU)
-ROUTE = "whether the forward pass leads through it depends on the image"
 NAMED = 100  # layers that one reason lists
 LARGE = 512  # operations of a group from which on its layers share one walk
+ROUTE = "whether the forward pass leads through it depends on the image"
 Scope = Literal["inner", "all"]
 
 
@@ -35,7 +35,8 @@ class Layer:
     shortcuts: those of option A that read it. beyond: convolutions on the other side of a shortcut of option A that reads it or
     adds to it; they share a residual sum with it, but keep channels of their own. aligned: those of them whose channels lie one
     to one beside its own. tap: the tensor that its consumers read. parted: consumers read different tensors, and the tap is the
-    last one that they have in common. barrier: why no scope may shrink it.
+    last one that they have in common. barrier: why no scope may shrink it. shares: which channels go only together, or in equal
+    numbers.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Layer:
     shortcuts: tuple[Consumer, ...] = ()
     beyond: tuple[str, ...] = ()
     aligned: tuple[str, ...] = ()
+    shares: Shares = ANY
 
     def obstacle(self, scope: Scope = "inner") -> str | None:
         """Why a scope leaves this layer whole (M7), or None where it may shrink."""
@@ -60,23 +62,6 @@ class Layer:
             more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
             return f"shares a residual sum with {', '.join(others[:NAMED])}{more}"
         return None
-
-
-def depthwise(module: nn.Module) -> bool:
-    """Whether a module is a convolution that treats each channel by itself."""
-    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
-
-
-def check_images(model: nn.Module, images: Tensor) -> None:
-    """Raises StudyError for what no network takes as images, and for a compiled one. Whether this one runs shows when it runs."""
-    check_hooks(model)
-    first = next((module for _, module in convolutions(model)), None)
-    if first is None:
-        raise StudyError("nothing to prune: the network has no convolution")
-    home = next((parameter.device for parameter in model.parameters()), images.device)
-    if images.dim() != 4 or not images.numel() or not images.is_floating_point() or images.device != home:
-        wanted = f"a float tensor (N, C, H, W) with N of 1 or more on {home}"
-        raise refuse("images", f"{images.dtype} {tuple(images.shape)} on {images.device}", wanted)
 
 
 def trace_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
@@ -106,9 +91,9 @@ def _apart(layers: dict[str, Layer], segments: Segments) -> dict[str, Layer]:
     halves: dict[str, Tensor] = {}
     for name, layer in free.items():
         if name not in halves:
-            halves |= dict.fromkeys((name, *layer.coupled), segments.half(layer.channels))
+            halves |= dict.fromkeys((name, *layer.coupled), segments.half(layer.channels, layer.shares.unit))
     for name in sorted(segments.suspects(readers, halves)):
-        if reader := segments.crossing(name, readers[name]):
+        if reader := segments.crossing(name, readers[name], layers[name].shares.unit):
             layers[name] = replace(layers[name], barrier=f"channels mix on the way to {reader}")
     return layers
 
@@ -130,6 +115,7 @@ class _Group:
     followers: list[str]
     barriers: list[str]
     large: bool = False
+    shares: Shares = ANY
     read_by: list[Consumer] = field(default_factory=list)
     joined_by: list[str] = field(default_factory=list)
 
@@ -175,8 +161,8 @@ class _Tracer:
         if module not in self.graph.module2node or node is None:
             return Layer(name, channels, None, (), (), (), whole, False, "the forward pass does not lead through it")
         barriers = []
-        if module.groups != 1:
-            barriers.append("depthwise convolution: follows the layer before it" if depthwise(module) else "grouped convolution")
+        if depthwise(module):
+            barriers.append("depthwise convolution: follows the layer before it")
         elif node in self.gates:
             barriers.append("gates another layer's channels and follows that layer")
         group = self.groups[name] = self.shared.get(name) or self.group(name, module)
@@ -188,7 +174,8 @@ class _Tracer:
         coupled = tuple(group.members) if group.large else tuple(group.members[1:])
         tap, parted = (whole, False) if barriers else self.flow.tap(name, channels, [*group.consumers, *group.read_by])
         consumers, followers, barrier = tuple(group.consumers), tuple(group.followers), next(iter(barriers), None)
-        return Layer(name, channels, norm, consumers, followers, coupled, tap, parted, barrier, tuple(group.read_by))
+        read_by = tuple(group.read_by)
+        return Layer(name, channels, norm, consumers, followers, coupled, tap, parted, barrier, read_by, shares=group.shares)
 
     def group(self, name: str, module: nn.Conv2d) -> _Group:
         group = _Group([name], [], [], [])
@@ -216,8 +203,8 @@ class _Tracer:
             group.barriers.append(f"{called} is called more than once in a forward pass")
         if computed := [n for n in ("weight", "bias") if hasattr(target, n) and n not in target._parameters | target._buffers]:
             group.barriers.append(f"the {computed[0]} of {called} is computed, such as by weight_norm or a mask, and cannot be cut")
-        if isinstance(target, nn.Conv2d) and target is not module and target.groups != 1 and not depthwise(target):
-            group.barriers.append(f"read by the grouped convolution {called}")
+        if grouped(target) or isinstance(target, nn.GroupNorm):
+            self.share(group, target, called, indices, channels, reads)
         if target is module:
             return
         if isinstance(target, PadShortcut):
@@ -237,8 +224,20 @@ class _Tracer:
                 group.barriers.append(f"{called} reads its channels in a way that cannot be followed")
             else:
                 group.consumers.append(Consumer(called, indices.reshape(channels, -1)))
-        elif not isinstance(target, CHANNELWISE) and not cut_by(self.graph, target):
+        elif not isinstance(target, (*CHANNELWISE, nn.GroupNorm)) and not cut_by(self.graph, target):
             group.barriers.append(f"read by {called}, a {type(target).__name__}, which mixes channels")
+
+    def share(self, group: _Group, target: nn.Module, called: str, indices: Tensor, channels: int, reads: bool) -> None:
+        """Enter what a grouped convolution or a GroupNorm asks of a group's channels."""
+        what = f"the {'GroupNorm' if isinstance(target, nn.GroupNorm) else 'grouped convolution'} {called}"
+        found = shares_of(target, indices, reads) if len(indices) == channels else None
+        shares = group.shares.joined(found) if found else ANY
+        if found is None:
+            group.barriers.append(f"its channels share groups of {what} with others")
+        elif channels % shares.step or shares.step == channels:
+            group.barriers.append(f"none of its channels can go without others, because of {what}")
+        else:
+            group.shares = shares
 
     def surroundings(self, group: _Group, channels: int) -> None:
         """Enter why a group's channels cannot go that the modules alone do not tell."""

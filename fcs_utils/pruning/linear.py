@@ -20,14 +20,31 @@ POSITIONS = 2.5  # for each kept channel: a fit to about as many positions as ch
 RIDGE = 1e-6  # of the mean diagonal: keeps singular Gram matrices invertible, too small to blur a scaled copy
 
 
+def read_together(module: nn.Module, consumer: Consumer) -> list[tuple[slice, list[int]]]:
+    """The rows of a consumer's weight, by group of a convolution, and the layer's channels that they read."""
+    if not isinstance(module, nn.Conv2d) or module.groups == 1:
+        return [(slice(None), [*range(len(consumer.positions))])]
+    owner = consumer.positions[:, 0] // (module.in_channels // module.groups)
+    rows = module.out_channels // module.groups
+    return [(slice(n * rows, (n + 1) * rows), (owner == n).nonzero()[:, 0].tolist()) for n in range(module.groups)]
+
+
 def read_weights(model: nn.Module, consumer: Consumer) -> Tensor:
-    """The consumer's weights that read a layer's C channels: (O, C, k), k kernel or map positions; float64."""
-    weight = model.get_submodule(consumer.name).weight
+    """The consumer's weights that read a layer's C channels: (O, C, k), k kernel or map positions; float64.
+
+    They are zero where an output of a grouped convolution does not read a channel.
+    """
+    module = model.get_submodule(consumer.name)
+    weight = module.weight
     assert isinstance(weight, Tensor)
-    weight = weight.detach()
+    weight, positions = weight.detach(), consumer.positions.to(weight.device)
     if weight.dim() == 2:
-        return weight[:, consumer.positions.to(weight.device)].double()
-    return weight[:, consumer.positions[:, 0].to(weight.device)].flatten(2).double()
+        return weight[:, positions].double()
+    kernels = weight.flatten(2).double()  # (O, inputs of a group, k)
+    read = kernels.new_zeros(len(kernels), len(positions), kernels.shape[2])
+    for rows, channels in read_together(module, consumer):
+        read[rows, channels] = kernels[rows, positions[channels, 0] % kernels.shape[1]]
+    return read
 
 
 def elimination_order(gram: Tensor, weights: Tensor, norms: Tensor) -> list[int]:
@@ -70,13 +87,14 @@ def fcs_linear(model: nn.Module, statistics: ChannelStatistics) -> Tensor:
     return importance
 
 
-def reconstruction(statistics: ChannelStatistics, kept: Sequence[int], intercept: bool) -> tuple[Tensor, Tensor]:
+def reconstruction(
+    statistics: ChannelStatistics, kept: Sequence[int], dropped: Sequence[int], intercept: bool
+) -> tuple[Tensor, Tensor]:
     """How dropped maps are blended from kept ones, F_D ~ A F_K + b (M8): A (D, K) and b (D,), zeros without intercept.
 
-    Ridge least squares over all images and positions; dropped channels in ascending order.
+    Ridge least squares over all images and positions.
     """
-    keep = torch.tensor(kept)
-    drop = torch.tensor([c for c in range(len(statistics.l1)) if c not in set(kept)])
+    keep, drop = torch.tensor(kept), torch.tensor(dropped)
     products = statistics.gram / statistics.count
     size = products.diagonal()[keep].mean()
     ridge = RIDGE * (size if size > 0 else 1.0)  # all channels dead: the solution is then zero

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.flow import Consumer
 from fcs_utils.pruning.layers import Layer, trace_layers
-from fcs_utils.pruning.linear import POSITIONS, read_weights, reconstruction
+from fcs_utils.pruning.linear import POSITIONS, read_together, read_weights, reconstruction
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.statistics import ChannelStatistics, check_weights
 from fcs_utils.pruning.ties import tied_parameters
@@ -79,18 +79,21 @@ def _fold(
 ) -> None:
     """Change the weight that these consumers share, and where each of them takes up the constant."""
     places = [_place(model, layers, reader.name, {model.get_submodule(one.name) for one in readers}) for reader in readers]
-    blend, offset = reconstruction(statistics, kept, intercept=None not in places)
-    weight, read = model.get_submodule(readers[0].name).weight, read_weights(model, readers[0])  # (O, C, k)
+    module, positions, stays = model.get_submodule(readers[0].name), readers[0].positions, set(kept)
+    weight, read = module.weight, read_weights(model, readers[0])  # (O, C, k)
     assert isinstance(weight, Tensor)
-    dropped = [channel for channel in range(len(statistics.l1)) if channel not in set(kept)]
-    lost = read[:, dropped]  # (O, D, k)
-    blended = read[:, kept] + torch.einsum("odk,dc->ock", lost, blend.to(read))
-    columns = readers[0].positions[kept].to(weight.device)  # (K, k)
-    if weight.dim() == 2:
-        weight[:, columns] = blended.to(weight)
-    else:
-        weight[:, columns[:, 0]] = blended.unflatten(2, weight.shape[2:]).to(weight)
-    constant = torch.einsum("odk,d->o", lost, offset.to(read))
+    constant = read.new_zeros(len(read))
+    for rows, channels in read_together(module, readers[0]):  # a group of a convolution sees no channels but its own
+        keep, drop = [c for c in channels if c in stays], [c for c in channels if c not in stays]
+        blend, offset = reconstruction(statistics, keep, drop, intercept=None not in places)
+        lost = read[rows, drop]  # (O, D, k)
+        blended = read[rows, keep] + torch.einsum("odk,dc->ock", lost, blend.to(read))
+        columns = positions[keep].to(weight.device)  # (K, k)
+        if weight.dim() == 2:
+            weight[rows, columns] = blended.to(weight)
+        else:
+            weight[rows, columns[:, 0] % weight.shape[1]] = blended.unflatten(2, weight.shape[2:]).to(weight)
+        constant[rows] = torch.einsum("odk,d->o", lost, offset.to(read))
     for tensor, sign in {id(place[0]): place for place in places if place}.values():  # a bias, too, may be shared
         tensor += sign * constant.to(tensor)
 

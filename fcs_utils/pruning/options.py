@@ -50,8 +50,13 @@ class PlanOptions:
         """The fewest channels that a layer keeps where others decide how many it loses."""
         return min(width, max(self.limits.least, math.ceil(FLOOR * width)))
 
-    def counts(self, scores: Mapping[str, Tensor], ratio: float | None, descent: Descent | None) -> dict[str, int]:
-        """How many channels each group keeps at a ratio, or at its own rate. scores: (C,) by group. descent: of sensitivity."""
+    def counts(
+        self, scores: Mapping[str, Tensor], ratio: float | None, descent: Descent | None, limits: Mapping[str, Limits]
+    ) -> dict[str, int]:
+        """How many channels each group keeps at a ratio, or at its own rate.
+
+        scores: (C,) by group. descent: of sensitivity. limits: by group, those of the options for its shares.
+        """
         widths = {name: len(score) for name, score in scores.items()}
         if self.rates is not None:
             found = {name: keep_count(width, self.rates[name], self.rounding) for name, width in widths.items()}
@@ -66,7 +71,7 @@ class PlanOptions:
                 found = network_counts(scores, ratio)
             else:
                 found = {name: keep_count(width, ratio, self.rounding) for name, width in widths.items()}
-        return {name: self.limits.fit(found[name], width) for name, width in widths.items()}
+        return {name: limits[name].fit(found[name], width) for name, width in widths.items()}
 
     def ratios(self, widths: Sequence[int], descent: Descent | None) -> list[float]:
         """Ratios, ascending, one for every set of counts."""

@@ -36,11 +36,11 @@ class Segments:
         # Random images: at a plain zero, gradients of rectifiers vanish and would hide a crossing.
         run_network(model, torch.randn(example.shape, generator=self.generator).to(example))
 
-    def half(self, channels: int) -> Tensor:
-        """A random half of the channels, (C,) bool, the first in it and the last not."""
-        half = torch.rand(channels, generator=self.generator) < 0.5
+    def half(self, channels: int, unit: int = 1) -> Tensor:
+        """A random half of the channels, (C,) bool, the first in it and the last not. unit: neighbours that stay together."""
+        half = torch.rand(channels // unit, generator=self.generator) < 0.5
         half[0], half[-1] = True, False
-        return half
+        return half.repeat_interleave(unit)
 
     def suspects(self, readers: Mapping[str, Mapping[str, Tensor]], halves: Mapping[str, Tensor]) -> set[str]:
         """Layers from which a channel may reach another one's indices, found in two passes for all of them.
@@ -74,13 +74,13 @@ class Segments:
         weights = torch.rand(seen.shape, generator=self.generator).to(seen) + 0.5
         return (seen * weights)[:, inside.to(seen.device)].sum()
 
-    def crossing(self, name: str, readers: Mapping[str, Tensor]) -> str | None:
+    def crossing(self, name: str, readers: Mapping[str, Tensor], unit: int = 1) -> str | None:
         """A reader in which a channel reaches indices that are not its own, or None.
 
-        readers: by name, the input indices (C, k) of each of the layer's C channels.
+        readers: by name, the input indices (C, k) of each of the layer's C channels. unit: neighbours that may mix.
         """
         output = self.outputs[name]
-        half = self.half(output.shape[1])
+        half = self.half(output.shape[1], unit)
         for reader, positions in readers.items():
             seen = self.inputs.get(reader)
             if seen is None or seen.dim() < 2 or positions.max() >= seen.shape[1]:

@@ -11,6 +11,7 @@ from fcs_utils.errors import StudyError, first_line
 from fcs_utils.pruning.counts import Limits, select
 from fcs_utils.pruning.cutting import Cuts
 from fcs_utils.pruning.linear import POSITIONS, RIDGE, read_weights
+from fcs_utils.pruning.shares import Shares
 from fcs_utils.pruning.statistics import ChannelStatistics
 
 PARTS_GONE = 32  # steps in which a layer loses its channels
@@ -53,17 +54,18 @@ def _root(gram: Tensor) -> Tensor:
 
 
 def evaluated_curve(
-    cuts: Cuts, members: Sequence[str], score: Tensor, evaluate: Callable[[nn.Module], float], best: float
+    cuts: Cuts, members: Sequence[str], score: Tensor, shares: Shares, evaluate: Callable[[nn.Module], float], best: float
 ) -> Tensor:
     """By how much a measure falls when one group keeps k channels, by k from 0 to C: measured at ``TRIED``, and straight between.
 
-    members: convolutions that lose the same channels. score: (C,), their importance. evaluate: a network's accuracy or another
-    measure, higher is better. best: the dense network's. Raises StudyError for a measure that is no finite number.
+    members: convolutions that lose the same channels. score: (C,), their importance. shares: the choices that they have.
+    evaluate: a network's accuracy or another measure, higher is better. best: the dense network's. Raises StudyError for a
+    measure that is no finite number.
     """
     width, points = len(score), {len(score): 0.0}
     for share in TRIED:
-        if (count := max(1, round(share * width))) not in points:
-            kept = select(score, count)
+        if (count := max(1, round(share * width / shares.step)) * shares.step) not in points:
+            kept = select(score, count, shares)
             points[count] = max(0.0, best - evaluated(evaluate, cuts.compact(dict.fromkeys(members, kept)), "evaluate"))
     counts = sorted(points)
     known = torch.tensor([points[count] for count in counts], dtype=torch.float64)
@@ -94,16 +96,20 @@ class Descent:
     """Channel counts from the dense network down: each step takes channels where they harm least for the MACs that they save.
 
     curves: by group, the loss when it keeps k channels, (C + 1,). share: the share of MACs left by the counts of all groups.
-    floors: the fewest channels that each keeps. A layer's curve counts by its lower convex hull, so that a costly step with cheap
-    ones behind it is not shied away from.
+    limits: by group. floors: the fewest channels that each keeps. A layer's curve counts by its lower convex hull, so that a
+    costly step with cheap ones behind it is not shied away from.
     """
 
     def __init__(
-        self, curves: Mapping[str, Tensor], share: Callable[[Mapping[str, int]], float], limits: Limits, floors: Mapping[str, int]
+        self,
+        curves: Mapping[str, Tensor],
+        share: Callable[[Mapping[str, int]], float],
+        limits: Mapping[str, Limits],
+        floors: Mapping[str, int],
     ) -> None:
         self.widths = {name: len(curve) - 1 for name, curve in curves.items()}
         counts = dict(self.widths)
-        steps = {name: self._steps(curve, limits, limits.fit(floors[name], self.widths[name])) for name, curve in curves.items()}
+        steps = {n: self._steps(curve, limits[n], limits[n].fit(floors[n], self.widths[n])) for n, curve in curves.items()}
         self.path = [dict(counts)]
         while any(steps.values()):
             now = share(counts)

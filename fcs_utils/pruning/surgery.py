@@ -15,7 +15,7 @@ from fcs_utils.config import Count, Images, Model, checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.models import images_at_once
 from fcs_utils.pruning.cutting import Cuts, duplicate
-from fcs_utils.pruning.layers import check_images
+from fcs_utils.pruning.flow import check_images
 from fcs_utils.pruning.merge import merge
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.proof import Proof, exact_groups

@@ -62,10 +62,13 @@ def test_a_descent_weighs_harm_against_macs_by_hand() -> None:
     """Both layers lose 0.1 a channel; a channel of b saves twice the MACs. A dear step with free ones behind it is taken as one."""
     curves = {"a": torch.tensor([0.4, 0.3, 0.2, 0.1, 0]).double(), "b": torch.tensor([0.4, 0.3, 0.3, 0.3, 0]).double()}
     share = lambda found: (found["a"] + 2 * found["b"]) / 12  # noqa: E731
-    path = Descent(curves, share, Limits(), {"a": 1, "b": 1}).path
+    path = Descent(curves, share, dict.fromkeys("ab", Limits()), {"a": 1, "b": 1}).path
     assert [(one["a"], one["b"]) for one in path] == [(4, 4), (4, 3), (4, 2), (4, 1), (3, 1), (2, 1), (1, 1)]
     steep = {**curves, "b": 10 * curves["b"]}
-    assert [(one["a"], one["b"]) for one in Descent(steep, share, Limits(2), {"a": 1, "b": 1}).path] == [(4, 4), (2, 4), (2, 2)]
+    path = Descent(steep, share, dict.fromkeys("ab", Limits(2)), {"a": 1, "b": 1}).path
+    assert [(one["a"], one["b"]) for one in path] == [(4, 4), (2, 4), (2, 2)]
+    path = Descent(steep, share, {"a": Limits(), "b": Limits(2)}, {"a": 1, "b": 1}).path
+    assert [(one["a"], one["b"]) for one in path] == [(4, 4), (3, 4), (2, 4), (1, 4), (1, 2)]
 
 
 @torch.no_grad()

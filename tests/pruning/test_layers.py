@@ -116,13 +116,19 @@ WHOLE = {
         lambda: Net(lambda n, x: mean(n.b(n.a(x)) + n.b(n.c(x))), a=conv(3, 4), c=conv(3, 4), b=conv(4, 2)),
         "b is called more than once",
     ),
-    "grouped": (
-        lambda: Net(lambda n, x: mean(n.b(n.a(x))), a=nn.Conv2d(4, 6, 1, groups=2), b=conv(6, 2)),
-        "grouped convolution",
+    "one input a group": (
+        lambda: Net(lambda n, x: mean(n.b(n.a(x))), a=conv(3, 6), b=nn.Conv2d(6, 12, 1, groups=6)),
+        "none of its channels can go without others, because of the grouped convolution b",
     ),
-    "read by grouped": (
-        lambda: Net(lambda n, x: mean(n.b(n.a(x))), a=conv(3, 6), b=nn.Conv2d(6, 2, 1, groups=2)),
-        "grouped convolution b",
+    "one output a group": (
+        lambda: Net(lambda n, x: mean(n.b(n.a(x))), a=nn.Conv2d(3, 3, 1, groups=3), b=conv(3, 2)),
+        "depthwise",
+    ),
+    "beside others in a group": (
+        lambda: Net(
+            lambda n, x: mean(n.b(torch.cat([n.a(x), n.c(x)], 1))), a=conv(3, 3), c=conv(3, 3), b=nn.Conv2d(6, 2, 1, groups=2)
+        ),
+        "its channels share groups of the grouped convolution b with others",
     ),
     "output": (lambda: Net(lambda n, x: mean(n.a(x)), a=conv(3, 4)), "network's outputs"),
     "output besides": (
@@ -130,8 +136,8 @@ WHOLE = {
         "network's outputs",
     ),
     "group norm": (
-        lambda: Net(lambda n, x: mean(n.b(n.g(n.a(x)))), a=conv(3, 4), g=nn.GroupNorm(2, 4), b=conv(4, 2)),
-        "GroupNorm, which mixes channels",
+        lambda: Net(lambda n, x: mean(n.b(n.g(n.a(x)))), a=conv(3, 4), g=nn.GroupNorm(1, 4), b=conv(4, 2)),
+        "none of its channels can go without others, because of the GroupNorm g",
     ),
     "sum with the images": (
         lambda: Net(lambda n, x: mean(n.b(x + n.a(x))), a=conv(3, 3), b=conv(3, 2)),

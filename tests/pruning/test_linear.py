@@ -23,10 +23,10 @@ def statistics(*maps: list[float]) -> ChannelStatistics:
 def test_a_dropped_channel_is_rebuilt_with_and_without_a_constant() -> None:
     # F1 = 2 F0 + 3. Means of products: 14/4 = 3.5 and 46/4 = 11.5; the ridge is a millionth of 3.5.
     two = statistics([0, 1, 2, 3], [3, 5, 7, 9])
-    blend, offset = reconstruction(two, [0], intercept=False)
+    blend, offset = reconstruction(two, [0], [1], intercept=False)
     assert blend.tolist() == [[pytest.approx(11.5 / (3.5 * (1 + 1e-6)), rel=1e-12)]] and offset.tolist() == [0]
     # Variance 3.5 - 1.5^2 = 1.25, covariance 11.5 - 1.5 * 6 = 2.5.
-    blend, offset = reconstruction(two, [0], intercept=True)
+    blend, offset = reconstruction(two, [0], [1], intercept=True)
     slope = 2.5 / (1.25 + 3.5e-6)
     assert blend.tolist() == [[pytest.approx(slope, rel=1e-12)]] and offset.tolist() == [pytest.approx(6 - 1.5 * slope, rel=1e-9)]
 
@@ -34,13 +34,13 @@ def test_a_dropped_channel_is_rebuilt_with_and_without_a_constant() -> None:
 def test_kept_channels_share_in_what_was_dropped() -> None:
     # F1 = F0 + F3 and F2 = 3 F3 with orthogonal F0 and F3, whose mean square is 2.5 and 1: the ridge is 1.75e-6.
     four = statistics([1, 2, 0, 0], [1, 2, 1, 1], [0, 0, 3, 3], [0, 0, 1, 1])
-    blend, _ = reconstruction(four, [0, 3], intercept=False)
+    blend, _ = reconstruction(four, [0, 3], [1, 2], intercept=False)
     one, other = 1.25 / (1.25 + 0.875e-6), 0.5 / (0.5 + 0.875e-6)
     torch.testing.assert_close(blend, torch.tensor([[one, other], [0, 3 * other]], dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
 def test_dead_channels_rebuild_nothing() -> None:
-    blend, offset = reconstruction(statistics([0, 0], [1, 3], [0, 0]), [0, 2], intercept=True)
+    blend, offset = reconstruction(statistics([0, 0], [1, 3], [0, 0]), [0, 2], [1], intercept=True)
     assert blend.tolist() == [[0, 0]] and offset.tolist() == [2]  # the mean is all that is left
 
 

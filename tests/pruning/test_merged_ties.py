@@ -20,7 +20,7 @@ from tests.pruning.toys import Net
 def folded(weight: Tensor, statistics: ChannelStatistics, kept: list[int], intercept: bool) -> tuple[Tensor, Tensor]:
     """What a pointwise reader's weight (O, C) becomes, and the constant (O,), worked out again: W_K + W_D A and W_D b."""
     gone = [channel for channel in range(weight.shape[1]) if channel not in kept]
-    blend, offset = reconstruction(statistics, kept, intercept)
+    blend, offset = reconstruction(statistics, kept, gone, intercept)
     return weight[:, kept] + weight[:, gone] @ blend, weight[:, gone] @ offset
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 from torch import nn
 
-from fcs_utils.pruning.counts import keep_count, select
+from fcs_utils.errors import StudyError
+from fcs_utils.pruning.counts import Limits, keep_count, select
 from fcs_utils.pruning.criteria import importance, scoring
 from fcs_utils.pruning.fcs import assign_bins, fcs
 from fcs_utils.pruning.flow import Consumer
+from fcs_utils.pruning.layers import trace_layers
 from fcs_utils.pruning.linear import elimination_order
 from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import ChannelStatistics, collect_statistics
@@ -81,20 +83,21 @@ class Residual(nn.Module):
 
 @st.composite
 def networks(draw: st.DrawFn) -> nn.Module:
-    """Small classifiers: convolutions, BatchNorm or none, activations, pools, residual and depthwise blocks."""
+    """Small classifiers: convolutions, BatchNorm, GroupNorm or none, activations, pools, residual, depthwise and grouped blocks."""
     torch.manual_seed(draw(st.integers(0, 10_000)))
     layers: list[nn.Module] = []
     channels, size = 3, 8
 
     def unit(inputs: int, outputs: int, groups: int = 1) -> list[nn.Module]:
-        norm = draw(st.booleans())
+        groups_of = [nn.GroupNorm(n, outputs) for n in range(2, outputs + 1) if outputs % n == 0]
+        norm = draw(st.sampled_from([[], [nn.BatchNorm2d(outputs)], groups_of[:1], groups_of[-1:]]))
         activation = draw(st.sampled_from([nn.ReLU(inplace=True), nn.ReLU(), nn.SiLU(), nn.GELU(), nn.Identity()]))
         kernel = draw(st.sampled_from([1, 3]))
         conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=draw(st.booleans()))
-        return [conv, *([nn.BatchNorm2d(outputs)] if norm else []), activation]
+        return [conv, *norm, activation]
 
     for _ in range(draw(st.integers(1, 4))):
-        kind = draw(st.sampled_from(["plain", "plain", "residual", "depthwise", "pool"]))
+        kind = draw(st.sampled_from(["plain", "plain", "residual", "depthwise", "grouped", "pool"]))
         if kind == "plain":
             width = draw(st.integers(2, 9))
             layers += unit(channels, width)
@@ -103,6 +106,10 @@ def networks(draw: st.DrawFn) -> nn.Module:
             layers.append(Residual(nn.Sequential(*unit(channels, width := draw(st.integers(2, 6))), *unit(width, channels))))
         elif kind == "depthwise":
             layers += unit(channels, channels, groups=channels)
+        elif kind == "grouped":
+            groups, inside, width = draw(st.sampled_from([2, 3])), 12, draw(st.sampled_from([6, 12, 18]))
+            layers += [*unit(channels, inside), *unit(inside, width, groups=groups)]
+            channels = width
         elif size > 2:
             layers.append(nn.MaxPool2d(2))
             size //= 2
@@ -127,11 +134,18 @@ def test_surgery_is_exact_and_plans_survive_json(network: nn.Module, criterion: 
     if criterion == "bn_scale" and any(one.norm is None for one in statistics.values()):
         criterion = "fcs"
     scores = importance(criterion, model=network, statistics=statistics, images=images, labels=labels)
-    plan = make_plan(network, images, scores, ratio=ratio, scope=scope)  # type: ignore[arg-type]
+    try:
+        plan = make_plan(network, images, scores, ratio=ratio, scope=scope)  # type: ignore[arg-type]
+    except StudyError as error:
+        assert str(error).startswith("nothing to prune: ") and "rounds to none" in str(error)
+        reject()
     assert PruningPlan.from_json(plan.model_dump_json()) == plan
-    for name, kept in plan.kept.items():
-        if name in scores and scope == "inner":
-            assert kept == select(scores[name], keep_count(plan.channels[name], ratio))
+    for name, layer in trace_layers(network, images).items():
+        if name in plan.kept:
+            assert layer.shares.fault(plan.kept[name], layer.channels) is None
+        if name in plan.kept and name in scores and scope == "inner":
+            keep = Limits().stepped(layer.shares).fit(keep_count(layer.channels, ratio), layer.channels)
+            assert plan.kept[name] == select(scores[name], keep, layer.shares)
     compact, want = prune(network, plan), zeroed(network, plan, images)
     assert (compact(images) - want).norm() <= 1e-5 * want.norm() + 1e-6
 
@@ -143,7 +157,7 @@ def test_surgery_is_exact_and_plans_survive_json(network: nn.Module, criterion: 
 def test_merge_reconstructs_no_worse_than_dropping(network: nn.Module, ratio: float) -> None:
     """On the calibration images, at the first pruned layer's consumer, where nothing before has changed."""
     images = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-    statistics = collect_statistics(network, images)
+    statistics = collect_statistics(network, images, scope="inner")
     first = next(iter(statistics))
     plan = make_plan(network, images, {first: importance("kernel_l1", model=network, statistics=statistics)[first]}, ratio=ratio)
     reader = statistics[first].consumers[0].name

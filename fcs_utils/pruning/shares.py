@@ -1,0 +1,132 @@
+"""Channels that go only together, or in equal numbers: those of GroupNorm and of grouped convolutions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fcs_utils.errors import StudyError
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Which choices of a layer's C channels there are.
+
+    unit: so many neighbours go together, such as those that one group of a GroupNorm averages over. parts: the channels lie in so
+    many equal runs, such as the groups of a grouped convolution, and each run keeps as many as the others.
+    """
+
+    unit: int = 1
+    parts: int = 1
+
+    @property
+    def step(self) -> int:
+        """The number of channels that stay is a multiple of it."""
+        return self.unit * self.parts
+
+    def joined(self, other: Shares) -> Shares:
+        """The choices that both allow."""
+        return Shares(math.lcm(self.unit, other.unit), math.lcm(self.parts, other.parts))
+
+    def order(self, importance: Tensor) -> list[int]:
+        """All C channels, the most important first. The first ``n * step`` are a choice, whatever n; a unit counts by its mean."""
+        channels = torch.arange(len(importance)).reshape(self.parts, -1, self.unit)
+        ranks = importance.cpu().double().reshape(channels.shape).mean(2).argsort(dim=1, descending=True, stable=True)
+        return channels[torch.arange(self.parts)[:, None], ranks].transpose(0, 1).flatten().tolist()
+
+    def fault(self, kept: Sequence[int], channels: int) -> str | None:
+        """Why these channels are no choice, or None where they are."""
+        stays = torch.zeros(channels, dtype=torch.bool)
+        stays[list(kept)] = True
+        units = stays.reshape(self.parts, -1, self.unit)
+        if (units.any(2) != units.all(2)).any():
+            return f"channels {self.unit} by {self.unit} together, because a normalisation averages over them"
+        if len(set(units.sum((1, 2)).tolist())) > 1:
+            return f"as many of each {channels // self.parts} channels, because a convolution has {self.parts} groups"
+        return None
+
+
+ANY = Shares()
+
+
+def run_width(ids: Tensor) -> int | None:
+    """The width of the runs when the ids (C,) of neighbours are equal in runs of one width, every id in one run; else None."""
+    runs = torch.unique_consecutive(ids)
+    width = len(ids) // len(runs)
+    equal = width * len(runs) == len(ids) and bool((ids.reshape(-1, width) == runs[:, None]).all())
+    return width if equal and len(runs.unique()) == len(runs) else None
+
+
+def shares_of(module: nn.Module, indices: Tensor, reads: bool) -> Shares | None:
+    """What a grouped convolution or a GroupNorm asks of channels that are its own ``indices`` (C,); None if they cannot be cut.
+
+    reads: whether the indices are inputs of the convolution, or its outputs.
+    """
+    if isinstance(module, nn.GroupNorm):
+        width = module.num_channels // module.num_groups
+        return Shares(unit=width) if run_width(indices // width) == width else None
+    assert isinstance(module, nn.Conv2d)
+    width = (module.in_channels if reads else module.out_channels) // module.groups
+    whole = len(indices) == width * module.groups and run_width(indices // width) == width
+    return Shares(parts=module.groups) if whole else None
+
+
+def depthwise(module: object) -> bool:
+    """Whether a module is a convolution that treats each channel by itself."""
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
+
+
+def grouped(module: object) -> bool:
+    """Whether a module is a convolution of several groups that mix channels, or give several outputs for one input."""
+    return isinstance(module, nn.Conv2d) and module.groups > 1 and not depthwise(module)
+
+
+def cut_of(module: object, written: bool, usual: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that removes indices from a module: for these modules from here, else the ``usual`` one."""
+    if grouped(module):
+        return _cut_outputs if written else _cut_inputs
+    return _cut_norm if isinstance(module, nn.GroupNorm) else usual
+
+
+def _staying(gone: Sequence[int], width: int, groups: int, what: str) -> Tensor:
+    """The indices that stay, by group: (G, K). Raises StudyError where groups would keep unequally many."""
+    stays = torch.ones(width, dtype=torch.bool)
+    stays[list(gone)] = False
+    counts = stays.reshape(groups, -1).sum(1)
+    if len(counts.unique()) > 1 or not counts[0]:
+        raise StudyError(f"each of the {groups} groups of a convolution must keep equally many {what}, one or more")
+    return stays.nonzero()[:, 0].reshape(groups, -1)
+
+
+def _cut_outputs(layer: nn.Conv2d, gone: Sequence[int]) -> None:
+    keep = _staying(gone, layer.out_channels, layer.groups, "output channels").flatten().to(layer.weight.device)
+    layer.out_channels = len(keep)
+    layer.weight = nn.Parameter(layer.weight.detach()[keep])
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.detach()[keep])
+
+
+def _cut_inputs(layer: nn.Conv2d, gone: Sequence[int]) -> None:
+    width = layer.in_channels // layer.groups
+    keep = _staying(gone, layer.in_channels, layer.groups, "input channels").to(layer.weight.device) % width
+    layer.in_channels = keep.numel()
+    rows = layer.weight.detach().unflatten(0, (layer.groups, -1))  # (G, outputs, inputs, height, width)
+    layer.weight = nn.Parameter(torch.cat([own[:, columns] for own, columns in zip(rows, keep, strict=True)]))
+
+
+def _cut_norm(layer: nn.GroupNorm, gone: Sequence[int]) -> None:
+    width = layer.num_channels // layer.num_groups
+    stays = torch.ones(layer.num_channels, dtype=torch.bool)
+    stays[list(gone)] = False
+    groups = stays.reshape(-1, width)
+    if (groups.any(1) != groups.all(1)).any() or not stays.any():
+        raise StudyError(f"the groups of {width} channels of a GroupNorm must go as a whole, and one of them must stay")
+    keep = stays.nonzero()[:, 0]
+    layer.num_channels, layer.num_groups = len(keep), len(keep) // width
+    for name, tensor in list(layer.named_parameters(recurse=False)):
+        setattr(layer, name, nn.Parameter(tensor.detach()[keep.to(tensor.device)]))
