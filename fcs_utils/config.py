@@ -14,7 +14,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor, nn
 
-from fcs_utils.errors import StudyError, refuse, refuse_field
+from fcs_utils.errors import StudyError, allowed_by, refuse, refuse_field
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -101,16 +101,6 @@ class Config(BaseModel):
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
-# Where pydantic's words say what is wrong, or are a programmer's.
-WORDS = {
-    "callable_type": "a function",
-    "float_type": "a number",
-    "int_type": "a whole number",
-    "sequence_str": "a list of strings",
-    "string_type": "a string",
-}
-
-
 def _refusal(given: Mapping[str, Any], error: Mapping[str, Any]) -> StudyError:
     name, *steps = error["loc"]
     inside, words = given[name], [str(name)]
@@ -118,8 +108,7 @@ def _refusal(given: Mapping[str, Any], error: Mapping[str, Any]) -> StudyError:
         if (isinstance(inside, Mapping) and step in inside) or (isinstance(inside, list | tuple) and isinstance(step, int)):
             inside = inside[step]
             words.append(str(step))
-    said = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return refuse(".".join(words), error["input"], WORDS.get(error["type"], said))
+    return refuse(".".join(words), error["input"], allowed_by(error))
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:

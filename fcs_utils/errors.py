@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
 LONGEST = 200  # characters of a value in an error
+# Where pydantic's words say what is wrong, or are a programmer's.
+WORDS = {
+    "bool_parsing": "true or false",
+    "callable_type": "a function",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "sequence_str": "a list of strings",
+    "string_type": "a string",
+}
 
 
 class StudyError(Exception):
@@ -40,7 +52,15 @@ def refuse_field(error: ValidationError, where: str = "") -> StudyError:
     field = ".".join(map(str, first["loc"])) or "the whole"
     if first["type"] == "missing":
         return StudyError(f"{where}{field} is missing")
-    return StudyError(f"{where}{field}={_brief(first['input'])} is not allowed: {first['msg'].removeprefix('Value error, ')}")
+    said = first["msg"]
+    rule = f"; allowed: {allowed_by(first)}" if said.startswith("Input should be ") else f": {said.removeprefix('Value error, ')}"
+    return StudyError(f"{where}{field}={_brief(first['input'])} is not allowed{rule}")
+
+
+def allowed_by(error: Mapping[str, Any]) -> str:
+    """What one of pydantic's errors says is allowed."""
+    said = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return WORDS.get(error["type"], said)
 
 
 def _brief(value: object) -> str:
