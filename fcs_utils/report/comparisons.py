@@ -85,6 +85,8 @@ def _shares_of(network: str, group: pd.DataFrame, decides: bool) -> list[Row]:
         question = f"{network}: {SHARES[value]}, trained minus {state}"
         role = "as made" if value == "near_duplicates" and not decisive else ""
         more = {**about, "decisive": decides and decisive, "role": role}
+        if state not in states or not {*trained[unit]} & {*states[state][unit]}:
+            continue  # an incomplete grid
         rows.append(compare("C1b", label, question, trained, states[state], value, **more))
     return rows
 

@@ -217,7 +217,7 @@ class Report:
 
     @cached_property
     def _tables(self) -> dict[str, pd.DataFrame]:
-        return {name: make() for name, make in tables.TABLES.ready(self).items()}
+        return dict(tables.TABLES.each(self, "table"))
 
     def figures(self) -> dict[str, Callable[[], Figure]]:
         """What draws each figure of the index, by file name."""

@@ -20,6 +20,10 @@ POWER = 0.8
 MANY = 1000  # pairs; nobody plans for more
 
 
+class NoPairs(StudyError):
+    """Two sets of runs have no seed in common, as happens in an incomplete grid."""
+
+
 @dataclass(frozen=True)
 class Paired:
     """A mean paired difference with its 95 % paired-t interval, not corrected for other comparisons.
@@ -133,8 +137,8 @@ def seed_differences(ours: pd.DataFrame, theirs: pd.DataFrame, value: str) -> np
     """Differences of two sets of runs by seed, each first averaged over all else that they share.
 
     Where ``replicate_of`` says that networks are the replicates, by network. Networks and ratios that only one side has for a
-    seed are left out, as happens in an incomplete grid. Raises StudyError when no seed is left, when a seed's runs come from
-    different reference networks, or from different device types: such runs are not pairs.
+    seed are left out, as happens in an incomplete grid. Raises NoPairs when no seed is left, and StudyError when a seed's runs
+    come from different reference networks, or from different device types: such runs are not pairs.
     """
     both = pd.concat([ours, theirs])
     unit = "network" if replicate_of(both) == "network" else "seed"
@@ -145,6 +149,6 @@ def seed_differences(ours: pd.DataFrame, theirs: pd.DataFrame, value: str) -> np
     means = [frame.groupby(keys, dropna=False)[value].mean() for frame in (ours, theirs)]
     pairs = pd.concat(means, axis=1, keys=["ours", "theirs"], join="inner")
     if pairs.empty:
-        raise StudyError(f"no pairs: seeds are {sorted(set(ours.seed))} against {sorted(set(theirs.seed))}")
+        raise NoPairs(f"no pairs: seeds are {sorted(set(ours.seed))} against {sorted(set(theirs.seed))}")
     by_seed = pairs.groupby(unit).mean()
     return (by_seed.ours - by_seed.theirs).to_numpy()

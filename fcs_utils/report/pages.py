@@ -177,8 +177,8 @@ def figure_links(store: Store, name: str, up: str) -> list[tuple[str, str]]:
 def draw_figures(store: Store, report: Report) -> None:
     """The figures of the index, from records and measurements alone."""
     use_house_style()
-    for name, draw in report.figures().items():
-        save_figure(store, draw(), name)
+    for name, figure in figures.FIGURES.each(report, "figure"):
+        save_figure(store, figure, name)
     for costs in kept(store, "scoring")[:1]:
         titles = {name: one.title for name, one in scoring.PROCEDURES.items()}
         save_figure(store, figures.cost_growth(scoring.cost_frame(costs), titles), "cost_growth")

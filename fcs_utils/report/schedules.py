@@ -139,9 +139,9 @@ def like_compute(arms: pd.DataFrame, method: str) -> list[tuple[int, int, float]
 def _schedules(
     arms: pd.DataFrame, ours: ArmEpochs, theirs: ArmEpochs, claim: str, label: str, question: str, **about: Any
 ) -> list[Row]:
-    """One schedule against another; nothing where one of them has no runs."""
+    """One schedule against another; nothing where they have no seed in common."""
     first, second = (arms[(arms.method == method) & (arms.epochs == epochs)] for method, epochs in (ours, theirs))
-    if first.empty or second.empty:
+    if not set(first.seed) & set(second.seed):
         return []
     about |= {"epochs": ours[1], "theirs": theirs[0], "against": theirs[1]}
     compute = first.training_macs.mean() / second.training_macs.mean()
