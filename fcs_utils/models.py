@@ -205,7 +205,8 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
 def module_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
     """Multiply-adds of one image by convolution or linear layer; example: (N, C, H, W)."""
     found = _operations(model, example)
-    counts = {n: sum(found.get(n, {}).values()) // 2 for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    kinds = nn.Conv2d, nn.ConvTranspose2d, nn.Linear
+    counts = {n: sum(found.get(n, {}).values()) // 2 for n, m in model.named_modules() if isinstance(m, kinds)}
     return {name: macs for name, macs in counts.items() if macs}
 
 

@@ -21,9 +21,9 @@ from fcs_utils.config import Config, Count, Ratio
 from fcs_utils.machine import describe_machine, describe_moment, some_threads
 from fcs_utils.models import build_seeded, count_macs, module_macs
 from fcs_utils.pruning.criteria import importance
+from fcs_utils.pruning.kinds import depthwise
 from fcs_utils.pruning.layers import Scope
 from fcs_utils.pruning.plan import PruningPlan, make_plan
-from fcs_utils.pruning.shares import depthwise
 from fcs_utils.pruning.surgery import prune
 
 

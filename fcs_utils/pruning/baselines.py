@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.criteria import criterion
+from fcs_utils.pruning.kinds import Prunable, kernel, out_width
 from fcs_utils.pruning.layers import Layer
 from fcs_utils.pruning.statistics import ChannelStatistics, pick_layers, watched
 from fcs_utils.pruning.sums import Extra, in_float32
@@ -20,32 +21,32 @@ from fcs_utils.running import memory_format, run_network, untouched
 
 
 @criterion("random", reads="noise", reading="random channels")
-def random(layer: nn.Conv2d, generator: torch.Generator) -> Tensor:
+def random(layer: Prunable, generator: torch.Generator) -> Tensor:
     """Uniform noise: the floor that every criterion must beat."""
-    return torch.rand(layer.out_channels, generator=generator, dtype=torch.float64)
+    return torch.rand(out_width(layer), generator=generator, dtype=torch.float64)
 
 
 @criterion("kernel_l1", reads="weights", reading="L1 norm of the filter")
-def kernel_l1(layer: nn.Conv2d) -> Tensor:
+def kernel_l1(layer: Prunable) -> Tensor:
     """L1 norm of each output filter (Li et al. 2017), the paper's kernel-norm baseline."""
     return _filters(layer).abs().sum(1)
 
 
 @criterion("kernel_l2", reads="weights", reading="L2 norm of the filter")
-def kernel_l2(layer: nn.Conv2d) -> Tensor:
+def kernel_l2(layer: Prunable) -> Tensor:
     """L2 norm of each output filter (Li et al. 2017, their alternative)."""
     return _filters(layer).norm(dim=1)
 
 
 @criterion("fpgm", reads="weights", reading="distance to the layer's other filters")
-def fpgm(layer: nn.Conv2d) -> Tensor:
+def fpgm(layer: Prunable) -> Tensor:
     """Sum of Euclidean distances to all filters of the layer (He et al. 2019): low near their geometric median."""
     filters = _filters(layer)
     return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
 
 
-def _filters(layer: nn.Conv2d) -> Tensor:
-    return layer.weight.detach().double().flatten(1).cpu()
+def _filters(layer: Prunable) -> Tensor:
+    return kernel(layer).double().flatten(1).cpu()
 
 
 @criterion("feature_norm", reads="statistics", reading="L1 norm of the map, whole layer")

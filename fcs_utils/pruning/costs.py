@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from fcs_utils.models import count_macs, module_macs
+from fcs_utils.pruning.flow import candidates
+from fcs_utils.pruning.kinds import depthwise, in_width, out_width
 from fcs_utils.pruning.layers import Layer
-from fcs_utils.pruning.shares import depthwise
 
 Groups = Mapping[str, Sequence[str]]  # convolutions that shrink together, by the first of them
 
@@ -20,9 +21,9 @@ class Costs:
         self.layers, self.example = layers, example
         self.total = count_macs(model, example)
         self.dense = module_macs(model, example)
-        modules = dict(model.named_modules())
-        self.width = {name: modules[name].weight.shape[0] for name in self.dense}
-        self.read = {name: modules[name].weight.shape[1] * getattr(modules[name], "groups", 1) for name in self.dense}
+        modules = dict(candidates(model))
+        self.width = {name: out_width(modules[name]) for name in self.dense}
+        self.read = {name: in_width(modules[name]) for name in self.dense}
         self.single = {name for name in self.dense if depthwise(modules[name])}
 
     def measured(self, compact: nn.Module) -> float:

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fcs_utils.config import Images, Labels, Model, Seed, checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import module_sum
 from fcs_utils.pruning.counts import Ranking
-from fcs_utils.pruning.shares import depthwise
+from fcs_utils.pruning.flow import candidates
+from fcs_utils.pruning.kinds import CONVOLUTIONS, depthwise, out_width
 from fcs_utils.pruning.statistics import ChannelStatistics, check_weights
 from fcs_utils.pruning.sums import Extra, Reading, Where
 
@@ -167,8 +168,8 @@ def importance(
     """Importance of every channel by convolution name: finite float64 tensors (C,), higher = keep.
 
     name: a key of ``CRITERIA``. statistics: from ``collect_statistics``; decides which layers are scored
-    (default: every convolution but depthwise ones, for criteria that read weights only). images (N, C, H, W) and
-    labels (N,): for ``taylor``. seed: for ``random`` and sklearn's binning. Options are the criterion
+    (default: every convolution but depthwise ones, and no linear layer, for criteria that read weights only). images
+    (N, C, H, W) and labels (N,): for ``taylor``. seed: for ``random`` and sklearn's binning. Options are the criterion
     function's keyword arguments.
 
     Raises StudyError for an unknown criterion or option, missing statistics, images or labels, statistics of another
@@ -179,13 +180,19 @@ def importance(
         raise StudyError(f"criterion {name!r} is a pruner of Torch-Pruning: it chooses channels and scores none; use pruner_plan")
     if found.reads in ("statistics", "network") and statistics is None:
         raise StudyError(f"criterion {name!r} needs statistics: pass what collect_statistics returns")
-    convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-    if unknown := [n for n, s in (statistics or {}).items() if n not in convolutions or convolutions[n].out_channels != len(s.l1)]:
-        raise StudyError(f"statistics are of another network: this one has no convolution {unknown[0]} of that width")
+    known = dict(candidates(model))
+    if odd := next((n for n, s in (statistics or {}).items() if n not in known or out_width(known[n]) != len(s.l1)), None):
+        raise StudyError(f"statistics are of another network: this one has no layer {odd} of that width")
     check_weights(model, statistics or {})
-    if odd := next((s.tap for s in (statistics or {}).values() if s.tap != tap and found.reads in ("statistics", "network")), None):
-        raise StudyError(f"criterion {name!r} reads maps with tap={tap!r}; these statistics were collected with tap={odd!r}")
-    layers = {n: m for n, m in convolutions.items() if (n in statistics if statistics is not None else not depthwise(m))}
+    others = {one.tap for one in (statistics or {}).values()} - {tap}
+    if others and found.reads in ("statistics", "network"):
+        raise StudyError(
+            f"criterion {name!r} reads maps with tap={tap!r}; these statistics were collected with tap={others.pop()!r}"
+        )
+    if statistics is not None:
+        layers = {name: module for name, module in known.items() if name in statistics}
+    else:
+        layers = {name: module for name, module in known.items() if isinstance(module, CONVOLUTIONS) and not depthwise(module)}
     keywords = {**found.fixed, **options}
     if found.reads == "gradients":
         if images is None or labels is None:
@@ -197,11 +204,11 @@ def importance(
             keywords.setdefault("seed", seed)
         scores = {}
         for layer, module in layers.items():
-            known = statistics[layer] if statistics is not None else None
-            arguments = {"noise": (module, generator), "weights": (module,), "statistics": (known,), "network": (model, known)}
+            own = statistics[layer] if statistics is not None else None
+            arguments = {"noise": (module, generator), "weights": (module,), "statistics": (own,), "network": (model, own)}
             scores[layer] = found.function(*arguments[found.reads], **keywords)
     for layer, score in scores.items():
-        if score.shape != ((channels := convolutions[layer].out_channels),):
+        if score.shape != ((channels := out_width(known[layer])),):
             raise StudyError(f"criterion {name!r}: layer {layer} needs {channels} scores, not {tuple(score.shape)}")
         if not score.isfinite().all():
             raise StudyError(f"criterion {name!r}: layer {layer} has NaN or infinite values")

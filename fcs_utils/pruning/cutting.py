@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.graph import dependency_graph, traceable, walk
-from fcs_utils.pruning.layers import MIXING
-from fcs_utils.pruning.shares import cut_of, depthwise
+from fcs_utils.pruning.groups import MIXING
+from fcs_utils.pruning.kinds import Prunable, depthwise
+from fcs_utils.pruning.shares import cut_of
 from fcs_utils.pruning.ties import tie_again, tied_parameters
 from fcs_utils.running import in_turn
 
@@ -66,7 +67,7 @@ class Cuts:
                 if name in seen:  # goes with a convolution before it
                     continue
                 module = copied.get_submodule(name)
-                assert isinstance(module, nn.Conv2d)
+                assert isinstance(module, Prunable)
                 if module not in graph.module2node:
                     self.unseen.append(name)
                     continue
@@ -113,10 +114,10 @@ class Cuts:
                     yield part, [index for channel, indices in part.indices.items() if channel not in stays for index in indices]
 
 
-def _parts(graph: tp.DependencyGraph, module: nn.Conv2d, called: Mapping[nn.Module, str]) -> tuple[list[Part], list[str]]:
-    """The parts of a convolution's group, and the convolutions among them, itself first."""
+def _parts(graph: tp.DependencyGraph, module: Prunable, called: Mapping[nn.Module, str]) -> tuple[list[Part], list[str]]:
+    """The parts of a layer's group, and the layers among them that yield its channels, itself first."""
     parts: list[Part] = []
-    convolutions: list[str] = []
+    layers: list[str] = []
     for dependency, pairs in walk(graph, module) or []:
         target = dependency.target.module
         if target not in called:  # an operation, not a layer
@@ -127,6 +128,6 @@ def _parts(graph: tp.DependencyGraph, module: nn.Conv2d, called: Mapping[nn.Modu
             indices.setdefault(channel, []).append(index)
         reads = isinstance(target, MIXING) and not depthwise(target) and not written
         parts.append(Part(called[target], cut_of(target, written, dependency.handler), reads, indices))
-        if written and isinstance(target, nn.Conv2d) and called[target] not in convolutions:
-            convolutions.append(called[target])
-    return parts, convolutions
+        if written and isinstance(target, Prunable) and called[target] not in layers:
+            layers.append(called[target])
+    return parts, layers

@@ -18,6 +18,8 @@ from fcs_utils.config import FilePath, Images, Model, checked
 from fcs_utils.errors import StudyError, first_line, refuse
 from fcs_utils.files import read_tensors, tensors_sum, write_atomic, write_tensors
 from fcs_utils.models import load_state
+from fcs_utils.pruning.flow import candidates
+from fcs_utils.pruning.kinds import out_width
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.surgery import prune
 
@@ -105,7 +107,7 @@ def save_compact(path: FilePath, compact: Model, plan: InstanceOf[PruningPlan] |
         if odd := [name for name, width in one.channels.items() if widths.get(name, width) != width]:
             raise StudyError(f"the plans do not follow one another: before the next, {odd[0]} has {widths[odd[0]]} channels")
         widths |= {name: len(kept) for name, kept in one.kept.items()}
-    found = {name: module.out_channels for name, module in compact.named_modules() if isinstance(module, nn.Conv2d)}
+    found = {name: out_width(module) for name, module in candidates(compact)}
     if odd := [name for name, width in widths.items() if found.get(name) != width]:
         raise StudyError(f"the plan did not make this network: by it, {odd[0]} has {widths[odd[0]]} channels")
     state = compact.state_dict()

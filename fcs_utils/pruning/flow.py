@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
+from fcs_utils.pruning.kinds import CONVOLUTIONS, Prunable, channel_axis
 from fcs_utils.running import check_hooks, run_network, tensors_in, untouched
 
 Node = Any  # an autograd node; torch has no public type for it
@@ -38,17 +39,19 @@ class Consumer:
 class Tap:
     """Where a layer's channels can be seen: a module's input or output, and which of its indices (C, k) they are.
 
-    positions: None where all indices are meant, in order. size: height and width of the map that lies
-    flattened in the k indices of a channel, where they are known.
+    positions: None where all indices are meant, in order. axis: of the indices, the last one where a linear layer reads. size:
+    height and width of the map that lies flattened in the k indices of a channel, where they are known.
     """
 
     module: str
     side: Literal["input", "output"]
     positions: Tensor | None = None
     size: tuple[int, int] | None = None
+    axis: int = 1
 
     def view(self, seen: Tensor) -> Tensor:
         """The layer's own maps (N, C, ...) in the tensor that is seen there."""
+        seen = seen.movedim(self.axis, 1)
         if self.positions is not None:  # a flattened map in front of a linear layer, or one of several inputs
             at = self.positions if self.positions.shape[1] > 1 else self.positions[:, 0]
             seen = seen[:, at.to(seen.device)]
@@ -61,6 +64,7 @@ class Flow:
 
     calls: how often each module ran. source: the images' node. inputs, outputs: by module name, the node of
     the first tensor that it read and of the tensor that it returned. shapes: by name and side, their shapes.
+    axes: by name, which axis holds the channels.
     shown: by node, the modules that ran once and returned it. buffers: by node, the name and shape of a buffer.
     """
 
@@ -69,6 +73,7 @@ class Flow:
         self.inputs: dict[str, Node] = {}
         self.outputs: dict[str, Node] = {}
         self.shapes: dict[tuple[str, str], tuple[int, ...]] = {}
+        self.axes = {name: channel_axis(module) for name, module in model.named_modules()}
         self.largest = example[0].numel()
         running: list[str] = []
 
@@ -146,14 +151,14 @@ class Flow:
                 found.add(node)
         return found
 
-    def gates(self) -> set[Node]:
-        """Nodes whose tensor flows, unbranched and through a squashing function, into a product."""
+    def gates(self, walls: set[Node]) -> set[Node]:
+        """Nodes whose tensor flows, unbranched, through a squashing function and through no wall, into a product."""
         squashed: dict[Node, bool] = {}  # of nodes that flow unbranched into a product: whether through such a function
         for node in reversed(self.order):
             if len(users := self.users.get(node, [])) == 1:
                 if users[0].name().startswith("MulBackward"):
                     squashed[node] = False
-                elif users[0] in squashed:
+                elif users[0] in squashed and users[0] not in walls:
                     squashed[node] = squashed[users[0]] or bool(GATES.match(users[0].name()))
         return {node for node, through in squashed.items() if through}
 
@@ -178,28 +183,30 @@ class Flow:
 
     def tap(self, name: str, channels: int, consumers: list[Consumer]) -> tuple[Tap, bool]:
         """The last tensor on every path to this layer's readers that a module's input or output shows."""
+        axis = self.axes[name]
         ends = {self.inputs.get(consumer.name) for consumer in consumers}
         narrows = self.narrows(self.outputs[name], ends)
         parted = len(ends) > 1 or not narrows
         for node in narrows:
             for consumer in consumers:
                 if self.inputs.get(consumer.name) is node:
-                    indices = consumer.positions.shape[1]
-                    if indices == 1 and self.shapes[consumer.name, "input"][1] == channels:
-                        return Tap(consumer.name, "input"), parted
+                    indices, at = consumer.positions.shape[1], self.axes[consumer.name]
+                    if indices == 1 and self.shapes[consumer.name, "input"][at] == channels:
+                        return Tap(consumer.name, "input", axis=at), parted
                     size = self.map_size(narrows, channels, indices) if indices > 1 else None
-                    return Tap(consumer.name, "input", consumer.positions, size), parted
-            if shown := self.outputs_of(node, channels):
-                return Tap(shown[-1], "output"), parted
-        return Tap(name, "output"), parted
+                    return Tap(consumer.name, "input", consumer.positions, size, at), parted
+            if shown := self.shown_with(node, channels, axis):
+                return Tap(shown[-1], "output", axis=axis), parted
+        return Tap(name, "output", axis=axis), parted
 
-    def outputs_of(self, node: Node, channels: int) -> list[str]:
+    def shown_with(self, node: Node, channels: int, axis: int = 1) -> list[str]:
         """Modules that show a node's tensor, where it has this many channels."""
-        return [name for name in self.shown.get(node, []) if self.shapes[name, "output"][1:2] == (channels,)]
+        shapes = ((name, self.shapes[name, "output"]) for name in self.shown.get(node, []))
+        return [name for name, shape in shapes if len(shape) > 1 and shape[axis] == channels]
 
     def map_size(self, nodes: list[Node], channels: int, indices: int) -> tuple[int, int] | None:
         """Height and width of the last map among nodes that has as many positions as a channel has indices."""
-        shapes = (self.shapes[shown[-1], "output"] for node in nodes if (shown := self.outputs_of(node, channels)))
+        shapes = (self.shapes[shown[-1], "output"] for node in nodes if (shown := self.shown_with(node, channels)))
         return next(((s[2], s[3]) for s in shapes if len(s) == 4 and s[2] * s[3] == indices), None)
 
     def met_buffers(self, region: set[Node], walls: set[Node]) -> list[tuple[str, tuple[int, ...]]]:
@@ -216,15 +223,15 @@ class Flow:
         return sorted(met)
 
 
-def convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    """Every 2-D convolution by name, in module order."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+def candidates(model: nn.Module) -> Iterator[tuple[str, Prunable]]:
+    """Every layer that mixes channels by name, in module order."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, Prunable))
 
 
 def check_images(model: nn.Module, images: Tensor) -> None:
     """Raises StudyError for what no network takes as images, and for a compiled one. Whether this one runs shows when it runs."""
     check_hooks(model)
-    first = next((module for _, module in convolutions(model)), None)
+    first = next((module for _, module in candidates(model) if isinstance(module, CONVOLUTIONS)), None)
     if first is None:
         raise StudyError("nothing to prune: the network has no convolution")
     home = next((parameter.device for parameter in model.parameters()), images.device)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch_pruning.dependency import Dependency, index_mapping
 
 from fcs_utils.errors import StudyError
+from fcs_utils.pruning.kinds import Prunable, out_width
 from fcs_utils.running import run_network, shared, tensors_in
 from fcs_utils.shortcuts import PadShortcut
 
@@ -142,16 +143,14 @@ def cut_by(graph: tp.DependencyGraph, module: object) -> bool:
     return type(module) in graph.CUSTOMIZED_PRUNERS
 
 
-def walk(graph: tp.DependencyGraph, module: nn.Conv2d, largest: int = BUDGET) -> list[tuple[Dependency, Indices]] | None:
-    """What shrinks when a convolution loses all its output channels: operations and indices (2, n), in order of discovery.
+def walk(graph: tp.DependencyGraph, module: Prunable, largest: int = BUDGET) -> list[tuple[Dependency, Indices]] | None:
+    """What shrinks when a layer loses all its output channels: operations and indices (2, n), in order of discovery.
 
     The first row holds an operation's own indices, the second the channels that they belong to; the channels come in order. None
     where reshapes make indices beyond ``largest``, the numbers that a tensor of this network holds, or too many of them.
     """
-    single = module.groups == module.out_channels and module.out_channels > 1
-    cut = tp.prune_depthwise_conv_out_channels if single else tp.prune_conv_out_channels
-    root = graph.module2node[module]
-    first, whole = Dependency(cut, cut, source=root, target=root), np.tile(np.arange(module.out_channels), (2, 1))
+    cut, root = graph.get_pruner_of_module(module).prune_out_channels, graph.module2node[module]
+    first, whole = Dependency(cut, cut, source=root, target=root), np.tile(np.arange(out_width(module)), (2, 1))
     found: dict[tuple[int, Any], tuple[Dependency, Indices]] = {(id(root), cut): (first, whole)}
     waiting, passed, made, most = [(first, whole)], set(), 0, BUDGET + 64 * whole.size
     while waiting:

@@ -119,7 +119,7 @@ def _by_pattern(name: str, rates: Mapping[str, float]) -> float | None:
 
 def _chip(layers: Mapping[str, Layer]) -> tuple[list[list[str]], str]:
     """CHIP's lists (Sui et al. 2021, its code for CIFAR-10): the layers of each number, and this in words."""
-    free = {name: layer for name, layer in layers.items() if not layer.barrier}
+    free = {name: layer for name, layer in layers.items() if not layer.barrier and not layer.linear}
     inner = [[name] for name, layer in free.items() if layer.obstacle("inner") is None]
     sums = [[n for n in layers if n == name or n in layer.coupled] for name, layer in free.items() if layer.coupled or layer.beyond]
     streams = [names for number, names in enumerate(sums) if names not in sums[:number]]

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fcs_utils.pruning.criteria import criterion
 from fcs_utils.pruning.flow import Consumer
+from fcs_utils.pruning.kinds import grouped, kernel
 from fcs_utils.pruning.statistics import ChannelStatistics
 
 POSITIONS = 2.5  # for each kept channel: a fit to about as many positions as channels is exact on them and wild elsewhere
 RIDGE = 1e-6  # of the mean diagonal: keeps singular Gram matrices invertible, too small to blur a scaled copy
 
 
-def read_together(module: nn.Module, consumer: Consumer) -> list[tuple[slice, list[int]]]:
+def read_together(module: Any, consumer: Consumer) -> list[tuple[slice, list[int]]]:
     """The rows of a consumer's weight, by group of a convolution, and the layer's channels that they read."""
-    if not isinstance(module, nn.Conv2d) or module.groups == 1:
+    if not grouped(module):
         return [(slice(None), [*range(len(consumer.positions))])]
     owner = consumer.positions[:, 0] // (module.in_channels // module.groups)
     rows = module.out_channels // module.groups
@@ -34,10 +36,9 @@ def read_weights(model: nn.Module, consumer: Consumer) -> Tensor:
 
     They are zero where an output of a grouped convolution does not read a channel.
     """
-    module = model.get_submodule(consumer.name)
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    weight, positions = weight.detach(), consumer.positions.to(weight.device)
+    module: Any = model.get_submodule(consumer.name)
+    weight = kernel(module)
+    positions = consumer.positions.to(weight.device)
     if weight.dim() == 2:
         return weight[:, positions].double()
     kernels = weight.flatten(2).double()  # (O, inputs of a group, k)

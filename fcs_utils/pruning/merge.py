@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.flow import Consumer
+from fcs_utils.pruning.kinds import kernel
 from fcs_utils.pruning.layers import Layer, trace_layers
 from fcs_utils.pruning.linear import POSITIONS, read_together, read_weights, reconstruction
 from fcs_utils.pruning.plan import PruningPlan
@@ -79,9 +81,9 @@ def _fold(
 ) -> None:
     """Change the weight that these consumers share, and where each of them takes up the constant."""
     places = [_place(model, layers, reader.name, {model.get_submodule(one.name) for one in readers}) for reader in readers]
-    module, positions, stays = model.get_submodule(readers[0].name), readers[0].positions, set(kept)
-    weight, read = module.weight, read_weights(model, readers[0])  # (O, C, k)
-    assert isinstance(weight, Tensor)
+    module: Any = model.get_submodule(readers[0].name)
+    positions, stays = readers[0].positions, set(kept)
+    weight, read = kernel(module), read_weights(model, readers[0])  # (O, C, k)
     constant = read.new_zeros(len(read))
     for rows, channels in read_together(module, readers[0]):  # a group of a convolution sees no channels but its own
         keep, drop = [c for c in channels if c in stays], [c for c in channels if c not in stays]
@@ -101,6 +103,8 @@ def _fold(
 def _place(model: nn.Module, layers: Mapping[str, Layer], name: str, readers: set[nn.Module]) -> tuple[Tensor, int] | None:
     """The tensor that takes up a constant in front of a consumer, and with which sign; None where no tensor can."""
     module = model.get_submodule(name)
+    if isinstance(module, nn.ConvTranspose2d):
+        return None  # near the borders, and with a stride, a position is reached by some of the kernel only
     if isinstance(module, nn.Conv2d) and module.padding not in (0, (0, 0), "valid") and module.padding_mode == "zeros":
         return None
     if isinstance(module.bias, Tensor):

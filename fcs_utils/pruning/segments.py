@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from fcs_utils.pruning.kinds import channel_axis
 from fcs_utils.running import run_network, tensors_in
 
 
@@ -20,6 +21,7 @@ class Segments:
     def __init__(self, model: nn.Module, example: Tensor, mixing: Iterable[str]) -> None:
         self.outputs: dict[str, Tensor] = {}
         self.inputs: dict[str, Tensor] = {}
+        self.axes = {name: channel_axis(module) for name, module in model.named_modules()}
         self.generator = torch.Generator().manual_seed(0)
         for name in mixing:
 
@@ -48,7 +50,8 @@ class Segments:
         readers: by layer, as for ``crossing``. halves: by layer, which of its channels count as one half; equal for
         layers that share a residual sum.
         """
-        inside = {reader: torch.zeros(seen.shape[1], dtype=torch.bool) for reader, seen in self.inputs.items() if seen.dim() > 1}
+        widths = {reader: seen.shape[self.axes[reader]] for reader, seen in self.inputs.items() if seen.dim() > 1}
+        inside = {reader: torch.zeros(width, dtype=torch.bool) for reader, width in widths.items()}
         found = set()
         for name, positions in ((name, at) for name, own in readers.items() for at in own.items()):
             reader, at = positions
@@ -61,18 +64,25 @@ class Segments:
             total = torch.zeros(())
             for reader, own in inside.items():
                 if (seen := self.inputs[reader]).requires_grad:
-                    total = total.to(seen) + self._weighted(seen, ~own if second else own)
+                    total = total.to(seen) + self._weighted(reader, ~own if second else own)
             if names and total.requires_grad:
                 gradients = torch.autograd.grad(total, [self.outputs[n] for n in names], retain_graph=True, allow_unused=True)
                 for name, gradient in zip(names, gradients, strict=True):
                     others = halves[name] if second else ~halves[name]
-                    if gradient is not None and gradient[:, others.to(gradient.device)].count_nonzero():
+                    if self._reaches(name, gradient, others):
                         found.add(name)
         return found
 
-    def _weighted(self, seen: Tensor, inside: Tensor) -> Tensor:
+    def _weighted(self, reader: str, inside: Tensor) -> Tensor:
+        seen = self.inputs[reader]
         weights = torch.rand(seen.shape, generator=self.generator).to(seen) + 0.5
-        return (seen * weights)[:, inside.to(seen.device)].sum()
+        return (seen * weights).movedim(self.axes[reader], 1)[:, inside.to(seen.device)].sum()
+
+    def _reaches(self, name: str, gradient: Tensor | None, channels: Tensor) -> bool:
+        """Whether a gradient at a layer's output differs from zero in some of these channels."""
+        if gradient is None:
+            return False
+        return bool(gradient.movedim(self.axes[name], 1)[:, channels.to(gradient.device)].count_nonzero())
 
     def crossing(self, name: str, readers: Mapping[str, Tensor], unit: int = 1) -> str | None:
         """A reader in which a channel reaches indices that are not its own, or None.
@@ -80,18 +90,18 @@ class Segments:
         readers: by name, the input indices (C, k) of each of the layer's C channels. unit: neighbours that may mix.
         """
         output = self.outputs[name]
-        half = self.half(output.shape[1], unit)
+        half = self.half(output.shape[self.axes[name]], unit)
         for reader, positions in readers.items():
             seen = self.inputs.get(reader)
-            if seen is None or seen.dim() < 2 or positions.max() >= seen.shape[1]:
+            if seen is None or seen.dim() < 2 or positions.max() >= seen.shape[self.axes[reader]]:
                 return reader
             if not seen.requires_grad:
                 continue
-            own = torch.zeros(seen.shape[1], dtype=torch.bool)
+            own = torch.zeros(seen.shape[self.axes[reader]], dtype=torch.bool)
             own[positions[half].flatten()] = True
             for inside, others in ((own, ~half), (~own, half)):
-                masked = self._weighted(seen, inside)
+                masked = self._weighted(reader, inside)
                 (gradient,) = torch.autograd.grad(masked, output, retain_graph=True, allow_unused=True)
-                if gradient is not None and gradient[:, others.to(gradient.device)].count_nonzero():
+                if self._reaches(name, gradient, others):
                     return reader
         return None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
+from fcs_utils.pruning.kinds import grouped
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,6 @@ def shares_of(module: nn.Module, indices: Tensor, reads: bool) -> Shares | None:
     width = (module.in_channels if reads else module.out_channels) // module.groups
     whole = len(indices) == width * module.groups and run_width(indices // width) == width
     return Shares(parts=module.groups) if whole else None
-
-
-def depthwise(module: object) -> bool:
-    """Whether a module is a convolution that treats each channel by itself."""
-    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
-
-
-def grouped(module: object) -> bool:
-    """Whether a module is a convolution of several groups that mix channels, or give several outputs for one input."""
-    return isinstance(module, nn.Conv2d) and module.groups > 1 and not depthwise(module)
 
 
 def cut_of(module: object, written: bool, usual: Callable[..., Any]) -> Callable[..., Any]:

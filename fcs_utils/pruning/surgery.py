@@ -16,6 +16,7 @@ from fcs_utils.errors import StudyError, refuse
 from fcs_utils.models import images_at_once
 from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.pruning.flow import check_images
+from fcs_utils.pruning.kinds import Prunable, out_width
 from fcs_utils.pruning.merge import merge
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.proof import Proof, exact_groups
@@ -55,8 +56,8 @@ def prune(
             module = model.get_submodule(name)
         except AttributeError:
             module = None
-        if not isinstance(module, nn.Conv2d) or module.out_channels != width:
-            there = f"{module.out_channels} channels" if isinstance(module, nn.Conv2d) else "no such convolution"
+        if not isinstance(module, Prunable) or out_width(module) != width:
+            there = f"{out_width(module)} channels" if isinstance(module, Prunable) else "no such layer"
             raise StudyError(f"the plan does not fit this network: it expects {name} with {width} channels, found {there}")
     if example is not None:
         check_images(model, example)
@@ -73,7 +74,7 @@ def prune(
     cuts.check(plan.kept)
     compact = cuts.compact(plan.kept)
     for name, indices in plan.kept.items():
-        if (found := compact.get_submodule(name).out_channels) != len(indices):
+        if (found := out_width(compact.get_submodule(name))) != len(indices):  # type: ignore[arg-type]
             raise StudyError(f"surgery went wrong: {name} has {found} channels, planned {len(indices)}")
     proof = Proof(dense, plan.input_shape, example)
     if fault := proof.fault(compact, cuts.lost_inputs(plan.kept)):

@@ -10,6 +10,7 @@ from torch import nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.graph import Indices
+from fcs_utils.pruning.kinds import Prunable
 
 Place = tuple[nn.Module, str]  # a module, and the name under which it has a parameter
 
@@ -30,7 +31,7 @@ def unlike(
     cuts: dict[Place, list[tuple[bool, list[int]]]] = defaultdict(list)
     for dependency, indices in group:
         module, out = dependency.target.module, graph.is_out_channel_pruning_fn(dependency.handler)
-        reads = not out and isinstance(module, nn.Conv2d | nn.Linear)  # inputs are columns of the weight alone
+        reads = not out and isinstance(module, Prunable)  # inputs are columns of the weight alone
         for name in ("weight",) if reads else dict(module.named_parameters(recurse=False) if isinstance(module, nn.Module) else ()):
             cuts[module, name].append((out, indices[0].tolist()))
     return next((tie for tie in ties if any(cuts.get(place) != cuts.get(tie[0]) for place in tie)), None)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fcs_utils.pruning import layers as layers_module
+from fcs_utils.pruning import groups as groups_module
 from fcs_utils.pruning.layers import trace_layers
 from tests.pruning.test_tracing import pruned_exactly
 from tests.pruning.toys import conv
@@ -84,14 +84,14 @@ def calls(net: nn.Module) -> int:
 
 @pytest.mark.parametrize("build", [chain, residual, branches, attention])
 def test_work_doubles_when_the_depth_doubles(build: Callable[[int], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers_module, "LARGE", 20)
+    monkeypatch.setattr(groups_module, "LARGE", 20)
     assert calls(build(16).eval()) < 2.3 * calls(build(8).eval())
 
 
 def test_layers_of_a_large_sum_share_one_walk_and_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     net, image = residual(6).eval(), torch.zeros(1, 1, 2, 2)
     apart = trace_layers(net, image)
-    monkeypatch.setattr(layers_module, "LARGE", 10)
+    monkeypatch.setattr(groups_module, "LARGE", 10)
     for name, layer in trace_layers(net, image).items():
         one = apart[name]
         assert {*layer.coupled} - {name} == {*one.coupled} and layer.tap == one.tap and layer.barrier == one.barrier

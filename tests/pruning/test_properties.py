@@ -114,11 +114,13 @@ def networks(draw: st.DrawFn) -> nn.Module:
             layers.append(nn.MaxPool2d(2))
             size //= 2
     layers += unit(channels, 6)
-    head = (
-        [nn.Flatten(), nn.Linear(6 * size * size, 4)]
-        if draw(st.booleans())
-        else [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)]
+    flat = draw(st.booleans())
+    pool = [nn.Flatten()] if flat else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    features = 6 * size * size if flat else 6
+    hidden = draw(
+        st.sampled_from([[], [nn.Linear(features, 5), nn.ReLU()], [nn.Linear(features, 8), nn.BatchNorm1d(8), nn.GELU()]])
     )
+    head = [*pool, *hidden, nn.Linear(hidden[0].out_features if hidden else features, 4)]
     network = nn.Sequential(*layers, *head).train()
     with torch.no_grad():
         for _ in range(4):

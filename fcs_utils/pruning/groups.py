@@ -1,0 +1,136 @@
+"""What a layer's channels meet on their way: who reads them, what must shrink with them, and what forbids it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from fcs_utils.pruning.flow import Consumer, Flow, Node
+from fcs_utils.pruning.graph import cut_by, walk
+from fcs_utils.pruning.kinds import Prunable, depthwise, grouped, out_width
+from fcs_utils.pruning.shares import ANY, Shares, shares_of
+from fcs_utils.shortcuts import PadShortcut
+
+MIXING = Prunable | PadShortcut  # layers that mix channels, or move them: indices before and behind differ
+# What may lie between: treats each channel by itself, so a channel can go without changing another.
+CHANNELWISE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.PReLU)
+LARGE = 512  # operations of a group from which on its layers share one walk
+
+
+@dataclass
+class ChannelGroup:
+    """What a layer's channels meet. members: itself and the layers that lose the same channels.
+
+    read_by, joined_by: the shortcuts of option A that read its channels, and those whose output is added to them.
+    """
+
+    members: list[str]
+    consumers: list[Consumer]
+    followers: list[str]
+    barriers: list[str]
+    channels: int
+    large: bool = False
+    shares: Shares = ANY
+    read_by: list[Consumer] = field(default_factory=list)
+    joined_by: list[str] = field(default_factory=list)
+
+
+class GroupFinder:
+    """Reads the groups of one network off its graphs. walls: the nodes of the layers that mix channels."""
+
+    def __init__(self, model: nn.Module, graph: tp.DependencyGraph, flow: Flow, walls: set[Node]) -> None:
+        self.model, self.graph, self.flow, self.walls = model, graph, flow, walls
+        self.names = {module: name for name, module in model.named_modules()}
+        self.parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.gates, self.largest = flow.gates(walls), 4 * flow.largest
+        self.to_results = flow.leading_to(flow.results, walls)
+        joined = {node for node in flow.order if node.name().startswith("Cat")}  # side by side is no sum
+        self.to_images = flow.leading_to(flow.reach([flow.source], walls | joined), walls)
+        self.shared: dict[str, ChannelGroup] = {}
+
+    def group(self, name: str, module: Prunable) -> ChannelGroup:
+        if name in self.shared:
+            return self.shared[name]
+        group = ChannelGroup([name], [], [], [], out_width(module))
+        found = walk(self.graph, module, self.largest)
+        if found is None:
+            group.barriers.append("its channels go through reshapes that cannot be followed")
+        for dependency, indices in found or []:
+            target = dependency.target.module
+            called = self.names.get(target)
+            if called is not None:
+                reads = target is not module and not self.graph.is_out_channel_pruning_fn(dependency.handler)
+                self.meet(group, module, target, called, torch.from_numpy(indices[0].copy()), reads)
+            elif isinstance(target, nn.Parameter):
+                group.barriers.append(f"its channels meet {self.parameters[id(target)]}, a parameter that belongs to no layer")
+        self.surroundings(group)
+        group.large = len(found or []) > LARGE and len(group.members) > 1
+        if group.large:
+            self.shared |= dict.fromkeys(group.members, group)
+        return group
+
+    def meet(self, group: ChannelGroup, module: Prunable, target: nn.Module, called: str, indices: Tensor, reads: bool) -> None:
+        """Enter one module that a group's channels meet."""
+        channels = group.channels
+        if self.flow.calls[called] > 1:
+            group.barriers.append(f"{called} is called more than once in a forward pass")
+        if computed := [n for n in ("weight", "bias") if hasattr(target, n) and n not in target._parameters | target._buffers]:
+            group.barriers.append(f"the {computed[0]} of {called} is computed, such as by weight_norm or a mask, and cannot be cut")
+        if grouped(target) or isinstance(target, nn.GroupNorm):
+            self.share(group, target, called, indices, reads)
+        if isinstance(target, nn.ConvTranspose2d) and target.groups > 1:
+            group.barriers.append(f"meets the transposed convolution {called}, which has groups")
+        if target is module:
+            return
+        if isinstance(target, PadShortcut):
+            if len(indices) != channels:
+                group.barriers.append(f"meets {called}, whose channels do not match one to one")
+            elif reads:
+                group.read_by.append(Consumer(called, indices.reshape(channels, 1)))
+            else:
+                group.joined_by.append(called)
+        elif isinstance(target, Prunable) and not reads:
+            gate = self.flow.outputs.get(called) in self.gates
+            (group.followers if depthwise(target) or gate else group.members).append(called)
+            if out_width(target) != channels:
+                group.barriers.append(f"shares a residual sum with {called}, whose channels do not match one to one")
+        elif isinstance(target, MIXING):
+            if len(indices) % channels or len(self.flow.shapes.get((called, "input"), (0, 0))) < 2:
+                group.barriers.append(f"{called} reads its channels in a way that cannot be followed")
+            else:
+                group.consumers.append(Consumer(called, indices.reshape(channels, -1)))
+        elif not isinstance(target, (*CHANNELWISE, nn.GroupNorm)) and not cut_by(self.graph, target):
+            group.barriers.append(f"read by {called}, a {type(target).__name__}, which mixes channels")
+
+    def share(self, group: ChannelGroup, target: nn.Module, called: str, indices: Tensor, reads: bool) -> None:
+        """Enter what a grouped convolution or a GroupNorm asks of a group's channels."""
+        what = f"the {'GroupNorm' if isinstance(target, nn.GroupNorm) else 'grouped convolution'} {called}"
+        channels = group.channels
+        found = shares_of(target, indices, reads) if len(indices) == channels else None
+        shares = group.shares.joined(found) if found else ANY
+        if found is None:
+            group.barriers.append(f"its channels share groups of {what} with others")
+        elif channels % shares.step or shares.step == channels:
+            group.barriers.append(f"none of its channels can go without others, because of {what}")
+        else:
+            group.shares = shares
+
+    def surroundings(self, group: ChannelGroup) -> None:
+        """Enter why a group's channels cannot go that the modules alone do not tell."""
+        flow = self.flow
+        nodes = [flow.outputs[name] for name in group.members if name in flow.outputs]
+        if any(node in self.to_results for node in nodes):
+            group.barriers.append("its channels are the network's outputs")
+        if not group.consumers:
+            group.barriers.append("no layer was found that reads its channels alone")
+        if any(node in self.to_images for node in nodes):
+            group.barriers.append("shares a residual sum with the images, whose channels stay")
+        shapes = ((flow.shapes.get((one.name, "input"), ()), flow.axes[one.name]) for one in group.consumers)
+        widths = {group.channels} | {shape[axis] for shape, axis in shapes if len(shape) > 1}
+        for name, shape in flow.met_buffers(flow.reach(nodes, self.walls), self.walls) if flow.buffers else []:
+            owner = self.model.get_submodule(name.rpartition(".")[0])
+            if widths & {*shape} and not cut_by(self.graph, owner):
+                group.barriers.append(f"its channels meet {name}, a buffer of a {type(owner).__name__} that cannot be cut")
