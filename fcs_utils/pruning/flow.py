@@ -34,6 +34,11 @@ class Consumer:
     name: str
     positions: Tensor
 
+    @property
+    def laid_out(self) -> bool:
+        """Whether several channels become one on their way, laid out side by side in its map, as by a PixelShuffle."""
+        return self.positions.unique().numel() < self.positions.numel()
+
 
 @dataclass(frozen=True)
 class Tap:
@@ -64,8 +69,8 @@ class Flow:
 
     calls: how often each module ran. source: the images' node. inputs, outputs: by module name, the node of
     the first tensor that it read and of the tensor that it returned. shapes: by name and side, their shapes.
-    axes: by name, which axis holds the channels.
-    shown: by node, the modules that ran once and returned it. buffers: by node, the name and shape of a buffer.
+    axes: by name, which holds the channels. shown:
+    by node, the modules that ran once and returned it. buffers: by node, the name and shape of a buffer.
     """
 
     def __init__(self, model: nn.Module, example: Tensor, buffers: Mapping[str, Tensor]) -> None:
@@ -104,8 +109,7 @@ class Flow:
         except StudyError as error:
             where = [f"{name}, a {type(model.get_submodule(name)).__name__}" for name in running if name]
             raise StudyError(f"{error}" + (f" (in {where[-1]})" if where else "")) from error
-        self.results = [tensor.grad_fn for tensor in tensors_in(result) if tensor.grad_fn]
-        self.users: dict[Node, list[Node]] = {}
+        self.results, self.users = [tensor.grad_fn for tensor in tensors_in(result) if tensor.grad_fn], dict[Node, list[Node]]()
         self._link(self.results)
         self.shown: dict[Node, list[str]] = {}
         for name, times in self.calls.items():
@@ -189,7 +193,7 @@ class Flow:
         parted = len(ends) > 1 or not narrows
         for node in narrows:
             for consumer in consumers:
-                if self.inputs.get(consumer.name) is node:
+                if self.inputs.get(consumer.name) is node and not consumer.laid_out:
                     indices, at = consumer.positions.shape[1], self.axes[consumer.name]
                     if indices == 1 and self.shapes[consumer.name, "input"][at] == channels:
                         return Tap(consumer.name, "input", axis=at), parted

@@ -6,7 +6,7 @@ for ever. Here each operation passes an index on once, so a walk takes as long a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,9 @@ from fcs_utils.running import run_network, shared, tensors_in
 from fcs_utils.shortcuts import PadShortcut
 
 Indices = NDArray[np.int64]
+# Operators that move channels and that the library takes for element-wise, by the name of their autograd node: how many
+# neighbouring channels before them become one behind them. An entry here is all that such an operator needs.
+NARROWING: dict[str, Callable[[Any], int]] = {"PixelShuffleBackward0": lambda node: int(node._saved_upscale_factor**2)}
 BUDGET = 1 << 22  # indices that one walk may make besides those it began with; reshapes of attention make them without end
 # Layers with weights of their own, one or more a channel, that the library knows how to cut.
 KNOWN = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU, nn.GroupNorm, nn.LayerNorm)
@@ -160,6 +163,8 @@ def walk(graph: tp.DependencyGraph, module: Prunable, largest: int = BUDGET) -> 
             if not step.is_triggered_by(done.handler):
                 continue
             reached = indices
+            if step.target in done.target.outputs:
+                reached = np.stack([reached[0] // _narrowing(done.target), reached[1]])
             for mapping in step.index_mapping:
                 if mapping is not None and reached.size:
                     if len(getattr(mapping, "offset", (0, 0))) != 2:
@@ -169,6 +174,9 @@ def walk(graph: tp.DependencyGraph, module: Prunable, largest: int = BUDGET) -> 
                         return None
                     reached = _mapped(mapping, reached)
                     made += longer
+            if step.target in done.target.inputs and (width := _narrowing(step.target)) > 1:
+                reached = np.stack([(reached[0][:, None] * width + np.arange(width)).ravel(), reached[1].repeat(width)])
+                made += reached.size
             if not reached.size:
                 continue
             if made > most or reached[0].max() >= largest:
@@ -183,6 +191,12 @@ def walk(graph: tp.DependencyGraph, module: Prunable, largest: int = BUDGET) -> 
                 continue
             waiting.append((step, reached))
     return [*found.values()]
+
+
+def _narrowing(node: Any) -> int:
+    """How many neighbouring channels before an operator become one behind it; indices at its node are those before it."""
+    entry = NARROWING.get(node.grad_fn.name()) if node.grad_fn is not None else None
+    return entry(node.grad_fn) if entry else 1
 
 
 def _mapped(mapping: Any, pairs: Indices) -> Indices:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fcs_utils.pruning.flow import Consumer, Flow, Node
 from fcs_utils.pruning.graph import cut_by, walk
 from fcs_utils.pruning.kinds import Prunable, depthwise, grouped, out_width
-from fcs_utils.pruning.shares import ANY, Shares, shares_of
+from fcs_utils.pruning.shares import ANY, Shares, run_width, shares_of
 from fcs_utils.shortcuts import PadShortcut
 
 MIXING = Prunable | PadShortcut  # layers that mix channels, or move them: indices before and behind differ
@@ -36,6 +36,14 @@ class ChannelGroup:
     shares: Shares = ANY
     read_by: list[Consumer] = field(default_factory=list)
     joined_by: list[str] = field(default_factory=list)
+
+    def join(self, shares: Shares, what: str) -> None:
+        """Enter what something asks of the choices of channels, or that it leaves no choice."""
+        shares = self.shares.joined(shares)
+        if self.channels % shares.step or 1 < self.channels == shares.step:
+            self.barriers.append(f"none of its channels can go without others, because of {what}")
+        else:
+            self.shares = shares
 
 
 class GroupFinder:
@@ -98,9 +106,11 @@ class GroupFinder:
             if out_width(target) != channels:
                 group.barriers.append(f"shares a residual sum with {called}, whose channels do not match one to one")
         elif isinstance(target, MIXING):
-            if len(indices) % channels or len(self.flow.shapes.get((called, "input"), (0, 0))) < 2:
+            width = run_width(indices) if len(indices) == channels else 1  # above 1 behind a PixelShuffle
+            if len(indices) % channels or len(self.flow.shapes.get((called, "input"), (0, 0))) < 2 or width is None:
                 group.barriers.append(f"{called} reads its channels in a way that cannot be followed")
             else:
+                group.join(Shares(unit=width), f"a PixelShuffle in front of {called}")
                 group.consumers.append(Consumer(called, indices.reshape(channels, -1)))
         elif not isinstance(target, (*CHANNELWISE, nn.GroupNorm)) and not cut_by(self.graph, target):
             group.barriers.append(f"read by {called}, a {type(target).__name__}, which mixes channels")
@@ -108,15 +118,11 @@ class GroupFinder:
     def share(self, group: ChannelGroup, target: nn.Module, called: str, indices: Tensor, reads: bool) -> None:
         """Enter what a grouped convolution or a GroupNorm asks of a group's channels."""
         what = f"the {'GroupNorm' if isinstance(target, nn.GroupNorm) else 'grouped convolution'} {called}"
-        channels = group.channels
-        found = shares_of(target, indices, reads) if len(indices) == channels else None
-        shares = group.shares.joined(found) if found else ANY
+        found = shares_of(target, indices, reads) if len(indices) == group.channels else None
         if found is None:
             group.barriers.append(f"its channels share groups of {what} with others")
-        elif channels % shares.step or shares.step == channels:
-            group.barriers.append(f"none of its channels can go without others, because of {what}")
         else:
-            group.shares = shares
+            group.join(found, what)
 
     def surroundings(self, group: ChannelGroup) -> None:
         """Enter why a group's channels cannot go that the modules alone do not tell."""

@@ -67,6 +67,8 @@ def merge(model: nn.Module, plan: PruningPlan, statistics: Mapping[str, ChannelS
 def _obstacle(layer: Layer, statistics: ChannelStatistics | None, kept: int) -> str | None:
     if layer.coupled:
         return "a residual sum reads its channels besides the consumers"
+    if any(consumer.laid_out for consumer in layer.consumers):
+        return "several of its channels become one on the way to a consumer"
     if layer.parted:
         return "its consumers read different tensors"
     if statistics is None:

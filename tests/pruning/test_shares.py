@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
@@ -82,6 +83,20 @@ NETS: dict[str, tuple[Callable[[], nn.Module], dict[str, Shares]]] = {
         ),
         {"a": Shares(unit=2, parts=2), "b": Shares(parts=2), "c": Shares(unit=2, parts=2)},
     ),
+    "laid out in space": (
+        lambda: Net(lambda n, x: mean(n.b(n.p(n.a(x)).relu())), a=conv(3, 16), p=nn.PixelShuffle(2), b=conv(4, 5)),
+        {"a": Shares(unit=4)},
+    ),
+    "laid out twice, behind a normalisation": (
+        lambda: Net(
+            lambda n, x: mean(n.c(F.pixel_shuffle(n.b(n.g(F.pixel_shuffle(n.a(x), 2)).relu()), 2))),
+            a=conv(3, 24),
+            g=nn.BatchNorm2d(6),
+            b=conv(6, 12),
+            c=conv(3, 4),
+        ),
+        {"a": Shares(unit=4), "b": Shares(unit=4)},
+    ),
     "side by side": (
         lambda: Net(
             lambda n, x: mean(n.c(n.g(torch.cat([n.a(x), n.b(x)], 1)))),
@@ -115,8 +130,44 @@ def test_surgery_is_exact_and_respects_the_groups(kind: str, tmp_path: Path) -> 
         assert (compact(IMAGES) - want).norm() < 1e-5 * want.norm() < (net(IMAGES) - want).norm()
     recalibrate(compact, IMAGES)
     save_compact(tmp_path / "compact.safetensors", compact, plan)
-    again = load_compact(tmp_path / "compact.safetensors", build())
+    again = load_compact(tmp_path / "compact.safetensors", build()).eval()
     assert again(IMAGES).equal(compact(IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("net", "says"),
+    [
+        (
+            Net(
+                lambda n, x: mean(n.c(F.pixel_shuffle(n.a(x), 2) + F.interpolate(n.b(x), scale_factor=2.0))),
+                a=conv(3, 16),
+                b=conv(3, 4),
+                c=conv(4, 5),
+            ),
+            {"a": "b, whose channels do not match one to one", "b": "a, whose channels do not match one to one"},
+        ),
+        (
+            Net(lambda n, x: mean(n.b(F.pixel_shuffle(n.a(x), 2))), a=conv(3, 4), b=conv(1, 5)),
+            {"a": "none of its channels can go without others, because of a PixelShuffle in front of b"},
+        ),
+        (
+            Net(lambda n, x: mean(n.c(n.b(n.a(x)))), a=conv(3, 8), b=nn.ConvTranspose2d(8, 8, 2, groups=2), c=conv(8, 3)),
+            {"a": "meets the transposed convolution b, which has groups", "b": "meets the transposed convolution b"},
+        ),
+    ],
+)
+def test_what_stays_whole_and_why(net: nn.Module, says: dict[str, str]) -> None:
+    layers = trace_layers(net.eval(), IMAGES)
+    for name, reason in says.items():
+        assert reason in str(layers[name].obstacle("all"))
+
+
+def test_merging_leaves_out_channels_that_are_laid_out_in_space() -> None:
+    net = NETS["laid out in space"][0]().eval()
+    plan = make_plan(net, IMAGES, importance("kernel_l1", model=net), ratio=0.5)
+    with pytest.warns(UserWarning, match=r"a \(several of its channels become one on the way to a consumer\)"):
+        merged = prune(net, plan, compensate="merge", statistics=collect_statistics(net, IMAGES))
+    assert merged(IMAGES).equal(prune(net, plan)(IMAGES))
 
 
 def test_the_macs_of_grouped_convolutions_by_hand() -> None:
