@@ -165,10 +165,16 @@ def _estimate(name: str, options: argparse.Namespace) -> None:
 
 
 def _print_estimate(study: Study, options: argparse.Namespace) -> None:
-    from fcs_utils.study.estimate import estimate, training_throughput
+    from fcs_utils.study.cluster import on_cluster
+    from fcs_utils.study.estimate import cluster_throughput, estimate, training_throughput
 
-    print(f"{study.profile.name} on {study.bench.device.type}, passes {options.passes}:", flush=True)
-    table = estimate(study, training_throughput(study.bench.device, options.passes))
+    if cluster := options.cluster if options.command == "estimate" else None:
+        with on_cluster(cluster) as engine:
+            print(f"{study.profile.name} on {engine.slots()} workers of the cluster, passes {options.passes}:", flush=True)
+            table = estimate(study, cluster_throughput(engine, engine.slots, options.passes))
+    else:
+        print(f"{study.profile.name} on {study.bench.device.type}, passes {options.passes}:", flush=True)
+        table = estimate(study, training_throughput(study.bench.device, options.passes))
     print(table.to_string(index=False, float_format="{:,.2f}".format))
 
 

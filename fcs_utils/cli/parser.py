@@ -117,8 +117,8 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "--data --datasets --fresh --workers --cluster --stages --only --list --plugin --time-budget --device --passes",
     ),
     "estimate": (
-        "estimate how long a profile's missing runs take on this machine, from some seconds of training",
-        "--profile paper", "paper", "--data --datasets --device --passes",
+        "estimate how long a profile's missing runs take on this machine or on a cluster, from some seconds of training",
+        "--profile paper", "paper", "--data --datasets --cluster --device --passes",
     ),
     "speed": (
         "measure how fast this machine trains and evaluates a profile's networks; notebook 08 shows it beside other machines",

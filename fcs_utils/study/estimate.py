@@ -1,14 +1,16 @@
-"""What the runs that a profile still lacks will take on this machine: an estimate, from some seconds of training."""
+"""What the runs that a profile still lacks will take, here or on a cluster: an estimate, from some seconds of training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
 
 import pandas as pd
 import torch
 
 from fcs_utils.benchmarks.speed import SpeedJob, measure_speed, study_loop
-from fcs_utils.machine import pick_workers
+from fcs_utils.machine import pick_device, pick_workers
 from fcs_utils.models import build_seeded, count_macs
 from fcs_utils.study.catalogue import STAGES
 from fcs_utils.study.schedule import expected_macs
@@ -25,24 +27,29 @@ def training_throughput(device: torch.device, passes: Mode = "plain") -> Through
     Two at once are measured, and further cores taken to do as much each. What compiling or capturing takes beforehand is
     not counted.
     """
-    at_once = pick_workers(None, device)
-    way = study_loop(passes, two_at_once=at_once > 1 and device.type == "cpu")
+    return partial(pace, device=device.type, passes=passes, at_once=pick_workers(None, device))
 
-    def measured(network: Network) -> float:
-        assert network.training is not None
-        job = SpeedJob(
-            network=network.network,
-            width=network.width,
-            batch_size=network.training.batch_size,
-            what="training",
-            images=16_384 if device.type == "cuda" else 1024,
-            device=device.type,
-            way=way,
-        )
-        model = build_seeded(0, network.network, num_classes=10, width=network.width)
-        return max(1, at_once / 2) * measure_speed(job) * 3 * count_macs(model, torch.zeros(1, 3, 32, 32))
 
-    return measured
+def cluster_throughput(workers: Executor, slots: Callable[[], int], passes: Mode = "plain") -> Throughput:
+    """Measures one run on one worker of a cluster, and takes all that are there now to do as much each."""
+    return lambda network: slots() * workers.submit(pace, network, passes=passes).result()
+
+
+def pace(network: Network, *, device: str | None = None, passes: Mode = "plain", at_once: int = 1) -> float:
+    """Multiply-adds a second of a network's training by so many runs at once; device: by default the best that is here."""
+    assert network.training is not None
+    device = device or pick_device("auto").type
+    job = SpeedJob(
+        network=network.network,
+        width=network.width,
+        batch_size=network.training.batch_size,
+        what="training",
+        images=16_384 if device == "cuda" else 1024,
+        device=device,
+        way=study_loop(passes, two_at_once=at_once > 1 and device == "cpu"),
+    )
+    model = build_seeded(0, network.network, num_classes=10, width=network.width)
+    return max(1, at_once / 2) * measure_speed(job) * 3 * count_macs(model, torch.zeros(1, 3, 32, 32))
 
 
 def estimate(study: Study, throughput: Throughput) -> pd.DataFrame:

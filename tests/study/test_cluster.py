@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,6 +57,14 @@ def test_where_a_worker_has_a_gpu_work_goes_to_such_workers_alone(engine: Engine
     places = {future.result(GUARD) for future in [engine.submit(where) for _ in range(8)]}
     ((address, gpu),) = places
     assert address.startswith("tcp://127.0.0.3:") and gpu == "0"
+
+
+def test_the_cost_of_a_profile_is_estimated_on_a_worker(nodes: Nodes, tmp_path: Path) -> None:
+    done = command_here("estimate", "--profile", "smoke", "--out", str(tmp_path), "--cluster", str(nodes.file))
+    assert done.returncode == 0, done.stderr
+    # Of two workers one says that it has a GPU, and runs go to such workers alone.
+    assert "smoke on 1 workers of the cluster" in done.stdout and re.search(r"^ *all +\d+ ", done.stdout, re.MULTILINE)
+    assert not [*tmp_path.rglob("*.json")]
 
 
 def test_a_worker_may_have_processes_of_its_own(engine: Engine) -> None:

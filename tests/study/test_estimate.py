@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from fcs_utils.benchmarks.speed import SpeedJob
 from fcs_utils.study import estimate as estimates
 from fcs_utils.study.catalogue import STAGES
-from fcs_utils.study.estimate import estimate, training_throughput
+from fcs_utils.study.estimate import cluster_throughput, estimate, training_throughput
 from fcs_utils.study.grid import grid
 from fcs_utils.study.profiles import get_profile
 from fcs_utils.study.sections import Network
@@ -49,6 +50,16 @@ def test_hours_are_multiply_adds_over_throughput_network_by_network(tmp_path: Pa
     assert slow / 2 < mixed < slow
     assert table.loc["all", "runs"] == table.runs[:-1].sum()
     assert not any(tmp_path.iterdir())  # the estimate writes nothing
+
+
+def test_a_cluster_is_as_fast_as_one_worker_times_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[SpeedJob] = []
+    monkeypatch.setattr(estimates, "measure_speed", lambda job: jobs.append(job) or 10.0)
+    network = get_profile("paper").networks[0]
+    with ThreadPoolExecutor(1) as worker:
+        found = cluster_throughput(worker, lambda: 5)(network)
+    assert [job.way for job in jobs] == ["study"]
+    assert found == pytest.approx(5 * estimates.pace(network, device="cpu"))
 
 
 @pytest.mark.slow
