@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -74,44 +75,49 @@ class Proof:
     def fault(self, compact: nn.Module, lost: Mapping[str, Sequence[int]]) -> str | None:
         """Why a compact network is not the dense one with zeros where layers read ``lost`` channels; None where it is.
 
-        Raises StudyError for a dense network that does not run, or whose output is NaN on all images.
+        The first difference ends the comparison, for a network of which many layers stay whole is compared many times. Raises
+        StudyError for a dense network that does not run, or whose output is NaN on all images.
         """
-        precision, wanted = self._wanted(lost)
-        compact = self._copy(compact, precision)
-        for training, images, want in wanted:
-            height, width = images.shape[2:]
-            at = "" if images.shape[2:] == self.noise.shape[2:] else f" on images of {height} x {width} pixels"
-            mode = (" in train mode" if training else "") + at
-            found, error = _first_run(compact, [images], training)
-            if error:
-                return f"without some of its channels the network does not run{mode}: {first_line(error)}"
-            gap = _gap(want, found[0].outputs)
-            if gap > (ROUNDING if precision is torch.float64 else COARSE):
-                return (
-                    f"the network looks at the index or number of its channels{mode}: without some, its output is off by {gap:.2g}"
-                )
-        return None
-
-    def _wanted(self, lost: Mapping[str, Sequence[int]]) -> tuple[torch.dtype, list[_Outcome]]:
-        """The precision, and what the dense network yields in each comparison."""
         for precision in (torch.float64, self.weight.dtype):
             dense = self._copy(self.model, precision)
             with zeroed(dense, lost):
                 found = [_first_run(dense, [images], False) for images in self.images]
                 failure = next((error for _, error in found if error), None)
-                if failure:
-                    continue
-                more = [_first_run(dense, choices, training) for training, choices in self.tries]
-            for (training, _), (_, error) in zip(self.tries, more, strict=True):
-                if training and error:
-                    self.untrained = first_line(error)
-            self.tries = [(run.training, [run.images]) for runs, _ in more for run in runs]  # what fails is not tried again
-            wanted = [run for runs, _ in found + more for run in runs]
-            if not any(tensor.isfinite().any() for run in wanted for tensor in run.outputs):
-                raise StudyError("surgery cannot be checked: all outputs of the network are NaN, infinite or no tensors")
-            return precision, wanted
+                if not failure:
+                    return self._difference(
+                        dense, self._copy(compact, precision), precision, [run for runs, _ in found for run in runs]
+                    )
         assert failure is not None
         raise StudyError(f"the network does not run on images {tuple(self.noise.shape[1:])}: {first_line(failure)}") from failure
+
+    def _difference(self, dense: nn.Module, compact: nn.Module, precision: torch.dtype, runs: list[_Outcome]) -> str | None:
+        """What differs first: on the images of these runs of the dense network, then on what else is tried."""
+        defined = False
+        for run in itertools.chain(runs, self._more(dense)):
+            height, width = run.images.shape[2:]
+            at = "" if run.images.shape[2:] == self.noise.shape[2:] else f" on images of {height} x {width} pixels"
+            mode = (" in train mode" if run.training else "") + at
+            found, error = _first_run(compact, [run.images], run.training)
+            if error:
+                return f"without some of its channels the network does not run{mode}: {first_line(error)}"
+            gap = _gap(run.outputs, found[0].outputs)
+            if gap > (ROUNDING if precision is torch.float64 else COARSE):
+                return (
+                    f"the network looks at the index or number of its channels{mode}: without some, its output is off by {gap:.2g}"
+                )
+            defined = defined or any(bool(tensor.isfinite().any()) for tensor in run.outputs)
+        if not defined:
+            raise StudyError("surgery cannot be checked: all outputs of the network are NaN, infinite or no tensors")
+        return None
+
+    def _more(self, dense: nn.Module) -> Iterator[_Outcome]:
+        """The dense network on what else is tried. What fails is not tried again."""
+        for number, (training, choices) in enumerate(self.tries):
+            runs, error = _first_run(dense, choices, training)
+            if training and error:
+                self.untrained = first_line(error)
+            self.tries[number] = (training, [run.images for run in runs])
+            yield from runs
 
     def _copy(self, model: nn.Module, precision: torch.dtype) -> nn.Module:
         device = self.weight.device
