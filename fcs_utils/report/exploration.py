@@ -210,16 +210,17 @@ class Exploration:
             raise refuse("image", image, f"0 to {len(self.images) - 1}")
         return self.subject.pixels[image].cpu(), feature_maps(self.dense, self.images[image : image + 1], layer)[0].cpu()
 
-    def save(self, choice: Choice, merge: bool) -> Path:
+    def save(self, choice: Choice, merge: bool, tuned: nn.Module | None = None, *how: str) -> Path:
         """Prune, recalibrate BatchNorm and write the compact network, with its plan as JSON beside it.
 
-        Returns its file, for ``load_compact``.
+        tuned: this network after training, to write in its place; how: words on it for the file's name. Returns the file, for
+        ``load_compact``.
         """
         name, amount = choice.goal
         goal = f"{amount:g}" if name == "ratio" else f"{name}{amount}"
-        words = [self.subject.name, choice.criterion, *self.options(choice).values(), goal, *(["merge"] if merge else [])]
+        words = [self.subject.name, choice.criterion, *self.options(choice).values(), goal, *(["merge"] if merge else []), *how]
         path = self.subject.save_to("-".join(map(str, words)))
-        save_compact(path, self.compact(choice, merge), self.whole(choice).plan)
+        save_compact(path, tuned or self.compact(choice, merge), self.whole(choice).plan)
         write_json(path.with_suffix(".plan.json"), self.whole(choice).plan.model_dump(mode="json"))
         return path
 

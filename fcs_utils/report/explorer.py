@@ -20,7 +20,7 @@ from fcs_utils.pruning.sums import Reading
 from fcs_utils.report import channels as pictures
 from fcs_utils.report.controls import IN_A_COLUMN, TABLE_STYLE, OwnForm, choice_controls, hide_empty
 from fcs_utils.report.exploration import GOALS, Choice, Exploration, latency_in_words
-from fcs_utils.report.live_tuning import TuningPanel
+from fcs_utils.report.live_tuning import TuningPanel, saved_as
 from fcs_utils.report.plots import png
 from fcs_utils.report.subject import Subjects
 
@@ -199,9 +199,7 @@ class Explorer:
     def _save(self) -> None:
         path = self.here.save(self.choice, self.merge.value)
         files = [path, *([self.here.export(self.choice, self.merge.value, path)] if self.onnx.value else [])]
-        names = " and ".join(f"<code>{html.escape(str(file))}</code>" for file in files)
-        code = f'<pre style="white-space: pre; overflow-x: auto">{html.escape(self.here.loading_code(path.resolve()))}</pre>'
-        self.said.value = f"<p>Saved {names}, with the plan beside. Load it anywhere with:</p>{code}"
+        self.said.value = saved_as(self.here, files)
 
     def widget(self) -> w.Widget:
         """Everything in one box: controls to the left, what they do to the right."""

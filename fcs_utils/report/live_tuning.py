@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import html
 import time
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -121,10 +123,13 @@ class TuningPanel:
         self.epochs = w.IntSlider(value=2, min=1, max=MOST_EPOCHS, description="epochs")
         self.start = w.Button(description="Fine-tune here", icon="play", button_style="primary")
         self.stop = w.Button(description="Stop", icon="stop", disabled=True)
+        self.keep = w.Button(description="Save the tuned network", icon="save", disabled=True)
+        self.done: tuple[Exploration, Choice, bool, LiveTuning] | None = None  # the last training that came to its end
         self.pace, self.said, self.errors = w.HTML(), w.HTML(), w.Output()
         self.curve = w.Image(format="png", layout={"display": "none"}).add_class("fcs-tuned")
         self.start.on_click(self.errors.capture(clear_output=True)(lambda _: self._begin()))
         self.stop.on_click(lambda _: self.halt())
+        self.keep.on_click(self.errors.capture(clear_output=True)(lambda _: self._keep()))
         for control in (self.arm, self.epochs):
             control.observe(self.errors.capture(clear_output=True)(lambda _: self.state_pace()), "value")
 
@@ -136,6 +141,7 @@ class TuningPanel:
         if before != self.of:
             self.halt()
             self.lines, self.said.value = {}, ""
+            self.done, self.keep.disabled = None, True
             self._draw(here)
         self.state_pace()
 
@@ -165,6 +171,7 @@ class TuningPanel:
 
     async def _train(self, here: Exploration, choice: Choice, merge: bool, arm: str, epochs: int) -> None:
         self.halted, self.start.disabled, self.stop.disabled = False, True, False
+        self.done, self.keep.disabled = None, True
         lines, label = self.lines, arm_label(arm)
         try:
             with self.errors:  # shows what goes wrong
@@ -181,8 +188,16 @@ class TuningPanel:
                 if self.lines is lines:
                     self._draw(here)
                     self.said.value = f"<p>{label}{_ended(tuning, here.subject.judged)}</p>"
+                    if tuning.history is not None:
+                        self.done, self.keep.disabled = (here, choice, merge, tuning), False
         finally:
             self.task, self.start.disabled, self.stop.disabled = None, False, True
+
+    def _keep(self) -> None:
+        if self.done is not None:
+            here, choice, merge, tuning = self.done
+            path = here.save(choice, merge, tuning.networks[0], tuning.arm, f"{tuning.epochs}epochs")
+            self.said.value = saved_as(here, [path])
 
     def _draw(self, here: Exploration) -> None:
         self.curve.layout.display = "" if self.lines else "none"
@@ -191,8 +206,15 @@ class TuningPanel:
 
     def widget(self) -> w.Widget:
         """Controls above, the curve below."""
-        row = w.HBox([self.arm, self.epochs, self.start, self.stop], layout={"flex_flow": "row wrap"})
+        row = w.HBox([self.arm, self.epochs, self.start, self.stop, self.keep], layout={"flex_flow": "row wrap"})
         return w.VBox([row, self.pace, self.said, self.curve, self.errors], layout={"min_width": "0"})
+
+
+def saved_as(here: Exploration, files: Sequence[Path]) -> str:
+    """What was saved, the network first, and the code that loads it, as HTML."""
+    names = " and ".join(f"<code>{html.escape(str(file))}</code>" for file in files)
+    code = f'<pre style="white-space: pre; overflow-x: auto">{html.escape(here.loading_code(files[0].resolve()))}</pre>'
+    return f"<p>Saved {names}, with the plan beside. Load it anywhere with:</p>{code}"
 
 
 def _ended(tuning: LiveTuning, judged: int) -> str:

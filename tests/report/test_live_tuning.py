@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from fcs_utils.errors import StudyError
+from fcs_utils.pruning.export import load_compact
+from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.surgery import prune, recalibrate
 from fcs_utils.report.arm_figures import accuracy_by_epoch
 from fcs_utils.report.channels import accuracy_over_ratios
@@ -128,6 +131,25 @@ def test_stop_keeps_the_epochs_that_are_finished(here: Exploration, choice: Choi
     assert panel.lines["tft"] == whole[:3] and "was stopped: 2 of 5 epochs are finished and kept" in said[-1]
     said = clicks(panel, stop_after=1)
     assert panel.lines["tft"] == whole[:1] and "was stopped before an epoch was finished" in said[-1]
+
+
+def test_a_tuned_network_is_saved_once_its_training_has_ended(here: Exploration, choice: Choice) -> None:
+    panel = TuningPanel()
+    panel.choose(here, choice, False)
+    assert panel.keep.disabled
+    clicks(panel)
+    assert not panel.keep.disabled
+    panel.keep.click()
+    found = re.search(r"Saved <code>(.*?)</code>.*load_compact", panel.said.value, re.DOTALL)
+    assert found and found[1].endswith("-tft-2epochs.safetensors")
+    again = load_compact(found[1], here.dense).eval()
+    assert here.accuracy(again) == panel.lines["tft"][-1] != panel.lines["tft"][0]
+    assert PruningPlan.from_json(Path(found[1]).with_suffix(".plan.json").read_text()) == here.whole(choice).plan
+    clicks(panel, stop_after=FEW_BATCHES + 2)
+    assert panel.keep.disabled and panel.done is None  # in the midst of an epoch
+    clicks(panel)
+    panel.choose(here, Choice(here.first, ratio=0.25), False)
+    assert panel.keep.disabled and panel.done is None
 
 
 def test_curves_of_another_choice_go_and_its_training_ends(here: Exploration, choice: Choice) -> None:
