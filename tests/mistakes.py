@@ -40,7 +40,12 @@ EQUIVALENT = {  # changes that are no mistakes: by module and a part of the chan
     ("layers", "example[:]"): "more images only take longer",
     ("layers", "example[:(2)]"): "likewise",
     ("loop", "(seed)  ->  pass"): "the first look only counts batches and takes a shape",
-    ("sums", "BLOCK = "): "decomposed in larger batches, the numbers are the same",
+    ("spectra", "maps.shape[1] < maps.shape[2]"): "of equal sides either serves",
+    ("spectra", "height < width"): "likewise",
+    ("spectra", "(3) * tolerance"): "more maps are in doubt, and get the same ranks",
+    ("spectra", "tolerance / (3)"): "likewise",
+    ("spectra", "pivots >= 0"): "no pivot is zero",
+    ("spectra", "BLOCK = "): "decomposed in larger batches, the numbers are the same",
 }
 
 

@@ -23,8 +23,8 @@ from fcs_utils.config import Config, Count, Width
 from fcs_utils.machine import describe_machine, describe_moment
 from fcs_utils.models import build_seeded
 from fcs_utils.pruning.layers import prunable_layers
+from fcs_utils.pruning.spectra import map_ranks, nuclear_drops
 from fcs_utils.pruning.statistics import collect_statistics, tapped
-from fcs_utils.pruning.sums import map_ranks, nuclear_drops
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,9 +133,9 @@ PROCEDURES = {
     "trace": Procedure("of which finding the layers", prunable_layers, rounds=3),
     "store": Procedure("store all maps, scikit-learn's cosine", _store_all, rounds=3),
     "per_layer": Procedure("one pass a layer, maps to disk (CHIP's procedure)", _pass_per_layer),
-    "ranks": Procedure("HRank in the pass (this study)", partial(_on_maps, map_ranks)),
+    "ranks": Procedure("HRank in the pass (this study)", partial(_on_maps, map_ranks), rounds=3),
     "ranks_literal": Procedure("HRank as published, a decomposition a map", partial(_on_maps, _ranks_as_published)),
-    "drops": Procedure("CHIP in the pass (this study)", partial(_on_maps, lambda maps: nuclear_drops(maps.flatten(2)))),
+    "drops": Procedure("CHIP in the pass (this study)", partial(_on_maps, lambda maps: nuclear_drops(maps.flatten(2))), rounds=3),
     "drops_literal": Procedure("CHIP as published, a decomposition a channel", partial(_on_maps, _drops_as_published)),
 }
 

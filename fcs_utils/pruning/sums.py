@@ -8,12 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fcs_utils.pruning.spectra import map_ranks, nuclear_drops
+
 Reading = Literal["pooled", "per_image", "mean_map"]
 READINGS: tuple[Reading, ...] = ("pooled", "per_image", "mean_map")
 Extra = Literal["apoz", "hrank", "chip"]
 EXTRAS: tuple[Extra, ...] = ("apoz", "hrank", "chip")
 Where = Literal["reader", "convolution"]  # whose maps: as the next layer reads them, or as the convolution returns them
-BLOCK = 1 << 24  # numbers in one batch of decompositions
 
 
 class Sums:
@@ -79,49 +80,3 @@ def in_float32(values: Tensor) -> Tensor:
 def _rows(maps: Tensor) -> Tensor:
     """(N, C, ...) -> (N P, C); a view of maps in channels_last memory."""
     return maps.movedim(1, -1).reshape(-1, maps.shape[1])
-
-
-def map_ranks(maps: Tensor) -> Tensor:
-    """Numerical rank of each map (Lin et al. 2020): (N, C, H, W) -> (N, C). A map of other shape counts as one row.
-
-    A singular value counts when it exceeds the largest one times max(H, W) times float32's rounding, as in
-    ``numpy.linalg.matrix_rank``. They are found as eigenvalues of the smaller Gram matrix, in float64, where
-    their squares are still resolved.
-    """
-    if maps.dim() != 4:
-        maps = maps.flatten(2)[:, :, None]
-    height, width = maps.shape[2:]
-    ranks = []
-    for part in maps.split(max(1, BLOCK // maps[0].numel())):
-        part = part.double() if height <= width else part.double().mT
-        squares = torch.linalg.eigvalsh(part @ part.mT)  # (n, C, min(H, W)), ascending
-        tolerance = (max(height, width) * torch.finfo(torch.float32).eps) ** 2
-        ranks.append((squares > squares[..., -1:] * tolerance).sum(-1))
-    return torch.cat(ranks)
-
-
-def nuclear_drops(maps: Tensor) -> Tensor:
-    """By how much one image's nuclear norm falls when a channel is zeroed (Sui et al. 2021): (N, C, P) -> (N, C).
-
-    The nuclear norm of a (C, P) matrix is the sum of the roots of its Gram matrix's eigenvalues, and the Gram
-    matrix of the smaller side serves: removing a channel blanks its row and column there, or takes its outer
-    product away. All C leave-one-out matrices of an image are decomposed at once.
-    """
-    channels, positions = maps.shape[1:]
-    keep = 1 - torch.eye(channels, dtype=torch.float64, device=maps.device)
-    drops = []
-    for image in maps.double():  # (C, P)
-        if channels <= positions:
-            gram = image @ image.T
-            without = gram * keep[:, :, None] * keep[:, None, :]  # (C, C, C)
-        else:
-            gram = image.T @ image
-            without = gram - image[:, :, None] * image[:, None, :]  # (C, P, P)
-        size = max(1, BLOCK // gram.numel())
-        norms = torch.cat([_nuclear_norm(part) for part in without.split(size)])
-        drops.append(_nuclear_norm(gram) - norms)
-    return torch.stack(drops)
-
-
-def _nuclear_norm(gram: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().sum(-1)

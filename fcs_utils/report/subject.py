@@ -144,7 +144,7 @@ def study_subject(study: Study, network: str, seed: int, layer: str = "") -> Sub
 def own_source(wanted: Shrinking, save_to: Callable[[str], Path], say: Callable[[str], None] = print) -> Subjects:
     """One network of the user's on pictures of the user's, as ``fcs-mlft prune`` takes them; pictures are read when it opens.
 
-    HRank and CHIP are left out: they decompose every map, which takes minutes for pictures of 224 pixels.
+    HRank and CHIP are left out: on pictures of 224 pixels they can take longer than the pass for all others together.
     Raises StudyError, before any picture is read, for a network, weights or a folder that do not fit.
     """
     listing, device = list_pictures(Path(wanted.images)), pick_device(wanted.device)
