@@ -49,10 +49,12 @@ class Sums:
             self._add("map", maps.flatten(2).sum(0))
         if "apoz" in self.extras:
             self._add("apoz", (rows == 0).sum(0))
-        if "hrank" in self.extras:
-            self._add("hrank", map_ranks(maps).sum(0))
-        if "chip" in self.extras:
-            self._add("chip", nuclear_drops(maps.flatten(2)).sum(0))
+        # Numbers that are not finite cannot be decomposed. The Gram matrix has them too, so ``finite`` tells.
+        if self.extras and bool(self.sums["gram"].isfinite().all()):
+            if "hrank" in self.extras:
+                self._add("hrank", map_ranks(maps).sum(0))
+            if "chip" in self.extras:
+                self._add("chip", nuclear_drops(maps.flatten(2)).sum(0))
 
     def _add(self, name: str, value: Tensor) -> None:
         value = value.double()

@@ -13,7 +13,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.models import build_seeded
 from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.pruning.statistics import ChannelStatistics, collect_statistics, feature_maps, shuffle_pixels
-from fcs_utils.pruning.sums import EXTRAS, READINGS, Sums
+from fcs_utils.pruning.sums import EXTRAS, READINGS, Extra, Sums
 from tests.conftest import warm
 
 
@@ -205,12 +205,13 @@ def test_inner_scope_leaves_residual_sums_whole() -> None:
     assert all(name.endswith("conv1") for name in layers) and len(layers) == 9
 
 
+@pytest.mark.parametrize("extras", [(), EXTRAS])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_activations_that_are_not_finite_name_the_layer(bad: float) -> None:
+def test_activations_that_are_not_finite_name_the_layer(bad: float, extras: tuple[Extra, ...]) -> None:
     model = Chain().eval()
     model.conv.bias.data[0] = bad
     with pytest.raises(StudyError, match="layer conv"):
-        collect_statistics(model, torch.randn(2, 1, 8, 8))
+        collect_statistics(model, torch.randn(2, 1, 8, 8), extras=extras)
 
 
 @pytest.mark.parametrize(
