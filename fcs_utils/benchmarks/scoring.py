@@ -36,14 +36,15 @@ class Scoring(Config):
     """What notebook 08 measures the cost of scoring on.
 
     images: numbers of them, the last for the comparison with the forward pass. heavy: images for procedures
-    that keep every map. literal: images for criteria as published, one decomposition at a time.
+    that keep every map. literal: images for HRank and CHIP, here and as published, one decomposition at a time. Over few, finding
+    the layers takes longer than the forward pass.
     """
 
     networks: tuple[str, ...] = ("vgg16", "resnet56")
     images: tuple[Count, ...] = (256, 512, 2048)
     widths: tuple[Width, ...] = (0.25, 0.5)
     heavy: Count = 512
-    literal: Count = 8
+    literal: Count = 64
 
 
 class ScoringJob(Config):
