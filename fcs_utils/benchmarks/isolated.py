@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -50,15 +52,7 @@ def measure_isolated(
 
     Raises StudyError with the last line that a failing process wrote. All processes end with this call, however it ends.
     """
-    wanted = {**os.environ, **(environment or {})}
-    settings = {name: value for name, value in wanted.items() if value is not None}
-    command, folder = [sys.executable, "-m", __name__, measure.__module__, measure.__name__], Path(__file__).parents[2]
-    processes = [
-        subprocess.Popen(  # noqa: S603
-            [*command, job.model_dump_json()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=settings
-        )
-        for job in jobs
-    ]
+    processes = [_begin(measure, job, environment or {}) for job in jobs]
     try:
         answers = [process.communicate() for process in processes]
     finally:  # no process outlives an interrupt
@@ -66,12 +60,54 @@ def measure_isolated(
             process.kill()
     for job, process, (_, errors) in zip(jobs, processes, answers, strict=True):
         if process.returncode:
-            last = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-            raise StudyError(f"measuring {job} failed: {last}")
+            raise StudyError(f"measuring {job} failed: {_last_words(process.returncode, errors)}")
     return [json.loads(text.splitlines()[-1]) for text, _ in answers]
 
 
-def _main(module: str, name: str, job: str) -> None:
+class Stopped(StudyError):
+    """A measurement that came to no result: its process took too long, too much memory, or died."""
+
+
+def measure_limited(
+    measure: Callable[[Job], Found], job: Job, seconds: float, memory: int, environment: Mapping[str, str | None] | None = None
+) -> Found:
+    """``measure(job)`` in a process of its own that may take so many seconds, and so many bytes of address space.
+
+    measure, environment: as in ``measure_isolated``. Whatever the measured code does, the call ends: after the time, the process is
+    killed. macOS sets no limit to memory.
+
+    Raises Stopped with the reason in one line.
+    """
+    process = _begin(measure, job, environment or {}, str(memory))
+    try:
+        text, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise Stopped(f"no end in {seconds:g} s") from None
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode < 0:
+        raise Stopped(f"the process was ended by {signal.Signals(-process.returncode).name}")
+    if process.returncode:
+        raise Stopped(_last_words(process.returncode, errors))
+    found: Found = json.loads(text.splitlines()[-1])
+    return found
+
+
+def _begin(measure: Callable[[Job], Found], job: Job, environment: Mapping[str, str | None], *limits: str) -> subprocess.Popen[str]:
+    settings = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+    command = [sys.executable, "-m", __name__, measure.__module__, measure.__name__, job.model_dump_json(), *limits]
+    folder = Path(__file__).parents[2]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=settings)  # noqa: S603
+
+
+def _last_words(status: int, errors: str) -> str:
+    return (errors.strip().splitlines() or [f"exit status {status}"])[-1]
+
+
+def _main(module: str, name: str, job: str, memory: str = "") -> None:
+    if memory:
+        resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
     measure = validate_call(getattr(importlib.import_module(module), name))  # makes the job from its fields
     print(json.dumps(measure(json.loads(job))))
 
