@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
-from fcs_utils.pruning.layers import depthwise
+from fcs_utils.pruning.kinds import depthwise
 from fcs_utils.pruning.proof import zeroed
 from fcs_utils.running import shared, tensors_in
 
@@ -71,7 +71,7 @@ def lost_inputs(dense: nn.Module, narrow: nn.Module) -> list[int] | None:
     if wide.shape == left.shape and groups == others:
         return [] if wide.equal(left) else None
     if depthwise(dense):
-        return [] if depthwise(narrow) else None
+        return [] if others == getattr(narrow, "in_channels", 0) == getattr(narrow, "out_channels", 0) else None
     if getattr(dense, "transposed", False):
         if groups != 1 or others != 1:
             return None  # no network here has them

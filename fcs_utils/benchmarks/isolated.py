@@ -88,7 +88,7 @@ def measure_limited(
         process.wait()
     if process.returncode < 0:
         raise Stopped(f"the process was ended by {signal.Signals(-process.returncode).name}")
-    if process.returncode:
+    if process.returncode or not text.strip():  # measured code may also call sys.exit
         raise Stopped(_last_words(process.returncode, errors))
     found: Found = json.loads(text.splitlines()[-1])
     return found
@@ -106,10 +106,12 @@ def _last_words(status: int, errors: str) -> str:
 
 
 def _main(module: str, name: str, job: str, memory: str = "") -> None:
-    if memory:
-        resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
+    if memory and sys.platform != "darwin":
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        limit = int(memory) if most == resource.RLIM_INFINITY else min(int(memory), most)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
     measure = validate_call(getattr(importlib.import_module(module), name))  # makes the job from its fields
-    print(json.dumps(measure(json.loads(job))))
+    print(f"\n{json.dumps(measure(json.loads(job)))}")  # a line of its own, whatever was printed before
 
 
 if __name__ == "__main__":

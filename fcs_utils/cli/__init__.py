@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
             "speed": "this measurement is not kept",
             "latency": "this measurement is not kept",
             "prune": "nothing is written before the end",
+            "networks": "networks that are done are kept in the file of --rows, if there is one",
         }.get(options.command, "records made so far are kept, start again to go on")
         print(f"interrupted: {kept}", file=sys.stderr)
         return 128 + (error.args[0] if error.args else signal.SIGINT)
@@ -229,6 +230,25 @@ def _latency(options: argparse.Namespace) -> None:
     print(f"goals in latency: half of the plans are off by {median_miss(found):.1f} % at most. Saved in {store.measurements()}")
 
 
+def _networks(options: argparse.Namespace) -> None:
+    from fcs_utils.benchmarks.network_tables import page, said, terminal_table
+    from fcs_utils.benchmarks.networks import ProcessLimits, try_networks
+    from fcs_utils.benchmarks.zoo import chosen
+    from fcs_utils.files import write_atomic
+
+    limits = ProcessLimits(**{name: value for name in ("seconds", "gigabytes") if (value := getattr(options, name)) is not None})
+    names, left_out = chosen(options.only)
+    if left_out:
+        print(f"timm is not installed (pip install timm), so these are left out: {', '.join(left_out)}")
+    rows = {}
+    for name, row in try_networks(list(names), limits, Path(options.rows) if options.rows else None):
+        rows[name] = row
+        print(f"{name}: {said(row['here'])}; Torch-Pruning: {said(row['torch-pruning'])}", flush=True)
+    print(terminal_table(rows).to_string(index=False))
+    if options.out:
+        write_atomic(Path(options.out), page(rows, limits).encode())
+
+
 def _number(name: str, text: str) -> float:
     try:
         return float(text)
@@ -236,5 +256,5 @@ def _number(name: str, text: str) -> float:
         raise refuse(name, text, "a share such as 0.6, or milliseconds such as 12.5ms") from None
 
 
-# The commands for one profile on its own data set.
-ALONE = {"prune": _prune, "latency": _latency, "tables": _tables, "speed": _speed, "publish": _publish}
+# The commands for one profile on its own data set, and those without a profile.
+ALONE = {"prune": _prune, "networks": _networks, "latency": _latency, "tables": _tables, "speed": _speed, "publish": _publish}

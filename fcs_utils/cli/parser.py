@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,6 +61,15 @@ def _out(text: str) -> str:
         if os.path.lexists(place) and not os.path.isdir(place):
             raise refuse("out", text, "a folder, this is a link to nothing" if place.is_symlink() else "a folder, this is a file")
     return text
+
+
+def _file(option: str) -> Callable[[str], str]:
+    def place(text: str) -> str:
+        if os.path.isdir(text) or not Path(text).parent.is_dir():
+            raise refuse(option, text, "a file in a folder that exists")
+        return text
+
+    return place
 
 
 def _data(text: str) -> str:
@@ -164,6 +173,27 @@ PRUNE: dict[str, dict[str, Any]] = {
     "--runtime": {"choices": ("pytorch", "onnxruntime"), "help": "in which --latency is measured (default: pytorch)"},
 }  # fmt: skip
 
+# Of the command ``networks``.
+NETWORKS: dict[str, dict[str, Any]] = {
+    "--only": {"nargs": "+", "metavar": "NAME", "help": "some of the networks by name, or MODULE:FUNCTION of your own"},
+    "--out": {"type": _file("out"), "metavar": "FILE", "help": "write the page here, such as docs/networks.md"},
+    "--rows": {"type": _file("rows"), "metavar": "FILE", "help": "keep what is done in this JSON file, and go on from it"},
+    "--seconds": {"type": float, "metavar": "N", "help": "time for one network with one tool (default: 300)"},
+    "--gigabytes": {"type": float, "metavar": "N", "help": "memory for it (default: 12)"},
+}
+
+# Commands without a profile: what each does, an example, and its options.
+ALONE: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
+    "prune": (
+        "make a network of your own smaller and faster, with your own pictures",
+        "--model mymodule:build --weights my.safetensors --images photos --macs 0.5 --epochs 5", PRUNE,
+    ),
+    "networks": (
+        "try which networks can be pruned, here and with Torch-Pruning's own pruner",
+        "--only resnet50 mymodule:build", NETWORKS,
+    ),
+}  # fmt: skip
+
 
 def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
     """The command line. Raises StudyError for a profile's file that is not TOML."""
@@ -187,11 +217,11 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
             (one_of if option in ("--workers", "--cluster") else command).add_argument(option, **OPTIONS[option])
         if "--cluster" in options.split():
             command.set_defaults(cluster=os.environ.get("FCS_CLUSTER"))
-    text = "make a network of your own smaller and faster, with your own pictures"
-    end = f"example: {prog} prune --model mymodule:build --weights my.safetensors --images photos --macs 0.5 --epochs 5"
-    command = commands.add_parser("prune", help=text, description=text, epilog=end, allow_abbrev=False, formatter_class=shape)
-    for option, settings in PRUNE.items():
-        command.add_argument(option, **settings)
+    for name, (text, example, settings) in ALONE.items():
+        end = f"example: {prog} {name} {example}"
+        command = commands.add_parser(name, help=text, description=text, epilog=end, allow_abbrev=False, formatter_class=shape)
+        for option, words in settings.items():
+            command.add_argument(option, **words)
     return parser
 
 

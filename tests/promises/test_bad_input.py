@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 
 COMMANDS: list[tuple[str, str]] = [
     ("", "COMMAND"),
-    ("runn", "allowed: study, run, estimate, speed, latency, tables, publish, prune (did you mean run?)"),
+    ("runn", "allowed: study, run, estimate, speed, latency, tables, publish, prune, networks (did you mean run?)"),
     ("study --profile quik", "profile='quik' is not allowed; allowed: cifar, cifar10, paper"),
     ("study --profile quik", "(did you mean quick?)"),
     ("study --profile=", "profile='' is not allowed"),
@@ -65,6 +65,14 @@ COMMANDS: list[tuple[str, str]] = [
     ("run --time-budget infh", "'infh' is not allowed"),
     ("run --time-budget 5", "'5' is not allowed"),
     ("run --time-budget=-1h", "'-1h' is not allowed"),
+    ("networks --only resnet51", "(did you mean resnet"),
+    ("networks --only lenet --seconds 0", "seconds=0.0 is not allowed"),
+    ("networks --only lenet --gigabytes nan", "gigabytes=nan is not allowed"),
+    (
+        "networks --only lenet --out nowhere/x.md",
+        "out='nowhere/x.md' is not allowed; allowed: a file in a folder that exists",
+    ),
+    ("networks --only lenet --rows .", "rows='.' is not allowed; allowed: a file in a folder that exists"),
     ("tables --profile smoke", "have no record in"),
     ("publish --profile smoke", "have no record in"),
 ]
