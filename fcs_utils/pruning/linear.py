@@ -41,6 +41,8 @@ def read_weights(model: nn.Module, consumer: Consumer) -> Tensor:
     positions = consumer.positions.to(weight.device)
     if weight.dim() == 2:
         return weight[:, positions].double()
+    if not grouped(module):
+        return weight[:, positions[:, 0]].flatten(2).double()
     kernels = weight.flatten(2).double()  # (O, inputs of a group, k)
     read = kernels.new_zeros(len(kernels), len(positions), kernels.shape[2])
     for rows, channels in read_together(module, consumer):

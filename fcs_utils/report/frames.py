@@ -28,6 +28,7 @@ from fcs_utils.report import (
     schedules,
     tables,
 )
+from fcs_utils.report.registry import each
 from fcs_utils.study.catalogue import STAGES
 from fcs_utils.study.grid import name_criterion, parse_criterion
 from fcs_utils.study.measurements import kept
@@ -217,7 +218,7 @@ class Report:
 
     @cached_property
     def _tables(self) -> dict[str, pd.DataFrame]:
-        return dict(tables.TABLES.each(self, "table"))
+        return dict(each(tables.TABLES.ready(self), "table"))
 
     def figures(self) -> dict[str, Callable[[], Figure]]:
         """What draws each figure of the index, by file name."""

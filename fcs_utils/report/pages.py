@@ -31,6 +31,7 @@ from fcs_utils.report.frames import Report
 from fcs_utils.report.leads import LEADS, answers
 from fcs_utils.report.notebook import html_table, save_figure
 from fcs_utils.report.plots import use_house_style
+from fcs_utils.report.registry import each
 from fcs_utils.report.tables import write_table
 from fcs_utils.study.measurements import kept
 from fcs_utils.study.records import Store
@@ -177,7 +178,7 @@ def figure_links(store: Store, name: str, up: str) -> list[tuple[str, str]]:
 def draw_figures(store: Store, report: Report) -> None:
     """The figures of the index, from records and measurements alone."""
     use_house_style()
-    for name, figure in figures.FIGURES.each(report, "figure"):
+    for name, figure in each(report.figures(), "figure"):
         save_figure(store, figure, name)
     for costs in kept(store, "scoring")[:1]:
         titles = {name: one.title for name, one in scoring.PROCEDURES.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from functools import partial
 from typing import TypeVar
 
@@ -31,17 +31,18 @@ class Registry(dict[str, tuple[Callable[..., Made], tuple[str, ...]]]):
         full = [name for name, own in parts.items() if all(len(part) for part in own if isinstance(part, Sized))]
         return {name: partial(self[name][0], *parts[name]) for name in full}
 
-    def each(self, report: object, kind: str) -> Iterator[tuple[str, Made]]:
-        """What is made from a report, by name. A warning names what would compare runs without a seed in common.
-
-        kind: what the entries are, for the warning.
-        """
-        for name, make in self.ready(report).items():
-            try:
-                yield name, make()
-            except NoPairs as error:  # of an incomplete grid
-                warnings.warn(f"the {kind} {name} is left out: {error}", stacklevel=2)
-
     def about(self, name: str) -> str:
         """One line that describes an entry, for readers who cannot see it."""
         return (inspect.getdoc(self[name][0]) or "").partition("\n")[0]
+
+
+def each(ready: Mapping[str, Callable[[], Made]], kind: str) -> Iterator[tuple[str, Made]]:
+    """What is made, by name. A warning names what would compare runs without a seed in common.
+
+    ready: as ``Registry.ready`` gives it. kind: what the entries are, for the warning.
+    """
+    for name, make in ready.items():
+        try:
+            yield name, make()
+        except NoPairs as error:  # of an incomplete grid
+            warnings.warn(f"the {kind} {name} is left out: {error}", stacklevel=2)

@@ -11,10 +11,10 @@ import matplotlib.pyplot as plt
 import pytest
 
 from fcs_utils.errors import StudyError
-from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.findings import findings
 from fcs_utils.report.frames import Report
 from fcs_utils.report.leads import LEADS, answers
+from fcs_utils.report.registry import each
 from fcs_utils.report.tables import TABLES
 from fcs_utils.study.study import Study
 from tests.conftest import ROOT
@@ -49,7 +49,7 @@ def test_any_part_of_the_records_is_reported_or_refused_in_one_line(profile: str
         return
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        tables, drawn = [*report.tables()], [name for name, _ in FIGURES.each(report, "figure")]
+        tables, drawn = [*report.tables()], [name for name, _ in each(report.figures(), "figure")]
     plt.close("all")
     words = [str(one.message).split() for one in told if "is left out: no pairs: seeds are" in str(one.message)]
     left_out, ready = {word[2] for word in words}, TABLES.ready(report)
