@@ -77,24 +77,30 @@ def c1(records: list[Row], row: Row) -> Row:
     return interval([trained[seed] - other[seed] for seed in trained])
 
 
-def fine_tuned(plan: Row, records: list[Row]) -> dict[tuple[Any, ...], float]:
+def fine_tuned(plan: Row, records: list[Row], given: bool = False) -> dict[tuple[Any, ...], float]:
     """Test accuracy after the schedule that compares criteria, by criterion, seed, network and ratio."""
     found = {}
+    wanted = {**plan["tuning"], **({"epochs": plan["given"]["epochs"]} if given else {})}
+    ratios = [plan["given"]["ratio"]] if given else plan["ratios"]
     for r in records:
-        cut, tuning, seed = r["config"]["pruning"], r["config"]["tuning"], r["config"]["reference"]["seed"]
-        schedule = tuning and {name: tuning["training"][name] for name in plan["tuning"]}
+        cut, tuning, reference = r["config"]["pruning"], r["config"]["tuning"], r["config"]["reference"]
+        schedule = tuning and {name: tuning["training"][name] for name in wanted}
         plain = tuning and tuning["method"] == "tft" and cut["compensate"] == "none" and not cut["options"]
-        if plain and schedule == plan["tuning"] and cut["ratio"] in plan["ratios"] and seed in plan["seeds"]:
-            found[cut["criterion"], seed, network_of(r), cut["ratio"]] = r["result"]["test"]
+        if bool(reference.get("weights")) == given and plain and schedule == wanted and cut["ratio"] in ratios:
+            network = reference["network"] if given else network_of(r)
+            if given or reference["seed"] in plan["seeds"]:
+                found[cut["criterion"], reference["seed"], network, cut["ratio"]] = r["result"]["test"]
     return found
 
 
 def c2(tops: dict[tuple[Any, ...], float], row: Row) -> Row:
-    by_seed = defaultdict(list)
+    """FCS minus another criterion by seed; in given networks, by network, where both have a run."""
+    by_replicate = defaultdict(list)
     for (criterion, seed, network, ratio), top in tops.items():
-        if criterion == "fcs" and row["network"] in ("", network):
-            by_seed[seed].append(top - tops[row["theirs"], seed, network, ratio])
-    return interval([float(np.mean(values)) for values in by_seed.values()])
+        other = tops.get((row["theirs"], seed, network, ratio))
+        if criterion == "fcs" and row["network"] in ("", network) and (row["role"] != "given" or other is not None):
+            by_replicate[network if row["role"] == "given" else seed].append(top - other)
+    return interval([float(np.mean(values)) for values in by_replicate.values()])
 
 
 def arms(plan: Row, records: list[Row]) -> dict[tuple[str, int], dict[int, Row]]:
@@ -104,7 +110,11 @@ def arms(plan: Row, records: list[Row]) -> dict[tuple[str, int], dict[int, Row]]
     runs = []
     for r in records:
         cut, tuning = r["config"]["pruning"], r["config"]["tuning"]
-        if not tuning or tuning["method"] not in section.get("methods", ("tft", "mlft", "twin", "kd")):
+        if (
+            not tuning
+            or r["config"]["reference"].get("weights")
+            or tuning["method"] not in section.get("methods", ("tft", "mlft", "twin", "kd"))
+        ):
             continue
         key = (cut["criterion"], cut["ratio"], cut["compensate"], str(cut["options"]))
         if key != (section.get("criterion", "fcs"), section.get("ratio", 0.5), "none", "{}") or cut["calibration_seed"] is not None:
@@ -173,12 +183,13 @@ def recompute(profile: str) -> list[tuple[str, str, float, float]]:
     plan, records, rows = read(profile)
     plan["name"] = profile
     tops, schedules = fine_tuned(plan, records), arms(plan, records)
+    given = fine_tuned(plan, records, given=True) if "given" in plan else {}
     both = []
     for row in rows:
         if row["claim"] in ("C1a", "C1b"):
             own = c1(records, row)
         elif row["claim"] == "C2":
-            own = c2(tops, row)
+            own = c2(given if row["role"] == "given" else tops, row)
         elif row["role"].startswith("saving"):
             own = saved(schedules, row)
             both.append((row["comparison"], "reached", float(row["effect"] is not None), float(own["effect"] is not None)))
