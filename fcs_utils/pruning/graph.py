@@ -163,8 +163,8 @@ def walk(graph: tp.DependencyGraph, module: Prunable, largest: int = BUDGET) -> 
             if not step.is_triggered_by(done.handler):
                 continue
             reached = indices
-            if step.target in done.target.outputs:
-                reached = np.stack([reached[0] // _narrowing(done.target), reached[1]])
+            if (width := _narrowing(done.target)) > 1 and step.target in done.target.outputs:
+                reached = np.stack([reached[0] // width, reached[1]])
             for mapping in step.index_mapping:
                 if mapping is not None and reached.size:
                     if len(getattr(mapping, "offset", (0, 0))) != 2:
@@ -174,7 +174,7 @@ def walk(graph: tp.DependencyGraph, module: Prunable, largest: int = BUDGET) -> 
                         return None
                     reached = _mapped(mapping, reached)
                     made += longer
-            if step.target in done.target.inputs and (width := _narrowing(step.target)) > 1:
+            if (width := _narrowing(step.target)) > 1 and step.target in done.target.inputs:
                 reached = np.stack([(reached[0][:, None] * width + np.arange(width)).ravel(), reached[1].repeat(width)])
                 made += reached.size
             if not reached.size:

@@ -18,8 +18,8 @@ from fcs_utils.pruning.kinds import grouped
 class Shares:
     """Which choices of a layer's C channels there are.
 
-    unit: so many neighbours go together, such as those that one group of a GroupNorm averages over. parts: the channels lie in so
-    many equal runs, such as the groups of a grouped convolution, and each run keeps as many as the others.
+    unit: so many neighbours go together, such as those of one group of a GroupNorm, or of one map behind a PixelShuffle. parts:
+    the channels lie in so many equal runs, such as the groups of a grouped convolution, and each run keeps as many as the others.
     """
 
     unit: int = 1
@@ -46,7 +46,7 @@ class Shares:
         stays[list(kept)] = True
         units = stays.reshape(self.parts, -1, self.unit)
         if (units.any(2) != units.all(2)).any():
-            return f"channels {self.unit} by {self.unit} together, because a normalisation averages over them"
+            return f"channels {self.unit} by {self.unit} together, because a GroupNorm or a PixelShuffle joins them"
         if len(set(units.sum((1, 2)).tolist())) > 1:
             return f"as many of each {channels // self.parts} channels, because a convolution has {self.parts} groups"
         return None
