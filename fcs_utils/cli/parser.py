@@ -212,7 +212,8 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, epilog=end, allow_abbrev=False, formatter_class=shape)
         about = f"a profile below (default: {profile}); NAME:DATASET is the same on another data set"
         command.add_argument("--profile", type=check_profile, default=profile, metavar="NAME", help=about)
-        one_of = command.add_mutually_exclusive_group()
+        # argparse cannot print the help of a command with an empty group
+        one_of = command.add_mutually_exclusive_group() if "--cluster" in options.split() else command
         for option in ("--out", *options.split()):
             (one_of if option in ("--workers", "--cluster") else command).add_argument(option, **OPTIONS[option])
         if "--cluster" in options.split():

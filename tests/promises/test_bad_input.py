@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fcs_utils import __version__
-from fcs_utils.cli import main
+from fcs_utils.cli import main, parser
 from fcs_utils.errors import StudyError
 from fcs_utils.study import catalogue, networks
 from fcs_utils.study.profiles import Profile, get_profile
@@ -194,6 +194,14 @@ def test_help_and_refusals_need_no_packages() -> None:
     assert refused.returncode == 2 and refused.stderr.startswith("error: profile='quik'") and refused.stderr.count("\n") == 1
     assert helped.returncode == 0 and "digits, quarter-width" in helped.stdout
     assert version.returncode == 0 and version.stdout == f"fcs-mlft {__version__}\n"
+
+
+@pytest.mark.parametrize("command", [*parser.COMMANDS, *parser.ALONE])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parser.build_parser().parse_args([command, "--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and f"example: python -m fcs_utils {command} " in said and "--out" in said
 
 
 def test_a_profile_with_a_wrong_field_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
