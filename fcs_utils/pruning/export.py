@@ -74,6 +74,8 @@ def session(model: bytes | str | Path, threads: int = 1) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
+    # Else its threads go on spinning after a call and take cores from whatever runs next, such as a network timed in turn with it.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     content = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 

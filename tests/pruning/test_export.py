@@ -63,7 +63,10 @@ def test_a_network_that_does_not_agree_is_not_written(tmp_path: Path, monkeypatc
         export_onnx(network, tmp_path / "net.onnx", torch.randn(1, 3, 8, 8))
     assert not list(tmp_path.iterdir())
     made, images = export_onnx(network, tmp_path / "net.onnx", torch.randn(2, 3, 8, 8)), torch.randn(5, 3, 8, 8)
-    (found,) = session(made).run(["logits"], {"images": images.numpy()})  # at another batch than the example's
+    session_here = session(made, 2)
+    # A measurement that follows must find both cores free.
+    assert session_here.get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
+    (found,) = session_here.run(["logits"], {"images": images.numpy()})  # at another batch than the example's
     np.testing.assert_allclose(found, network(images).detach().numpy(), rtol=1e-4, atol=1e-4)
     real = builtins.__import__
 
