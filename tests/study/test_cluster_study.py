@@ -36,6 +36,20 @@ HOSTS = ("127.0.0.2", "127.0.0.3")
 EAGER = "import fcs_utils.training.checkpoint as checkpoint\ncheckpoint.EVERY = 0\n"
 # As on a machine that has no disk in common with the client.
 UNSHARED = "import fcs_utils.study.cluster as cluster\ncluster.Mark.seen = lambda mark: False\n"
+# The first worker is killed in the middle of a training, when it has written its first checkpoint.
+KILLED_ONCE = (
+    EAGER
+    + """
+import os, pathlib, signal
+mark = pathlib.Path("killed")
+def save_and_die(*arguments, save=checkpoint.Checkpoint.save):  # a worker and its nanny both run this
+    save(*arguments)
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.Checkpoint.save = save_and_die
+"""
+)
 
 
 @pytest.fixture
@@ -113,14 +127,18 @@ def test_the_smoke_study_survives_a_worker_a_node_and_the_scheduler(smoke: Path,
 
 
 @pytest.mark.slow
-def test_without_a_shared_disk_records_and_weights_come_home(tmp_path: Path, nodes: Nodes) -> None:
+def test_without_a_shared_disk_records_and_weights_come_home(
+    tmp_path: Path, nodes: Nodes, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, chosen = tmp_path / "out", ["network=vgg16", "criterion=fcs"]
     Study(FEW, tmp_path / "here").run(["tuned"], only=chosen)
     study = Study(FEW, out)
     nodes.start_scheduler()
-    nodes.start_node(HOSTS[0], preload=UNSHARED)
+    nodes.start_node(HOSTS[0], preload=UNSHARED + KILLED_ONCE)
     (record,) = study.run(["reference"], only=chosen[:1], cluster=str(nodes.file))
     assert study.store.weights(record["id"]).exists()
+    assert (nodes.folder / HOSTS[0] / "killed").exists()
+    assert capsys.readouterr().err.count("a worker was lost: what it did is begun again") == 1
     # Another node has no weights, and asks for them.
     os.killpg(nodes.nodes[HOSTS[0]].pid, signal.SIGTERM)
     nodes.nodes.pop(HOSTS[0]).wait(GUARD)
