@@ -99,7 +99,8 @@ def _render_overview(study: Study) -> tuple[str, Report | None]:
     """The index, its tables and figures, from the records that are there; returns what they were rendered from, too."""
     from fcs_utils.report import frames, pages
 
-    inputs, report = inputs_of(study.store), None if study.missing() else frames.make_report(study)
+    inputs, some = inputs_of(study.store), any(study.found().values())
+    report = frames.make_report(study, allow_missing=bool(study.missing())) if some else None
     if report:
         report.write(study.store)
         pages.draw_figures(study.store, report)

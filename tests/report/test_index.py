@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fcs_utils.report import pages
+from fcs_utils.report import pages, publish
 from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.frames import make_report
 from fcs_utils.report.tables import TABLES
@@ -100,3 +101,23 @@ def test_what_is_registered_from_outside_comes_last(study: Study) -> None:
     assert re.findall(r"<t[hd]>(.*?)</t[hd]>", more) == ["network", "fewest epochs", "VGG-16 x0.25", "2"]
     assert not any("tests_by_seed" in part or "fewest_epochs" in part for title, part in found.items() if title != [*found][-2])
     assert "of_nothing" not in "".join(found.values())
+
+
+def test_an_incomplete_study_shows_its_records_and_no_verdict(study: Study, tmp_path: Path) -> None:
+    lines = (study.store.root / "records.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["kind"] != "similarity"]
+    assert 0 < len(kept) < len(lines)
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "quick" / "records.jsonl").write_text("".join(kept))
+    shutil.copy(study.store.root / "study.json", tmp_path / "quick")
+    part = Study("quick", tmp_path)
+    _, report = publish._render_overview(part)
+    page = part.store.index().read_text()
+    assert report is not None and "some runs of similarity have no records yet, so there are no verdicts" in " ".join(page.split())
+    titles = re.findall(r"<h2 id=.*?>(.*?)</h2>", page)
+    assert {"In short", "The claims"}.isdisjoint(titles) and "Does mutual learning pay? (C3)" in titles
+    figures = re.findall(r'<img src="(.*?)"', page)
+    assert figures and all((part.store.work / name).exists() for name in figures)
+    empty = Study("quick", tmp_path / "none")
+    assert publish._render_overview(empty)[1] is None and "<img" not in empty.store.index().read_text()
+    assert not empty.store.claims().exists()
