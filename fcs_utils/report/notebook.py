@@ -129,8 +129,10 @@ def show(study: Study, figure: Figure, name: str, alt: str, data: pd.DataFrame |
     content = save_figure(study.store, figure, name, data) if keeps else _drawn(figure, "png")
     plt.close(figure)
     shown = {"image/png": base64.b64encode(content).decode(), "text/plain": alt}
-    width = round(figure.get_figwidth() * figure.dpi)
-    display(shown, metadata={"image/png": {"alt": alt, "width": width, "figure": name}}, raw=True)
+    about: dict[str, object] = {"alt": alt, "width": round(figure.get_figwidth() * figure.dpi), "figure": name}
+    if any(axis.images for axis in figure.axes):
+        about["picture"] = True  # a page shows it in its own colours in the dark, too
+    display(shown, metadata={"image/png": about}, raw=True)
 
 
 def save_figure(store: Store, figure: Figure, name: str, data: pd.DataFrame | None = None) -> bytes:
