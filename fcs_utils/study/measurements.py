@@ -75,7 +75,7 @@ def measure_here(store: Store, speed: Speed, device: str) -> list[dict[str, Any]
 
 
 def deploy_here(store: Store, wanted: Deployed) -> dict[str, Any]:
-    """Measure how much faster networks of ImageNet's size are, and keep it; takes about an hour of two idle cores."""
+    """Measure how much faster networks of ImageNet's size are, and keep it; needs idle cores and 16 GB of memory."""
     found = measure_deployed(wanted)
     keep(store, "deployed", found)
     return found
