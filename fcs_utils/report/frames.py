@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import pandas as pd
@@ -220,7 +220,7 @@ class Report:
     def _tables(self) -> dict[str, pd.DataFrame]:
         return dict(each(tables.TABLES.ready(self), "table"))
 
-    def figures(self) -> dict[str, Callable[[], Figure]]:
+    def figures(self) -> dict[str, partial[Figure]]:
         """What draws each figure of the index, by file name."""
         return figures.FIGURES.ready(self)
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import inspect
+import os
 import re
 import tomllib
 from collections.abc import Collection, Mapping
@@ -27,6 +28,7 @@ from fcs_utils.files import read_bytes, write_atomic
 from fcs_utils.report import figures
 from fcs_utils.report.chapters import NOTEBOOKS, Notebook
 from fcs_utils.report.claims import STATEMENTS, claim_verdicts
+from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.frames import Report
 from fcs_utils.report.leads import LEADS, answers
 from fcs_utils.report.notebook import html_table, save_figure
@@ -171,16 +173,28 @@ def _write_page(path: Path, title: str, body: str, shared: Mapping[str, Any], he
 
 
 def figure_links(store: Store, name: str, up: str) -> list[tuple[str, str]]:
-    """Links from a page to a figure's files: the scalable picture and its data. up: the relative path to ``work``."""
+    """Links from a page to a figure's pictures, its data, and the code that drew it. up: the relative path to ``work``.
+
+    A figure that a chapter draws itself has its code above it.
+    """
     places = [(store.figure(name, "svg"), "SVG"), (store.figure(name, "png"), "PNG"), (store.figure(name, "csv"), "data")]
-    return [(up + path.relative_to(store.work).as_posix(), title) for path, title in places if path.exists()]
+    links = [(up + path.relative_to(store.work).as_posix(), title) for path, title in places if path.exists()]
+    code = [(up + path_from(store.work, FIGURES.source(name)), "code")] if name in FIGURES else []
+    return links + code
+
+
+def path_from(folder: Path, path: Path) -> str:
+    """A file's path relative to a folder, as links have it."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
 def draw_figures(store: Store, report: Report) -> None:
     """The figures of the index, from records and measurements alone."""
     use_house_style()
-    for name, figure in each(report.figures(), "figure"):
-        save_figure(store, figure, name)
+    ready = report.figures()
+    for name, figure in each(ready, "figure"):
+        data = next((part for part in ready[name].args if isinstance(part, pd.DataFrame)), None)
+        save_figure(store, figure, name, data)
     for costs in kept(store, "scoring")[:1]:
         titles = {name: one.title for name, one in scoring.PROCEDURES.items()}
         save_figure(store, figures.cost_growth(scoring.cost_frame(costs), titles), "cost_growth")

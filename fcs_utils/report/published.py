@@ -77,8 +77,9 @@ def _weights(study: Study) -> list[Path]:
 
 def _promote_notebooks_and_figures(store: Store, report: Report) -> None:
     draw_figures(store, report)
-    for name in report.figures():
-        _promote(store, store.figure(name))
+    for path in [store.figure(name, suffix) for name in report.figures() for suffix in ("png", "csv")]:
+        if path.exists():
+            _promote(store, path)
     for path in store.published(store.figure("any")).parent.glob("*"):
         if path.stem not in (*report.figures(), "readme"):  # no longer drawn
             path.unlink()

@@ -15,7 +15,7 @@ from fcs_utils.report.comparisons import counted
 from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.findings import findings, headlines
 from fcs_utils.report.frames import Report, make_report
-from fcs_utils.report.pages import TEMPLATES, index_layout, title_and_question
+from fcs_utils.report.pages import TEMPLATES, index_layout, path_from, title_and_question
 from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.study import Study
 
@@ -70,7 +70,7 @@ def profile_readme(study: Study, report: Report) -> str:
     placed = [item["figure"] for section in index_layout() for item in section["show"] if "figure" in item]
     order = [*placed, *sorted({*report.figures()} - {*placed})]  # as on the index, whatever was imported first
     drawn = [name for name in order if name in report.figures() and there(study.store.figure(name)).exists()]
-    figures = [(name, FIGURES.about(name)) for name in drawn]
+    figures = [(name, FIGURES.about(name), _figure_links(study, name)) for name in drawn]
     chapters = [(n.name, *title_and_question(n)) for n in NOTEBOOKS.values() if there(study.store.executed(n.name)).exists()]
     tables = sorted(path.stem for path in there(study.store.table("claims")).parent.glob("*.md"))
     return TEMPLATES.get_template("readme.md.j2").render(
@@ -84,6 +84,13 @@ def profile_readme(study: Study, report: Report) -> str:
         unfinished=report.unfinished.to_markdown(index=False) if len(report.unfinished) else "",
         claims=claims_table(shown).to_markdown(index=False, disable_numparse=True),
     )
+
+
+def _figure_links(study: Study, name: str) -> dict[str, str]:
+    """What a figure is made from: its data, where they are published, and the code that drew it."""
+    data = study.store.published(study.store.figure(name, "csv"))
+    links = {"data": data} if data.exists() else {}
+    return {title: path_from(study.store.root, path) for title, path in {**links, "code": FIGURES.source(name)}.items()}
 
 
 def ledger_digest(report: Report) -> str:

@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sized
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from fcs_utils.report.inference import NoPairs
@@ -25,11 +26,15 @@ class Registry(dict[str, tuple[Callable[..., Made], tuple[str, ...]]]):
 
         return register
 
-    def ready(self, report: object) -> dict[str, Callable[[], Made]]:
+    def ready(self, report: object) -> dict[str, partial[Made]]:
         """What makes each entry from a report. Entries with an empty need are left out."""
         parts = {name: [getattr(report, need) for need in needs] for name, (_, needs) in self.items()}
         full = [name for name, own in parts.items() if all(len(part) for part in own if isinstance(part, Sized))]
         return {name: partial(self[name][0], *parts[name]) for name in full}
+
+    def source(self, name: str) -> Path:
+        """The file with the code that makes an entry."""
+        return Path(inspect.getfile(inspect.unwrap(self[name][0])))
 
     def about(self, name: str) -> str:
         """One line that describes an entry, for readers who cannot see it."""

@@ -118,6 +118,10 @@ def test_an_incomplete_study_shows_its_records_and_no_verdict(study: Study, tmp_
     assert {"In short", "The claims"}.isdisjoint(titles) and "Does mutual learning pay? (C3)" in titles
     figures = re.findall(r'<img src="(.*?)"', page)
     assert figures and all((part.store.work / name).exists() for name in figures)
+    links = re.findall(r'<a href="([^"]+)">(data|code)</a>', page)  # what each is made from
+    assert [title for _, title in links] == ["data", "code"] * len(figures)
+    assert all((part.store.work / place).is_file() for place, _ in links)
+    assert (part.store.work / links[0][0]).read_text().startswith("claim,") and links[1][0].endswith(".py")
     empty = Study("quick", tmp_path / "none")
     assert publish._render_overview(empty)[1] is None and "<img" not in empty.store.index().read_text()
     assert not empty.store.claims().exists()
