@@ -28,6 +28,13 @@ VGG = {
 }
 RESNET_BLOCKS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}  # a stage
 
+NETWORK_TITLES = {"vgg16": "VGG-16", "vgg19": "VGG-19", **{name: f"ResNet-{name.removeprefix('resnet')}" for name in RESNET_BLOCKS}}
+
+
+def network_title(name: str, width: float = 1) -> str:
+    """'VGG-16', or 'VGG-16 x0.25' where the width is not one: a network as readers know it. Other names stay as they are."""
+    return NETWORK_TITLES.get(name, name) + ("" if width == 1 else f" x{width:g}")
+
 
 def scaled(channels: int, width: float) -> int:
     """The channel count of a layer at a width multiplier, at least one."""

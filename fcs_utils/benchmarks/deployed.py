@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fcs_utils.benchmarks.latency import latencies, stopwatch
+from fcs_utils.benchmarks.latency import RUNTIME_TITLES, latencies, stopwatch
 from fcs_utils.config import Config, Count, Ratio
 from fcs_utils.machine import describe_machine, describe_moment, some_threads
 from fcs_utils.models import build_seeded, count_macs, module_macs
@@ -141,7 +141,7 @@ def deployed_table(found: Mapping[str, Any]) -> pd.DataFrame:
                 if which == "dense":
                     gains = np.divide(dense, taken[f"{runtime} {name} {batch}"])
                     low, middle, high = np.quantile(gains, (0.25, 0.5, 0.75))
-                    line[f"{runtime}, batch {batch}"] = f"{middle:.2f}x ({low:.2f} to {high:.2f})"
+                    line[f"{RUNTIME_TITLES[runtime]}, batch {batch}"] = f"{middle:.2f}x ({low:.2f} to {high:.2f})"
             rows.append(line)
     return pd.DataFrame(rows)
 
@@ -161,7 +161,7 @@ def bound_table(found: Mapping[str, Any]) -> pd.DataFrame:
                     "layers": name,
                     "time (%)": f"{100 * kind['milliseconds'] / total:.1f}",
                     "MACs (%)": f"{100 * kind['macs'] / macs:.1f}",
-                    f"bound at {found['asked']['macs']:.0%} of the MACs": f"{total / left:.2f}x",
+                    f"bound at {found['asked']['macs']:.0%} of the MACs".replace("%", " %"): f"{total / left:.2f}x",
                 }
             )
     return pd.DataFrame(rows)

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from fcs_utils.benchmarks.isolated import in_turns
 from fcs_utils.machine import some_threads
+from fcs_utils.models import network_title
 from fcs_utils.pruning.export import export_onnx, has_onnx, session
 
 BATCHES = (1, 64)
-RUNTIMES = ("pytorch", "onnxruntime")
+RUNTIME_TITLES = {"pytorch": "PyTorch", "onnxruntime": "onnxruntime"}
+RUNTIMES = tuple(RUNTIME_TITLES)
 ROUNDS = 25
 
 
@@ -77,6 +79,12 @@ def stopwatch(
     return measure
 
 
+def title_of(architecture: str) -> str:
+    """'VGG-16 x0.25' of 'vgg16 x0.25', as measurements name it."""
+    name, _, width = architecture.partition(" x")
+    return network_title(name, float(width or 1))
+
+
 def deployment_table(found: Mapping[str, Any]) -> pd.DataFrame:
     """MACs and speed-up of every compact network: dense over compact milliseconds of the same round, median and middle half.
 
@@ -87,12 +95,12 @@ def deployment_table(found: Mapping[str, Any]) -> pd.DataFrame:
         taken, macs = measured["milliseconds"], measured["macs"]
         for ratio in list(macs)[1:]:
             line = {
-                "network": measured["network"],
+                "network": title_of(measured["network"]),
                 "ratio": ratio,
                 "MACs left (%)": f"{100 * macs[ratio] / macs['dense']:.1f}",
                 "MACs reduction": f"{macs['dense'] / macs[ratio]:.2f}x",
             }
-            for runtime, title in (("pytorch", "PyTorch"), ("onnxruntime", "onnxruntime")):
+            for runtime, title in RUNTIME_TITLES.items():
                 for batch in BATCHES:
                     if f"{runtime} dense {batch}" in taken:
                         gains = np.divide(taken[f"{runtime} dense {batch}"], taken[f"{runtime} {ratio} {batch}"])

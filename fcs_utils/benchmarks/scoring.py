@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fcs_utils.benchmarks.isolated import in_turns, measure_isolated
 from fcs_utils.config import Config, Count, Width
 from fcs_utils.machine import describe_machine, describe_moment
-from fcs_utils.models import build_seeded
+from fcs_utils.models import build_seeded, network_title
 from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.pruning.spectra import map_ranks, nuclear_drops
 from fcs_utils.pruning.statistics import collect_statistics, tapped
@@ -230,7 +230,7 @@ def cost_table(frame: pd.DataFrame) -> pd.DataFrame:
 
     return pd.DataFrame(
         {
-            "network": frame.network + frame.width.map(lambda width: "" if width == 1 else f" x{width:g}"),
+            "network": [*map(network_title, frame.network, frame.width)],
             "images": frame.images,
             "procedure": frame.method.map({name: procedure.title for name, procedure in PROCEDURES.items()}),
             "times the forward pass": frame.ratio.map("{:.2f}".format),

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from fcs_utils.models import build_seeded, count_macs
+from fcs_utils.models import build_seeded, count_macs, network_title
 
 
 def machine_name(measured: dict[str, Any]) -> str:
@@ -30,7 +30,7 @@ def speed_table(measured: Sequence[dict[str, Any]]) -> pd.DataFrame:
             pd.DataFrame(
                 {
                     "machine": machine_name(one),
-                    "network": rows.network + rows.width.map(lambda width: "" if width == 1 else f" x{width:g}"),
+                    "network": [*map(network_title, rows.network, rows.width)],
                     "batch": rows.batch_size,
                     "what": rows.what,
                     "way": rows.way,
@@ -53,7 +53,7 @@ def growth_table(measured: dict[str, Any]) -> pd.DataFrame:
     rates = rows.images_per_second * [3 * count_macs(network, torch.zeros(1, 3, 32, 32)) for network in networks]
     table = pd.DataFrame(
         {
-            "network": rows.network + rows.width.map(" x{:g}".format),
+            "network": [*map(network_title, rows.network, rows.width)],
             "data": "32x32 images",
             "batch": rows.batch_size.map(str),
             "images/s": rows.images_per_second.map("{:,.0f}".format),

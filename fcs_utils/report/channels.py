@@ -66,7 +66,7 @@ def norm_profile(norms: Mapping[str, Tensor]) -> Figure:
 
 
 def bins_over_norms(norms: Tensor, labels: Tensor, layer: str, kept: Sequence[int] | None = None) -> Figure:
-    """K-Means bins over the L1 norms of one layer's channels, both (C,); with ``kept``, those that go are pale."""
+    """K-Means bins over the L1 norms of one layer's channels, both (C,); with ``kept``, those that go are faint."""
     figure, axis = plt.subplots(figsize=(WIDTH, 3))
     order, entries, found = norms.argsort(), [], labels.unique().tolist()
     for label, colour in zip(sorted(found), bin_colours(len(found)), strict=True):
@@ -167,7 +167,7 @@ def who_goes(norms: Tensor, redundancy: Tensor, labels: Tensor, kept: Sequence[i
 def kept_by_bin(kept: Mapping[str, Sequence[int]], bins: Mapping[str, Tensor]) -> Figure:
     """Every layer of a plan as one bar of its channels, from the bin of the lowest norms to that of the highest.
 
-    bins: each layer's bin of each channel, (C,). In each bin, what stays is dark and what goes is pale.
+    bins: each layer's bin of each channel, (C,). In each bin, what stays is in full colour and what goes is faint.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 0.34 * len(kept) + 1.3))
     names = short_names(kept)
@@ -186,7 +186,7 @@ def kept_by_bin(kept: Mapping[str, Sequence[int]], bins: Mapping[str, Tensor]) -
         yticks=[-row for row in range(len(kept))],
         yticklabels=[f"{names[name]}: {len(stay)} of {len(bins[name])}" for name, stay in kept.items()],
         xlim=(0, 100),
-        xlabel="channels of the layer (%), by bin: dark stays, pale goes",
+        xlabel="channels of the layer (%), by bin: full colour stays, faint goes",
     )
     entries = [Patch(color=colour, label=f"bin {label}") for label, colour in enumerate(bin_colours(count))]
     figure.legend(handles=entries, loc="outside upper left", ncols=4)

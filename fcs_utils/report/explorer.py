@@ -27,7 +27,7 @@ from fcs_utils.report.subject import Subjects
 WIDGET = "application/vnd.jupyter.widget-view+json"
 ROW = {"flex_flow": "row wrap"}
 ALTS = (
-    "L1 norms of a layer's channels by bin; pale bars go",
+    "L1 norms of a layer's channels by bin; faint bars go",
     "similarity of all pairs of a layer's channels, ordered by bin",
     "a dropped channel's map beside that of the kept channel most similar to it",
 )
@@ -149,7 +149,7 @@ class Explorer:
         for name in ("reading", "bins"):
             self.controls[name].disabled = name not in taken
         norms, bin_of, kept = torch.tensor(frame["L1 norm"]), torch.tensor(frame["bin"]), frame.index[frame.stays].tolist()
-        self.norms.value = png(pictures.bins_over_norms(norms, bin_of, f"{self.here.network} {layer}: pale bars go", kept))
+        self.norms.value = png(pictures.bins_over_norms(norms, bin_of, f"{self.here.network} {layer}: faint bars go", kept))
         gone = frame[~frame.stays].drop(columns="stays").sort_values("score", kind="stable").reset_index()
         self.why.value = gone.to_html(index=False, border=0, max_rows=12, float_format="{:.3f}".format)
         self.numbers.value, self.said.value = numbers(self.here, choice), ""

@@ -57,7 +57,7 @@ def training_curves(references: pd.DataFrame) -> Figure:
 def near_duplicates_by_layer(similarity: pd.DataFrame) -> Figure:
     """Share of channels with a near-duplicate by layer, trained against untrained: mean and range over seeds."""
     figure, parts = panels(similarity, "network", lambda part: 0.34 * part.layer.nunique() + 1.1)
-    styles = {"trained": PLAIN, "untrained": ("#E69F00", "s"), "untrained, BatchNorm as made": (PALE, "D")}
+    styles = {"trained": PLAIN, "untrained": ("#E69F00", "s"), "untrained, BatchNorm as made": ("#8c8c8c", "D")}
     for axis, _, part in parts:
         found = part.groupby(["layer", "state"], sort=False).near_duplicates.agg(effect="mean", low="min", high="max").reset_index()
         dots(axis, found.assign(row=found.layer.map(short_names(part.layer.unique())), series=found.state), styles)

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fcs_utils.files import canonical_json, write_json
+from fcs_utils.models import network_title
 from fcs_utils.pretrained import PREFIX
 from fcs_utils.pruning.criteria import reading_of
 from fcs_utils.report import (
@@ -50,14 +51,13 @@ REGISTERED = (
     recipe,
     tables,
 )  # importing them fills the registries
-NAMES = {"vgg16": "VGG-16", "vgg19": "VGG-19", **{f"resnet{d}": f"ResNet-{d}" for d in (20, 32, 44, 56, 110)}}
 
 
 def network_label(reference: Mapping[str, Any]) -> str:
     """'VGG-16', or 'VGG-16 x0.25' where the width is not one; 'ResNet-56 (public)' where the weights were given."""
-    name, width, weights = reference["network"], reference["width"], reference.get("weights")
+    weights = reference.get("weights")
     given = "" if weights is None else " (public)" if weights.startswith(PREFIX) else " (given)"
-    return NAMES.get(name, name) + ("" if width == 1 else f" x{width:g}") + given
+    return network_title(reference["network"], reference["width"]) + given
 
 
 def pairable(records: Iterable[Record]) -> list[Record]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
+from fcs_utils.benchmarks.latency import title_of
 from fcs_utils.benchmarks.scoring import cost_frame
 from fcs_utils.report.ablations import LITERAL
 from fcs_utils.report.claims import claim_verdicts
@@ -138,9 +139,8 @@ def _milliseconds(report: Report, store: Store) -> str:
             gains = [float(np.median(np.divide(taken[dense], taken[compact]))) for dense, compact in pairs if compact in taken]
             share = 100 * macs[half] / macs["dense"]
             if gains:
-                said.append(
-                    f"{one['network']} at {share:.0f} % of its MACs runs {min(gains):.2f} to {max(gains):.2f} times as fast"
-                )
+                name = title_of(one["network"])
+                said.append(f"{name} at {share:.0f} % of its MACs runs {min(gains):.2f} to {max(gains):.2f} times as fast")
     return f"By runtime and batch, {'; '.join(said)} (medians of one machine)." if said else ""
 
 

@@ -179,8 +179,8 @@ def figure_links(store: Store, name: str, up: str) -> list[tuple[str, str]]:
     """
     places = [(store.figure(name, "svg"), "SVG"), (store.figure(name, "png"), "PNG"), (store.figure(name, "csv"), "data")]
     links = [(up + path.relative_to(store.work).as_posix(), title) for path, title in places if path.exists()]
-    code = [(up + path_from(store.work, FIGURES.source(name)), "code")] if name in FIGURES else []
-    return links + code
+    drawn_by = FIGURES.source(name) if name in FIGURES else Path(figures.__file__) if name == "cost_growth" else None
+    return links + ([(up + path_from(store.work, drawn_by), "code")] if drawn_by else [])
 
 
 def path_from(folder: Path, path: Path) -> str:
@@ -197,7 +197,8 @@ def draw_figures(store: Store, report: Report) -> None:
         save_figure(store, figure, name, data)
     for costs in kept(store, "scoring")[:1]:
         titles = {name: one.title for name, one in scoring.PROCEDURES.items()}
-        save_figure(store, figures.cost_growth(scoring.cost_frame(costs), titles), "cost_growth")
+        frame = scoring.cost_frame(costs)
+        save_figure(store, figures.cost_growth(frame, titles), "cost_growth", frame)
 
 
 def shared_parts(study: Study) -> dict[str, Any]:

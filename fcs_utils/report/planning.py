@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fcs_utils.models import network_title
 from fcs_utils.report.inference import MANY, detectable, needed, paired, replicate_of, seed_differences
 from fcs_utils.report.tables import as_table
 from fcs_utils.study.catalogue import STAGES
@@ -98,7 +99,7 @@ def not_run(study: Study) -> pd.DataFrame:
     rows = [
         {
             "stage": stage,
-            "network": f"{run.reference.network} x{run.reference.width:g}",
+            "network": network_title(run.reference.network, run.reference.width),
             "what": " ".join(filter(None, (_of_pruning(run), _of_tuning(run)))) or run.kind,
             "runs": 1,
             "core-hours (ESTIMATE)": taken,

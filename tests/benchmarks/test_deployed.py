@@ -62,7 +62,7 @@ def test_tables_by_hand() -> None:
     ]
     bound = bound_table(FOUND)
     # 40 ms stay, and half of 60: 100 / 70.
-    assert [*bound["bound at 50% of the MACs"]] == ["1.43x"] * 3 and [*bound["time (%)"]] == ["30.0", "30.0", "40.0"]
+    assert [*bound["bound at 50 % of the MACs"]] == ["1.43x"] * 3 and [*bound["time (%)"]] == ["30.0", "30.0", "40.0"]
     assert [*bound["MACs (%)"]] == ["90.0", "10.0", "0.0"]
     assert [*goals_table(FOUND)["off (%)"]] == ["+10.0", "-1.0"] and median_miss(FOUND) == pytest.approx(5.5)
 
