@@ -78,19 +78,22 @@ def taylor(
 ) -> dict[str, Tensor]:
     """Mean over images of |sum over positions of activation times gradient|, by layer (C,), unit length in each.
 
+    The positions of a layer that is called several times in a forward pass are those of all its calls.
+
     images: (N, C, H, W), normalised. labels: (N,) int64. The pass is its own, in eval mode, and leaves no
     gradients behind. Raises StudyError for labels that do not fit.
     """
     check_labels(images, labels)
     wanted = pick_layers(model, images, layers)
     sums = {layer.name: torch.zeros(layer.channels, dtype=torch.float64, device=images.device) for layer in wanted}
+    products: dict[str, Tensor] = {}  # of one batch, (N, C)
 
     def receive(layer: Layer, seen: Tensor) -> None:
         value = seen.detach().clone()  # an in-place activation may overwrite the tensor before its gradient comes
 
         def add(gradient: Tensor) -> None:
             product = layer.tap.view(in_float32(value) * in_float32(gradient)).flatten(2).sum(2)  # (N, C)
-            sums[layer.name] += product.abs().sum(0, dtype=torch.float64)
+            products[layer.name] = products[layer.name] + product if layer.name in products else product
 
         seen.register_hook(add)
 
@@ -102,6 +105,8 @@ def taylor(
             logits = run_network(model, batch)
             check_classes(logits, truth)
             torch.autograd.grad(F.cross_entropy(logits.float(), truth, reduction="sum"), batch)
+            for name in [*products]:
+                sums[name] += products.pop(name).abs().sum(0, dtype=torch.float64)
     scores = {name: total.cpu() / len(images) for name, total in sums.items()}
     return {name: score / score.norm().clamp_min(torch.finfo(score.dtype).tiny) for name, score in scores.items()}
 

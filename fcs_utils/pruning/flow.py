@@ -45,7 +45,8 @@ class Tap:
     """Where a layer's channels can be seen: a module's input or output, and which of its indices (C, k) they are.
 
     positions: None where all indices are meant, in order. axis: of the indices, the last one where a linear layer reads. size:
-    height and width of the map that lies flattened in the k indices of a channel, where they are known.
+    height and width of the map that lies flattened in the k indices of a channel, where they are known. calls: how often the module
+    runs in a forward pass; each time it shows some of the layer's positions.
     """
 
     module: str
@@ -53,6 +54,7 @@ class Tap:
     positions: Tensor | None = None
     size: tuple[int, int] | None = None
     axis: int = 1
+    calls: int = 1
 
     def view(self, seen: Tensor) -> Tensor:
         """The layer's own maps (N, C, ...) in the tensor that is seen there."""
@@ -67,17 +69,16 @@ class Tap:
 class Flow:
     """One forward pass of a network whose parameters require gradients; call inside ``untouched``, which removes its hooks.
 
-    calls: how often each module ran. source: the images' node. inputs, outputs: by module name, the node of
-    the first tensor that it read and of the tensor that it returned. shapes: by name and side, their shapes.
-    axes: by name, which holds the channels. shown:
-    by node, the modules that ran once and returned it. buffers: by node, the name and shape of a buffer.
+    calls: how often each module ran. source: the images' node. inputs, outputs: by module name, for each of its calls the node of
+    the first tensor that it read and of the tensor that it returned. shapes: by name and side, their shapes. axes: by name, which
+    holds the channels. shown: by node, the modules that returned it. buffers: by node, the name and shape of a buffer.
     """
 
     def __init__(self, model: nn.Module, example: Tensor, buffers: Mapping[str, Tensor]) -> None:
         self.calls: Counter[str] = Counter()
-        self.inputs: dict[str, Node] = {}
-        self.outputs: dict[str, Node] = {}
-        self.shapes: dict[tuple[str, str], tuple[int, ...]] = {}
+        self.inputs: dict[str, list[Node]] = {}
+        self.outputs: dict[str, list[Node]] = {}
+        self.shapes: dict[tuple[str, str], list[tuple[int, ...]]] = {}
         self.axes = {name: channel_axis(module) for name, module in model.named_modules()}
         self.largest = example[0].numel()
         running: list[str] = []
@@ -112,14 +113,14 @@ class Flow:
         self.results, self.users = [tensor.grad_fn for tensor in tensors_in(result) if tensor.grad_fn], dict[Node, list[Node]]()
         self._link(self.results)
         self.shown: dict[Node, list[str]] = {}
-        for name, times in self.calls.items():
-            if times == 1 and name in self.outputs:
-                self.shown.setdefault(self.outputs[name], []).append(name)
+        for name, nodes in self.outputs.items():
+            for node in nodes:
+                self.shown.setdefault(node, []).append(name)
 
-    def _seen(self, table: dict[str, Node], side: str, name: str, value: object) -> None:
+    def _seen(self, table: dict[str, list[Node]], side: str, name: str, value: object) -> None:
         if tensors := tensors_in(value):
-            table[name] = tensors[0].grad_fn
-            self.shapes[name, side] = tuple(tensors[0].shape)
+            table.setdefault(name, []).append(tensors[0].grad_fn)
+            self.shapes.setdefault((name, side), []).append(tuple(tensors[0].shape))
             self.largest = max(self.largest, *(tensor.numel() for tensor in tensors))
 
     def _link(self, ends: Iterable[Node]) -> None:
@@ -184,34 +185,6 @@ class Flow:
                     known.add(after)
                     heapq.heappush(waiting, (after._sequence_nr(), id(after), after))
         return []
-
-    def tap(self, name: str, channels: int, consumers: list[Consumer]) -> tuple[Tap, bool]:
-        """The last tensor on every path to this layer's readers that a module's input or output shows."""
-        axis = self.axes[name]
-        ends = {self.inputs.get(consumer.name) for consumer in consumers}
-        narrows = self.narrows(self.outputs[name], ends)
-        parted = len(ends) > 1 or not narrows
-        for node in narrows:
-            for consumer in consumers:
-                if self.inputs.get(consumer.name) is node and not consumer.laid_out:
-                    indices, at = consumer.positions.shape[1], self.axes[consumer.name]
-                    if indices == 1 and self.shapes[consumer.name, "input"][at] == channels:
-                        return Tap(consumer.name, "input", axis=at), parted
-                    size = self.map_size(narrows, channels, indices) if indices > 1 else None
-                    return Tap(consumer.name, "input", consumer.positions, size, at), parted
-            if shown := self.shown_with(node, channels, axis):
-                return Tap(shown[-1], "output", axis=axis), parted
-        return Tap(name, "output", axis=axis), parted
-
-    def shown_with(self, node: Node, channels: int, axis: int = 1) -> list[str]:
-        """Modules that show a node's tensor, where it has this many channels."""
-        shapes = ((name, self.shapes[name, "output"]) for name in self.shown.get(node, []))
-        return [name for name, shape in shapes if len(shape) > 1 and shape[axis] == channels]
-
-    def map_size(self, nodes: list[Node], channels: int, indices: int) -> tuple[int, int] | None:
-        """Height and width of the last map among nodes that has as many positions as a channel has indices."""
-        shapes = (self.shapes[shown[-1], "output"] for node in nodes if (shown := self.shown_with(node, channels)))
-        return next(((s[2], s[3]) for s in shapes if len(s) == 4 and s[2] * s[3] == indices), None)
 
     def met_buffers(self, region: set[Node], walls: set[Node]) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape of the buffers that flow into a region of nodes, other than beside it in a concatenation."""

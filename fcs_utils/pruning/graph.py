@@ -71,6 +71,8 @@ def dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
             forward_fn=run,
             output_transform=lambda output: [tensor for tensor in tensors_in(output) if tensor.grad_fn],
             customized_pruners=cutters(model),
+            # One slope for all channels loses none. As an operation it has a node for each of its calls, which need not agree.
+            ignored_layers=[one for one in model.modules() if isinstance(one, nn.PReLU) and one.num_parameters == 1],
             verbose=False,
         )
     except Exception as error:  # any error in the library means the same here

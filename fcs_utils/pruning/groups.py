@@ -24,7 +24,9 @@ LARGE = 512  # operations of a group from which on its layers share one walk
 class ChannelGroup:
     """What a layer's channels meet. members: itself and the layers that lose the same channels.
 
-    read_by, joined_by: the shortcuts of option A that read its channels, and those whose output is added to them.
+    read_by, joined_by: the shortcuts of option A that read its channels, and those whose output is added to them. again: which
+    modules are called more than once in a forward pass, and whether the channels flow into them. scattered: the readers whose
+    indices do not come in the order of the channels.
     """
 
     members: list[str]
@@ -36,6 +38,8 @@ class ChannelGroup:
     shares: Shares = ANY
     read_by: list[Consumer] = field(default_factory=list)
     joined_by: list[str] = field(default_factory=list)
+    again: dict[str, bool] = field(default_factory=dict)
+    scattered: list[str] = field(default_factory=list)
 
     def join(self, shares: Shares, what: str) -> None:
         """Enter what something asks of the choices of channels, or that it leaves no choice."""
@@ -70,8 +74,8 @@ class GroupFinder:
             target = dependency.target.module
             called = self.names.get(target)
             if called is not None:
-                reads = target is not module and not self.graph.is_out_channel_pruning_fn(dependency.handler)
-                self.meet(group, module, target, called, torch.from_numpy(indices[0].copy()), reads)
+                reads = not self.graph.is_out_channel_pruning_fn(dependency.handler)
+                self.meet(group, module, target, called, torch.from_numpy(indices.copy()), reads)
             elif isinstance(target, nn.Parameter):
                 group.barriers.append(f"its channels meet {self.parameters[id(target)]}, a parameter that belongs to no layer")
         self.surroundings(group)
@@ -80,18 +84,19 @@ class GroupFinder:
             self.shared |= dict.fromkeys(group.members, group)
         return group
 
-    def meet(self, group: ChannelGroup, module: Prunable, target: nn.Module, called: str, indices: Tensor, reads: bool) -> None:
-        """Enter one module that a group's channels meet."""
-        channels = group.channels
+    def meet(self, group: ChannelGroup, module: Prunable, target: nn.Module, called: str, pairs: Tensor, reads: bool) -> None:
+        """Enter one module that a group's channels meet. pairs: (2, n), its indices and the channels that they belong to."""
+        channels, indices = group.channels, pairs[0]
         if self.flow.calls[called] > 1:
-            group.barriers.append(f"{called} is called more than once in a forward pass")
+            inwards = reads or depthwise(target) or not isinstance(target, MIXING)
+            group.again[called] = inwards or group.again.get(called, False)
         if computed := [n for n in ("weight", "bias") if hasattr(target, n) and n not in target._parameters | target._buffers]:
             group.barriers.append(f"the {computed[0]} of {called} is computed, such as by weight_norm or a mask, and cannot be cut")
         if grouped(target) or isinstance(target, nn.GroupNorm):
             self.share(group, target, called, indices, reads)
         if isinstance(target, nn.ConvTranspose2d) and target.groups > 1:
             group.barriers.append(f"meets the transposed convolution {called}, which has groups")
-        if target is module:
+        if target is module and not (reads and called in group.again):
             return
         if isinstance(target, PadShortcut):
             if len(indices) != channels:
@@ -101,16 +106,19 @@ class GroupFinder:
             else:
                 group.joined_by.append(called)
         elif isinstance(target, Prunable) and not reads:
-            gate = self.flow.outputs.get(called) in self.gates
+            gate = all(node in self.gates for node in self.flow.outputs.get(called, [None]))
             (group.followers if depthwise(target) or gate else group.members).append(called)
             if out_width(target) != channels:
                 group.barriers.append(f"shares a residual sum with {called}, whose channels do not match one to one")
         elif isinstance(target, MIXING):
             width = run_width(indices) if len(indices) == channels else 1  # above 1 behind a PixelShuffle
-            if len(indices) % channels or len(self.flow.shapes.get((called, "input"), (0, 0))) < 2 or width is None:
+            flat = any(len(shape) < 2 for shape in self.flow.shapes.get((called, "input"), ()))
+            if len(indices) % channels or flat or width is None:
                 group.barriers.append(f"{called} reads its channels in a way that cannot be followed")
             else:
                 group.join(Shares(unit=width), f"a PixelShuffle in front of {called}")
+                if (pairs[1].reshape(channels, -1) != torch.arange(channels)[:, None]).any():
+                    group.scattered.append(called)
                 group.consumers.append(Consumer(called, indices.reshape(channels, -1)))
         elif not isinstance(target, (*CHANNELWISE, nn.GroupNorm)) and not cut_by(self.graph, target):
             group.barriers.append(f"read by {called}, a {type(target).__name__}, which mixes channels")
@@ -127,16 +135,33 @@ class GroupFinder:
     def surroundings(self, group: ChannelGroup) -> None:
         """Enter why a group's channels cannot go that the modules alone do not tell."""
         flow = self.flow
-        nodes = [flow.outputs[name] for name in group.members if name in flow.outputs]
+        nodes = [node for name in group.members for node in flow.outputs.get(name, ())]
+        if group.again:
+            self.calls(group)
         if any(node in self.to_results for node in nodes):
             group.barriers.append("its channels are the network's outputs")
         if not group.consumers:
             group.barriers.append("no layer was found that reads its channels alone")
         if any(node in self.to_images for node in nodes):
             group.barriers.append("shares a residual sum with the images, whose channels stay")
-        shapes = ((flow.shapes.get((one.name, "input"), ()), flow.axes[one.name]) for one in group.consumers)
+        shapes = ((s, flow.axes[one.name]) for one in group.consumers for s in flow.shapes.get((one.name, "input"), ()))
         widths = {group.channels} | {shape[axis] for shape, axis in shapes if len(shape) > 1}
         for name, shape in flow.met_buffers(flow.reach(nodes, self.walls), self.walls) if flow.buffers else []:
             owner = self.model.get_submodule(name.rpartition(".")[0])
             if widths & {*shape} and not cut_by(self.graph, owner):
                 group.barriers.append(f"its channels meet {name}, a buffer of a {type(owner).__name__} that cannot be cut")
+
+    def calls(self, group: ChannelGroup) -> None:
+        """Enter where the calls of a module that runs more than once do not agree."""
+        flow, yielding = self.flow, (*group.members, *group.followers)
+        reached = flow.reach([node for name in yielding for node in flow.outputs.get(name, ())], self.walls)
+        for called, inwards in group.again.items():
+            often, outputs = f"{called} is called more than once in a forward pass", flow.outputs.get(called, [None])
+            if None in outputs:
+                group.barriers.append(f"{often}, and not each time with gradients")
+            elif inwards and not reached.issuperset(flow.inputs.get(called, [None])):
+                group.barriers.append(f"{often}, and not each time with channels that go together")
+            elif called in group.members and not self.gates.isdisjoint(outputs):
+                group.barriers.append(f"{often}, and only some of its calls gate another layer's channels")
+        if group.scattered:
+            group.barriers.append(f"{group.scattered[0]} reads the channels of several calls in different places")

@@ -14,6 +14,7 @@ from fcs_utils.pruning.groups import CHANNELWISE, MIXING, ChannelGroup, GroupFin
 from fcs_utils.pruning.kinds import Prunable, depthwise, out_width
 from fcs_utils.pruning.segments import Segments
 from fcs_utils.pruning.shares import ANY, Shares
+from fcs_utils.pruning.taps import find_tap
 from fcs_utils.pruning.ties import tied_parameters, unlike
 from fcs_utils.running import untouched
 
@@ -32,7 +33,8 @@ class Layer:
     adds to it; they share a residual sum with it, but keep channels of their own. aligned: those of them whose channels lie one
     to one beside its own. tap: the tensor that its consumers read. parted: consumers read different tensors, and the tap is the
     last one that they have in common. barrier: why no scope may shrink it. shares: which channels go only together, or in equal
-    numbers. linear: whether it is a linear layer.
+    numbers. linear: whether it is a linear layer. calls: how often it runs in a forward pass. again: whether it or a module that
+    its channels meet runs more than once.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Layer:
     aligned: tuple[str, ...] = ()
     shares: Shares = ANY
     linear: bool = False
+    calls: int = 1
+    again: bool = False
 
     def obstacle(self, scope: Scope = "inner") -> str | None:
         """Why a scope leaves this layer whole (M7), or None where it may shrink."""
@@ -57,7 +61,8 @@ class Layer:
         if scope == "inner" and (self.coupled or self.beyond):
             others = [name for name in (*self.coupled, *self.beyond) if name != self.name]
             more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
-            return f"shares a residual sum with {', '.join(others[:NAMED])}{more}"
+            what = "a residual sum or a reader" if self.again else "a residual sum"
+            return f"shares {what} with {', '.join(others[:NAMED])}{more}"
         return None
 
 
@@ -73,7 +78,8 @@ def trace_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
         with untouched(model):
             graph = dependency_graph(model, example)
         mixing = [name for name, module in model.named_modules() if isinstance(module, MIXING) and not depthwise(module)]
-        layers = _Tracer(model, graph, flow, {flow.outputs[name] for name in mixing if name in flow.outputs}).layers()
+        walls = {node for name in mixing for node in flow.outputs.get(name, ())}
+        layers = _Tracer(model, graph, flow, walls).layers()
         with untouched(model):
             segments = Segments(model, example, mixing)
         return _apart(layers, segments)
@@ -106,8 +112,8 @@ class _Tracer:
     def __init__(self, model: nn.Module, graph: tp.DependencyGraph, flow: Flow, walls: set[Node]) -> None:
         self.model, self.graph, self.flow = model, graph, flow
         self.all, self.groups = GroupFinder(model, graph, flow, walls), dict[str, ChannelGroup]()
-        norms = [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) and flow.calls[n] == 1]
-        self.norms = {flow.outputs[name]: name for name in norms}
+        norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+        self.norms = {node: name for name in norms for node in flow.outputs.get(name, ())}
 
     def layers(self) -> dict[str, Layer]:
         found = {name: module for name, module in candidates(self.model) if not self.is_head(name, module)}
@@ -120,7 +126,7 @@ class _Tracer:
 
     def is_head(self, name: str, module: Prunable) -> bool:
         """Whether a linear layer yields the network's outputs, as the last one of every classifier does."""
-        return isinstance(module, nn.Linear) and self.flow.outputs.get(name) in self.all.to_results
+        return isinstance(module, nn.Linear) and self.all.to_results.issuperset(self.flow.outputs.get(name, [None]))
 
     def with_beyond(self, layer: Layer) -> Layer:
         """A layer with the convolutions on the other side of the shortcuts that it meets."""
@@ -134,23 +140,29 @@ class _Tracer:
         return replace(layer, beyond=beyond, aligned=aligned)
 
     def layer(self, name: str, module: Prunable) -> Layer:
-        channels, node = out_width(module), self.flow.outputs.get(name)
+        channels, nodes = out_width(module), self.flow.outputs.get(name, [])
         whole = Tap(name, "output", axis=self.flow.axes[name])
-        if module not in self.graph.module2node or node is None:
+        if module not in self.graph.module2node or {*nodes} <= {None}:
             return Layer(name, channels, None, (), (), (), whole, False, "the forward pass does not lead through it")
         barriers = []
         if depthwise(module):
             barriers.append("depthwise convolution: follows the layer before it")
-        elif node in self.all.gates:
+        elif self.all.gates.issuperset(nodes):
             barriers.append("gates another layer's channels and follows that layer")
         group = self.groups[name] = self.all.group(name, module)
         barriers += group.barriers
         if channels == 1:
             barriers.append("one channel only")
-        users = self.flow.users.get(node, [])
-        norm = self.norms.get(users[0]) if len(users) == 1 else None
         coupled = tuple(group.members) if group.large else tuple(group.members[1:])
-        tap, parted = (whole, False) if barriers else self.flow.tap(name, channels, [*group.consumers, *group.read_by])
+        tap, parted = (whole, False) if barriers else find_tap(self.flow, name, channels, [*group.consumers, *group.read_by])
         consumers, followers, barrier = tuple(group.consumers), tuple(group.followers), next(iter(barriers), None)
-        layer = Layer(name, channels, norm, consumers, followers, coupled, tap, parted, barrier)
-        return replace(layer, shortcuts=tuple(group.read_by), shares=group.shares, linear=isinstance(module, nn.Linear))
+        layer = Layer(name, channels, self.norm(name), consumers, followers, coupled, tap, parted, barrier)
+        layer = replace(layer, shortcuts=tuple(group.read_by), shares=group.shares, linear=isinstance(module, nn.Linear))
+        return replace(layer, calls=len(nodes), again=bool(group.again))
+
+    def norm(self, name: str) -> str | None:
+        """The BatchNorm that alone reads a layer, in each of its calls, and nothing else."""
+        users = [self.flow.users.get(node, []) for node in self.flow.outputs[name]]
+        norms = {self.norms.get(one[0]) if len(one) == 1 else None for one in users}
+        norm = norms.pop()
+        return norm if norm and not norms and self.flow.calls[norm] == self.flow.calls[name] else None

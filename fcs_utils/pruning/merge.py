@@ -66,7 +66,7 @@ def merge(model: nn.Module, plan: PruningPlan, statistics: Mapping[str, ChannelS
 
 def _obstacle(layer: Layer, statistics: ChannelStatistics | None, kept: int) -> str | None:
     if layer.coupled:
-        return "a residual sum reads its channels besides the consumers"
+        return "other layers share its consumers" if layer.again else "a residual sum reads its channels besides the consumers"
     if any(consumer.laid_out for consumer in layer.consumers):
         return "several of its channels become one on the way to a consumer"
     if layer.parted:

@@ -16,21 +16,22 @@ class Segments:
 
     A gradient that crosses between channels here comes from an operation that mixes them besides the layers, such
     as a softmax or a mean over channels, or from a reader's indices that were attributed to the wrong channel.
+    outputs, inputs: by layer, one tensor for each of its calls.
     """
 
     def __init__(self, model: nn.Module, example: Tensor, mixing: Iterable[str]) -> None:
-        self.outputs: dict[str, Tensor] = {}
-        self.inputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, list[Tensor]] = {}
+        self.inputs: dict[str, list[Tensor]] = {}
         self.axes = {name: channel_axis(module) for name, module in model.named_modules()}
         self.generator = torch.Generator().manual_seed(0)
         for name in mixing:
 
             def cut(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> Tensor:
-                self.outputs[name] = output.detach().requires_grad_()
-                return self.outputs[name].clone()  # a leaf itself could not be overwritten in place
+                self.outputs.setdefault(name, []).append(leaf := output.detach().requires_grad_())
+                return leaf.clone()  # a leaf itself could not be overwritten in place
 
             def seen(_module: nn.Module, args: object, more: object, name: str = name) -> None:
-                self.inputs[name] = tensors_in((args, more))[0]
+                self.inputs.setdefault(name, []).append(tensors_in((args, more))[0])
 
             module = model.get_submodule(name)
             module.register_forward_hook(cut)
@@ -50,8 +51,7 @@ class Segments:
         readers: by layer, as for ``crossing``. halves: by layer, which of its channels count as one half; equal for
         layers that share a residual sum.
         """
-        widths = {reader: seen.shape[self.axes[reader]] for reader, seen in self.inputs.items() if seen.dim() > 1}
-        inside = {reader: torch.zeros(width, dtype=torch.bool) for reader, width in widths.items()}
+        inside = {reader: torch.zeros(width, dtype=torch.bool) for reader in self.inputs if (width := self._width(reader))}
         found = set()
         for name, positions in ((name, at) for name, own in readers.items() for at in own.items()):
             reader, at = positions
@@ -63,18 +63,25 @@ class Segments:
         for second in (False, True):
             total = torch.zeros(())
             for reader, own in inside.items():
-                if (seen := self.inputs[reader]).requires_grad:
-                    total = total.to(seen) + self._weighted(reader, ~own if second else own)
-            if names and total.requires_grad:
-                gradients = torch.autograd.grad(total, [self.outputs[n] for n in names], retain_graph=True, allow_unused=True)
-                for name, gradient in zip(names, gradients, strict=True):
+                for seen in self.inputs[reader]:
+                    if seen.requires_grad:
+                        total = total.to(seen) + self._weighted(reader, seen, ~own if second else own)
+            calls = [(name, output) for name in names for output in self.outputs[name]]
+            if calls and total.requires_grad:
+                outputs = [output for _, output in calls]
+                gradients = torch.autograd.grad(total, outputs, retain_graph=True, allow_unused=True)
+                for (name, _), gradient in zip(calls, gradients, strict=True):
                     others = halves[name] if second else ~halves[name]
                     if self._reaches(name, gradient, others):
                         found.add(name)
         return found
 
-    def _weighted(self, reader: str, inside: Tensor) -> Tensor:
-        seen = self.inputs[reader]
+    def _width(self, reader: str) -> int:
+        """How many channels a layer reads; 0 where it once read a tensor of one axis."""
+        seen = self.inputs.get(reader, [])
+        return seen[0].shape[self.axes[reader]] if seen and all(one.dim() > 1 for one in seen) else 0
+
+    def _weighted(self, reader: str, seen: Tensor, inside: Tensor) -> Tensor:
         weights = torch.rand(seen.shape, generator=self.generator).to(seen) + 0.5
         return (seen * weights).movedim(self.axes[reader], 1)[:, inside.to(seen.device)].sum()
 
@@ -89,19 +96,17 @@ class Segments:
 
         readers: by name, the input indices (C, k) of each of the layer's C channels. unit: neighbours that may mix.
         """
-        output = self.outputs[name]
-        half = self.half(output.shape[self.axes[name]], unit)
+        outputs = self.outputs[name]
+        half = self.half(outputs[0].shape[self.axes[name]], unit)
         for reader, positions in readers.items():
-            seen = self.inputs.get(reader)
-            if seen is None or seen.dim() < 2 or positions.max() >= seen.shape[self.axes[reader]]:
+            if not positions.max() < self._width(reader):
                 return reader
-            if not seen.requires_grad:
-                continue
-            own = torch.zeros(seen.shape[self.axes[reader]], dtype=torch.bool)
+            own = torch.zeros(self._width(reader), dtype=torch.bool)
             own[positions[half].flatten()] = True
-            for inside, others in ((own, ~half), (~own, half)):
-                masked = self._weighted(reader, inside)
-                (gradient,) = torch.autograd.grad(masked, output, retain_graph=True, allow_unused=True)
-                if self._reaches(name, gradient, others):
-                    return reader
+            for seen in self.inputs[reader]:
+                for inside, others in ((own, ~half), (~own, half)) if seen.requires_grad else ():
+                    masked = self._weighted(reader, seen, inside)
+                    gradients = torch.autograd.grad(masked, outputs, retain_graph=True, allow_unused=True)
+                    if any(self._reaches(name, gradient, others) for gradient in gradients):
+                        return reader
         return None

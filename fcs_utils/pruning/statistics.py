@@ -31,7 +31,7 @@ class ChannelStatistics:
     l1: (C,), a_c of (M1), the mean over images of the summed absolute activation.
     mean: (C,), the mean activation over images and positions.
     count: N times P.
-    positions: P.
+    positions: P; of a layer that is called several times in a forward pass, those of all calls together, as of one map.
     consumers: the layers that read the channels, and where.
     norm: name of the BatchNorm right behind the convolution, if there is one.
     per_image: (C, C), the mean over images of the cosine of one image's maps; None unless asked for.
@@ -180,22 +180,30 @@ def collect_statistics(
     takes the convolution's own output. Merging and criteria other than FCS's need the first.
     batch_size: images in one forward pass; memory grows with it, and not with N. By default 256, or fewer where memory is short.
     It changes the last bits of the sums, so name a number where they must be equal.
-    transform: applied to each batch of maps (N, C, ...) before it is summed, as ``shuffle_pixels`` for the null.
+    transform: applied to each batch of maps (N, C, ...), call by call, before it is summed, as ``shuffle_pixels`` for the null.
+
+    A layer that is called several times in a forward pass is measured over all its calls: the positions of an image's maps, of
+    whatever sizes, count as those of one map. Only ``hrank`` is the mean over the calls.
 
     Returns statistics by convolution name, in float64 on the CPU. Raises StudyError for an unknown scope, layer, reading,
-    extra or tap, a batch_size below 1, images that do not fit, and activations that are not finite.
+    extra or tap, a batch_size below 1, images that do not fit, activations that are not finite, and a layer whose calls in one
+    forward pass have different numbers of images or whose number of calls depends on the images.
 
         statistics = collect_statistics(model, images)
         statistics["features.conv1"].similarity()  # (C, C) cosines of the layer's channels
     """
     wanted = pick_layers(model, images, layers, scope)
     if tap == "convolution":
-        wanted = [replace(layer, tap=Tap(layer.name, "output")) for layer in wanted]
-    sums = {layer.name: Sums(readings, extras) for layer in wanted}
+        wanted = [
+            replace(layer, tap=Tap(layer.name, "output", axis=-1 if layer.linear else 1, calls=layer.calls)) for layer in wanted
+        ]
+    sums = {layer.name: Sums(readings, extras, layer.tap.calls, layer.name) for layer in wanted}
     layout = memory_format(model, images)
     with untouched(model), tapped(model, wanted, lambda name, maps: sums[name].add(transform(maps))):
-        for batch in images.split(batch_size or images_at_once(model, images)):
+        for passes, batch in enumerate(images.split(batch_size or images_at_once(model, images)), 1):
             run_network(model, batch.contiguous(memory_format=layout))
+            for one in sums.values():
+                one.check(passes)
     return {layer.name: _finish(layer, sums[layer.name], tap, _weights_sum(model, layer.name)) for layer in wanted}
 
 
@@ -203,7 +211,8 @@ def collect_statistics(
 def feature_maps(model: nn.Module, images: Tensor, layer: str) -> Tensor:
     """One layer's maps (N, C, H, W) for a few images, to look at. Raises StudyError for an unknown layer.
 
-    Before a linear consumer they come flattened: they are laid out again as squares, or as a line where they are none.
+    Before a linear consumer they come flattened: they are laid out again as squares, or as a line where they are none. Of a layer
+    that is called several times, they are those of the first call.
     """
     caught: list[Tensor] = []
     chosen = pick_layers(model, images, [layer])

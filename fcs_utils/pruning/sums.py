@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fcs_utils.errors import StudyError
 from fcs_utils.pruning.spectra import map_ranks, nuclear_drops
 
 Reading = Literal["pooled", "per_image", "mean_map"]
@@ -18,16 +19,42 @@ Where = Literal["reader", "convolution"]  # whose maps: as the next layer reads 
 
 
 class Sums:
-    """Sums over the images of maps (N, C, ...). Each batch is reduced in float32 and added in float64."""
+    """Sums over the images of maps (N, C, ...). Each batch is reduced in float32 and added in float64.
 
-    def __init__(self, readings: Collection[Reading], extras: Collection[Extra]) -> None:
-        self.readings, self.extras = readings, extras
-        self.images = self.positions = 0
+    calls: how often a forward pass adds maps of the same images. The positions of all these calls, which may be of different sizes,
+    count as those of one map (N, C, P); only ``hrank`` is the mean over the calls. layer: its name, for errors. passes: how many
+    are complete. waiting: maps of the calls of one that is not.
+    """
+
+    def __init__(self, readings: Collection[Reading], extras: Collection[Extra], calls: int = 1, layer: str = "") -> None:
+        self.readings, self.extras, self.calls, self.layer = readings, extras, calls, layer
+        self.images = self.positions = self.passes = 0
         self.sums: dict[str, Tensor] = {}
+        self.waiting: list[Tensor] = []
 
     def add(self, maps: Tensor) -> None:
-        """maps: (N, C, P) or (N, C, H, W)."""
-        maps = in_float32(maps)
+        """maps: (N, C, P) or (N, C, H, W), of one call. Raises StudyError where calls of a pass have unequal numbers of images."""
+        if self.calls == 1:
+            self._reduce([in_float32(maps)])
+            return
+        if self.waiting and len(self.waiting[0]) != len(maps):
+            raise StudyError(
+                f"layer {self.layer} is called with {len(self.waiting[0])} images and with {len(maps)} in one forward pass: "
+                "statistics need equally many"
+            )
+        self.waiting.append(in_float32(maps).clone())  # what comes behind may overwrite a map before the pass ends
+        if len(self.waiting) == self.calls:
+            self._reduce(self.waiting)
+            self.waiting = []
+
+    def check(self, passes: int) -> None:
+        """Raises StudyError where so many forward passes did not each make all the calls, and no more."""
+        if self.calls > 1 and (self.waiting or self.passes != passes):
+            raise StudyError(f"layer {self.layer}: how often it is called in a forward pass depends on the images")
+
+    def _reduce(self, calls: list[Tensor]) -> None:
+        maps = calls[0] if len(calls) == 1 else torch.cat([one.flatten(2) for one in calls], 2)
+        self.passes += 1
         self.images += len(maps)
         self.positions = maps[0, 0].numel()
         rows = _rows(maps)
@@ -52,7 +79,7 @@ class Sums:
         # Numbers that are not finite cannot be decomposed. The Gram matrix has them too, so ``finite`` tells.
         if self.extras and bool(self.sums["gram"].isfinite().all()):
             if "hrank" in self.extras:
-                self._add("hrank", map_ranks(maps).sum(0))
+                self._add("hrank", torch.stack([map_ranks(one).sum(0).double() for one in calls]).mean(0))
             if "chip" in self.extras:
                 self._add("chip", nuclear_drops(maps.flatten(2)).sum(0))
 

@@ -112,10 +112,6 @@ WHOLE = {
         lambda: Net(lambda n, x: mean(n.b(n.a(n.a(x).relu()).relu())), a=conv(3, 3), b=conv(3, 2)),
         "a is called more than once",
     ),
-    "read twice": (
-        lambda: Net(lambda n, x: mean(n.b(n.a(x)) + n.b(n.c(x))), a=conv(3, 4), c=conv(3, 4), b=conv(4, 2)),
-        "b is called more than once",
-    ),
     "one input a group": (
         lambda: Net(lambda n, x: mean(n.b(n.a(x))), a=conv(3, 6), b=nn.Conv2d(6, 12, 1, groups=6)),
         "none of its channels can go without others, because of the grouped convolution b",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 import torch
 from hypothesis import given, reject
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.counts import Limits, keep_count, select
@@ -72,6 +75,21 @@ def test_keep_count_is_monotone_and_within_bounds(channels: int, ratio: float) -
     assert abs(channels - keep_count(channels, ratio) - ratio * channels) <= 0.5 or keep_count(channels, ratio) == 1
 
 
+class Shared(nn.Module):
+    """Runs one body several times: in a loop, on both of two images, or on two levels of a pyramid."""
+
+    def __init__(self, kind: str, body: nn.Module) -> None:
+        super().__init__()
+        self.kind, self.body = kind, body
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "loop":
+            return self.body(self.body(self.body(x)))
+        if self.kind == "pair":
+            return (self.body(x) - self.body(x.flip(3))).abs()
+        return self.body(x) + F.interpolate(self.body(F.avg_pool2d(x, 2)), size=x.shape[2:])
+
+
 class Residual(nn.Module):
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -83,7 +101,7 @@ class Residual(nn.Module):
 
 @st.composite
 def networks(draw: st.DrawFn) -> nn.Module:
-    """Small classifiers: convolutions, BatchNorm, GroupNorm or none, activations, pools, residual, depthwise and grouped blocks."""
+    """Small classifiers: convolutions, norms or none, activations, pools, residual, depthwise, grouped and shared blocks."""
     torch.manual_seed(draw(st.integers(0, 10_000)))
     layers: list[nn.Module] = []
     channels, size = 3, 8
@@ -97,13 +115,18 @@ def networks(draw: st.DrawFn) -> nn.Module:
         return [conv, *norm, activation]
 
     for _ in range(draw(st.integers(1, 4))):
-        kind = draw(st.sampled_from(["plain", "plain", "residual", "depthwise", "grouped", "pool"]))
+        kind = draw(st.sampled_from(["plain", "plain", "residual", "depthwise", "grouped", "pool", "loop", "pair", "levels"]))
         if kind == "plain":
             width = draw(st.integers(2, 9))
             layers += unit(channels, width)
             channels = width
         elif kind == "residual":
             layers.append(Residual(nn.Sequential(*unit(channels, width := draw(st.integers(2, 6))), *unit(width, channels))))
+        elif kind in ("loop", "pair", "levels"):
+            width = channels if kind == "loop" else draw(st.integers(2, 9))
+            kind = "pair" if kind == "levels" and size == 2 else kind  # a GroupNorm refuses single numbers
+            layers.append(Shared(kind, nn.Sequential(*unit(channels, width), *unit(width, width))))
+            channels = width
         elif kind == "depthwise":
             layers += unit(channels, channels, groups=channels)
         elif kind == "grouped":
@@ -163,18 +186,19 @@ def test_merge_reconstructs_no_worse_than_dropping(network: nn.Module, ratio: fl
     first = next(iter(statistics))
     plan = make_plan(network, images, {first: importance("kernel_l1", model=network, statistics=statistics)[first]}, ratio=ratio)
     reader = statistics[first].consumers[0].name
-    seen: dict[str, torch.Tensor] = {}
+    seen: dict[str, list[torch.Tensor]] = defaultdict(list)
 
     def read(name: str, model: nn.Module) -> torch.Tensor:
-        with model.get_submodule(reader).register_forward_hook(lambda _m, _i, out: seen.__setitem__(name, out.clone())):
+        with model.get_submodule(reader).register_forward_hook(lambda _m, _i, out: seen[name].append(out.flatten().clone())):
             model(images)
-        return seen[name]
+        return torch.cat(seen[name])  # of all its calls
 
     want = read("dense", network)
     plain = read("plain", prune(network, plan))
     merged = read("merged", prune(network, plan, compensate="merge", statistics=statistics))
     # Least squares on single positions bounds the error of readers of single positions, but not of kernels over
-    # nine of them, nor of weights on a whole flattened map.
+    # nine of them, nor of weights on a whole flattened map. A loop reads what its own changes have made.
     module, single = network.get_submodule(reader), statistics[first].consumers[0].positions.shape[1] == 1
-    if single and module.bias is not None and getattr(module, "kernel_size", (1, 1)) == (1, 1):
+    looped = any(isinstance(one, Shared) and one.kind == "loop" for one in network)
+    if single and not looped and module.bias is not None and getattr(module, "kernel_size", (1, 1)) == (1, 1):
         assert (merged - want).norm() <= (plain - want).norm() * (1 + 1e-3) + 1e-4
