@@ -96,7 +96,7 @@ class GroupFinder:
             self.share(group, target, called, indices, reads)
         if isinstance(target, nn.ConvTranspose2d) and target.groups > 1:
             group.barriers.append(f"meets the transposed convolution {called}, which has groups")
-        if target is module and not (reads and called in group.again):
+        if target is module and not reads:
             return
         if isinstance(target, PadShortcut):
             if len(indices) != channels:

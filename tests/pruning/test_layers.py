@@ -95,6 +95,23 @@ def squeeze_excite() -> Net:
 
 
 @torch.no_grad()
+def test_a_layer_that_reads_the_sum_that_it_adds_to_is_among_its_readers() -> None:
+    net = Net(lambda n, x: mean(n.b((y := n.stem(x).relu()) + n.a(y))), stem=conv(3, 6), a=conv(6, 6), b=conv(6, 4)).eval()
+    images = torch.randn(4, 3, 8, 8)
+    layers = trace_layers(net, images)
+    assert all({consumer.name for consumer in layers[name].consumers} == {"a", "b"} for name in ("stem", "a"))
+    scores = importance("fcs_linear", model=net, statistics=collect_statistics(net, images))
+    # The least needed channel of each is the first that backward elimination drops, by the weights of both readers.
+    net.a.weight[:, 2], net.b.weight[:, 2] = 0, 0
+    assert importance("fcs_linear", model=net, statistics=collect_statistics(net, images))["a"].argmin() == 2
+    net.a.weight[:, 2] = 100.0
+    assert importance("fcs_linear", model=net, statistics=collect_statistics(net, images))["a"].argmin() != 2
+    plan = make_plan(net, images, scores, ratio=0.5, scope="all")
+    want = zeroed(net, plan, images)
+    assert set(plan.kept) == {"stem", "a"} and (prune(net, plan)(images) - want).norm() / want.norm() < 1e-5
+
+
+@torch.no_grad()
 def test_depthwise_and_gating_convolutions_follow() -> None:
     net, images = squeeze_excite(), torch.randn(4, 3, 8, 8)
     layers = trace_layers(net, images)

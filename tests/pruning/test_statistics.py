@@ -64,6 +64,20 @@ def test_the_switch_takes_the_convolutions_own_output(inplace: bool) -> None:
     assert (raw.tap, read.tap) == ("convolution", "reader") and [one.name for one in raw.consumers] == ["2"]
 
 
+@torch.no_grad()
+def test_the_own_output_of_a_linear_layer_has_its_channels_last() -> None:
+    """As in ConvNeXt, a linear layer reads maps (N, H, W, C)."""
+    torch.manual_seed(0)
+    net = nn.ModuleDict({"stem": nn.Conv2d(1, 3, 1), "up": nn.Linear(3, 5), "down": nn.Linear(5, 2)}).eval()
+    net.forward = lambda x: net["down"](net["up"](net["stem"](x).movedim(1, -1)).relu()).mean((1, 2))
+    images = torch.randn(4, 1, 6, 7)
+    got = collect_statistics(net, images, tap="convolution")["up"]
+    gram, l1, mean = literal(net["up"](net["stem"](images).movedim(1, -1)).movedim(-1, 1))
+    assert (got.count, got.positions) == (4 * 42, 42)
+    for found, want in ((got.gram, gram), (got.l1, l1), (got.mean, mean)):
+        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["vgg16", "resnet20"])
 def test_every_layer_of_a_network_in_one_pass(name: str) -> None:
     model = warm(build_seeded(1, name, num_classes=4, width=0.25))
