@@ -57,8 +57,8 @@ def _is_plain(tensor: Tensor) -> Tensor:
 
 
 def _are_images(images: Tensor) -> Tensor:
-    if images.dim() != 4 or not images.numel() or not images.is_floating_point():
-        raise ValueError("a float tensor (N, C, H, W) with N of 1 or more")
+    if images.dim() not in (3, 4, 5) or not images.numel() or not images.is_floating_point():
+        raise ValueError("a float tensor (N, C, H, W) with N of 1 or more, (N, C, L) of signals or (N, C, D, H, W) of volumes")
     if not images.isfinite().all():
         raise ValueError("images without NaN and infinity")
     return images

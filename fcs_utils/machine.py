@@ -110,11 +110,11 @@ def fitting_batch(most: int, bytes_of_one: int, device: torch.device | None = No
 
 
 def steady_batch(images: torch.Tensor, most: int = 256) -> int:
-    """How many images go through a network at once in a study: ``most``, or fewer where they are larger than 64 x 64.
+    """How many images go through a network at once in a study: ``most``, or fewer where they have more than 64 x 64 positions.
 
-    images: (N, C, H, W). Their number changes the last bits of sums, so that of records may not depend on free memory.
+    images: (N, C, ...). Their number changes the last bits of sums, so that of records may not depend on free memory.
     """
-    return max(1, min(most, most * 64 * 64 // (images.shape[2] * images.shape[3])))
+    return max(1, min(most, most * 64 * 64 // images[0, 0].numel()))
 
 
 def _lines(path: str) -> list[str]:

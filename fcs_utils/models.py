@@ -205,20 +205,20 @@ def _operations(model: nn.Module, example: Tensor) -> dict[str, dict[Any, int]]:
 
 
 def count_macs(model: nn.Module, example: Tensor) -> int:
-    """Multiply-adds of convolutions and matrix products for one image; example: (N, C, H, W)."""
+    """Multiply-adds of convolutions and matrix products for one image; example: (N, C, ...)."""
     return sum(_operations(model, example).get("Global", {}).values()) // 2  # one multiply-add is two operations
 
 
 def module_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
-    """Multiply-adds of one image by convolution or linear layer; example: (N, C, H, W)."""
+    """Multiply-adds of one image by convolution or linear layer; example: (N, C, ...)."""
     found = _operations(model, example)
-    kinds = nn.Conv2d, nn.ConvTranspose2d, nn.Linear
+    kinds = nn.modules.conv._ConvNd, nn.Linear
     counts = {n: sum(found.get(n, {}).values()) // 2 for n, m in model.named_modules() if isinstance(m, kinds)}
     return {name: macs for name, macs in counts.items() if macs}
 
 
 def measure_cost(model: nn.Module, example: Tensor) -> Cost:
-    """Parameters, MACs and bytes of a network for one image of example's shape (N, C, H, W)."""
+    """Parameters, MACs and bytes of a network for one image of example's shape (N, C, ...)."""
     size = len(save(untied(model.state_dict())[0]))
     return Cost(sum(p.numel() for p in model.parameters()), count_macs(model, example), size)
 
@@ -227,7 +227,7 @@ def measure_cost(model: nn.Module, example: Tensor) -> Cost:
 def images_at_once(model: nn.Module, images: Tensor, most: int = 256) -> int:
     """How many images go through a network at once in eval mode: ``most``, or fewer where memory is short.
 
-    images: (N, C, H, W). Where they may need much, one image is tried: a network holds about twice what its largest layer reads and
+    images: (N, C, ...). Where they may need much, one image is tried: a network holds about twice what its largest layer reads and
     writes. Raises StudyError where the network does not run on it.
     """
     device, most = images.device, min(most, len(images))

@@ -96,8 +96,11 @@ def check_hooks(model: nn.Module) -> None:
 def memory_format(model: nn.Module, images: Tensor) -> torch.memory_format:
     """channels_last, in which convolutions are fastest, or contiguous where the network runs only with that.
 
-    images: (N, C, H, W); two of them are tried. Networks with ``x.view(len(x), -1)`` do not run with channels_last.
+    images: (N, C, ...); two are tried where they are (N, C, H, W), as others do not have the format. Networks with
+    ``x.view(len(x), -1)`` do not run with channels_last.
     """
+    if images.dim() != 4:
+        return torch.contiguous_format
     with untouched(model):
         try:
             model(images[:2].contiguous(memory_format=torch.channels_last))

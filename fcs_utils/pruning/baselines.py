@@ -80,7 +80,7 @@ def taylor(
 
     The positions of a layer that is called several times in a forward pass are those of all its calls.
 
-    images: (N, C, H, W), normalised. labels: (N,) int64. The pass is its own, in eval mode, and leaves no
+    images: (N, C, ...), normalised. labels: (N,) int64. The pass is its own, in eval mode, and leaves no
     gradients behind. Raises StudyError for labels that do not fit.
     """
     check_labels(images, labels)

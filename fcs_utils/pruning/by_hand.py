@@ -8,6 +8,7 @@ from fcs_utils.config import Amount, Images, Model, checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.costs import Costs
 from fcs_utils.pruning.cutting import Cuts
+from fcs_utils.pruning.kinds import check_images
 from fcs_utils.pruning.layers import trace_layers
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.proof import Proof
@@ -17,7 +18,7 @@ from fcs_utils.pruning.proof import Proof
 def plan_by_hand(model: Model, example: Images, kept: Mapping[str, Sequence[Amount]]) -> PruningPlan:
     """A plan that keeps these channels; other convolutions stay whole.
 
-    example: images (N, C, H, W), one is enough. kept: by convolution, the indices of the channels that stay, in any order. One
+    example: images (N, C, ...), one is enough. kept: by convolution, the indices of the channels that stay, in any order. One
     convolution of a residual sum is enough: those that must lose the same channels are added. The plan is tried on a copy.
 
     Raises StudyError for a layer that does not exist or cannot lose channels, for indices that are none of its channels or stand
@@ -26,6 +27,7 @@ def plan_by_hand(model: Model, example: Images, kept: Mapping[str, Sequence[Amou
         plan = plan_by_hand(model, images, {"features.0": [*range(0, 64, 2)]})
         compact = prune(model, plan)
     """
+    check_images(model, example, "example")
     layers, wanted = trace_layers(model, example), {name: sorted(indices) for name, indices in kept.items()}
     for name, indices in wanted.items():
         if name not in layers:
@@ -40,7 +42,7 @@ def plan_by_hand(model: Model, example: Images, kept: Mapping[str, Sequence[Amou
     losing = {name: indices for name, indices in wanted.items() if len(indices) < layers[name].channels}
     if not losing:
         raise StudyError("nothing to prune: every layer in kept keeps all of its channels")
-    shape = (example.shape[1], example.shape[2], example.shape[3])
+    shape = tuple(example.shape[1:])
     cuts = Cuts(model, losing, shape)
     complete = {member: losing[name] for name, members in cuts.groups.items() for member in members}
     if odd := next((name for name in wanted if wanted[name] != complete.get(name, wanted[name])), None):

@@ -15,13 +15,13 @@ Groups = Mapping[str, Sequence[str]]  # convolutions that shrink together, by th
 
 
 class Costs:
-    """MACs left of a network, as a share of the dense network's; example: (N, C, H, W)."""
+    """MACs left of a network, as a share of the dense network's; example: (N, C, ...)."""
 
     def __init__(self, model: nn.Module, example: Tensor, layers: Mapping[str, Layer]) -> None:
         self.layers, self.example = layers, example
         self.total = count_macs(model, example)
-        self.dense = module_macs(model, example)
         modules = dict(candidates(model))
+        self.dense = {name: macs for name, macs in module_macs(model, example).items() if name in modules}
         self.width = {name: out_width(modules[name]) for name in self.dense}
         self.read = {name: in_width(modules[name]) for name in self.dense}
         # By layer, how many of a reader's inputs go with one of its channels; less than one behind a PixelShuffle.

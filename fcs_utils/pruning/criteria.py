@@ -19,7 +19,7 @@ from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import module_sum
 from fcs_utils.pruning.counts import Ranking
 from fcs_utils.pruning.flow import candidates
-from fcs_utils.pruning.kinds import CONVOLUTIONS, depthwise, out_width
+from fcs_utils.pruning.kinds import CONVOLUTIONS, check_axes, depthwise, out_width
 from fcs_utils.pruning.statistics import ChannelStatistics, check_weights
 from fcs_utils.pruning.sums import Extra, Reading, Where
 
@@ -169,13 +169,14 @@ def importance(
 
     name: a key of ``CRITERIA``. statistics: from ``collect_statistics``; decides which layers are scored
     (default: every convolution but depthwise ones, and no linear layer, for criteria that read weights only). images
-    (N, C, H, W) and labels (N,): for ``taylor``. seed: for ``random`` and sklearn's binning. Options are the criterion
+    (N, C, ...) and labels (N,): for ``taylor``. seed: for ``random`` and sklearn's binning. Options are the criterion
     function's keyword arguments.
 
     Raises StudyError for an unknown criterion or option, missing statistics, images or labels, statistics of another
     network or of other weights, and values that are not finite.
     """
     found, tap = check_options(name, options), needs(name, options).tap
+    check_axes(model, images)
     if found.reads == "pruner":
         raise StudyError(f"criterion {name!r} is a pruner of Torch-Pruning: it chooses channels and scores none; use pruner_plan")
     if found.reads in ("statistics", "network") and statistics is None:

@@ -49,12 +49,12 @@ class Part:
 class Cuts:
     """What goes with the channels of some convolutions of a network, found once for any choice of channels.
 
-    model: stays as it was. names: one convolution of each group that shrinks together. shape: (C, H, W) of one image.
+    model: stays as it was. names: one convolution of each group that shrinks together. shape: (C, ...) of one image.
     groups: by those names, the convolutions of the group. unseen: those of the names that a plain image does not reach.
     Raises StudyError for a network whose channels cannot be followed.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str], shape: tuple[int, int, int]) -> None:
+    def __init__(self, model: nn.Module, names: Iterable[str], shape: tuple[int, ...]) -> None:
         self.model, self.groups = model, dict[str, list[str]]()
         self._parts: dict[str, list[Part]] = {}
         self.unseen: list[str] = []

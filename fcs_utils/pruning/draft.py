@@ -46,7 +46,7 @@ class Draft:
         self.whole: dict[str, str] = {}
         if not groups:
             raise self._nothing()
-        self.shape = (example.shape[1], example.shape[2], example.shape[3])
+        self.shape = tuple(example.shape[1:])
         self.cuts, self.proof = Cuts(model, groups, self.shape), Proof(model, self.shape, example)
         for name in self.cuts.unseen:
             self.skipped |= dict.fromkeys(self.groups.pop(name), ROUTE)

@@ -19,7 +19,7 @@ from fcs_utils.errors import StudyError, first_line, refuse
 from fcs_utils.files import read_tensors, tensors_sum, write_atomic, write_tensors
 from fcs_utils.models import load_state
 from fcs_utils.pruning.flow import candidates
-from fcs_utils.pruning.kinds import out_width
+from fcs_utils.pruning.kinds import check_axes, out_width
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.surgery import prune
 
@@ -28,9 +28,9 @@ TOLERANCE = 1e-4  # of the logits, absolute and relative
 
 @checked
 def export_onnx(model: Model, path: FilePath, example: Images) -> Path:
-    """Write a network as one ONNX file with input ``images`` (N, C, H, W), any N, and output ``logits`` (N, classes).
+    """Write a network as one ONNX file with input ``images`` (N, C, ...), any N, and output ``logits`` (N, classes).
 
-    example: two images or more, (N, C, H, W); on them onnxruntime's logits must equal PyTorch's up to ``TOLERANCE``.
+    example: two images or more, (N, C, ...); on them onnxruntime's logits must equal PyTorch's up to ``TOLERANCE``.
     A copy is exported in eval mode, on the CPU; the network stays as it is. Returns the path.
 
     Raises StudyError when packages of the extra ``deploy`` are missing, the example does not fit, the network cannot
@@ -38,8 +38,9 @@ def export_onnx(model: Model, path: FilePath, example: Images) -> Path:
     """
     path = Path(path)
     _need_packages()
+    check_axes(model, example, "example")
     if len(example) < 2:
-        raise refuse("example", example, "two images or more (N, C, H, W)")
+        raise refuse("example", example, "two images or more, (N, C, ...)")
     example, model = example.cpu().contiguous(), copy.deepcopy(model).cpu().eval()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         made = Path(folder) / "network.onnx"

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from fcs_utils.errors import StudyError, refuse
-from fcs_utils.pruning.kinds import CONVOLUTIONS, Prunable, channel_axis
-from fcs_utils.running import check_hooks, run_network, tensors_in, untouched
+from fcs_utils.errors import StudyError
+from fcs_utils.pruning.kinds import Prunable, channel_axis
+from fcs_utils.running import run_network, tensors_in, untouched
 
 Node = Any  # an autograd node; torch has no public type for it
 GATES = re.compile(r"(Hard)?[Ss]igmoid|Tanh|Softmax|Clamp|Hardtanh")
@@ -45,14 +45,14 @@ class Tap:
     """Where a layer's channels can be seen: a module's input or output, and which of its indices (C, k) they are.
 
     positions: None where all indices are meant, in order. axis: of the indices, the last one where a linear layer reads. size:
-    height and width of the map that lies flattened in the k indices of a channel, where they are known. calls: how often the module
+    the sides of the map that lies flattened in the k indices of a channel, where they are known. calls: how often the module
     runs in a forward pass; each time it shows some of the layer's positions.
     """
 
     module: str
     side: Literal["input", "output"]
     positions: Tensor | None = None
-    size: tuple[int, int] | None = None
+    size: tuple[int, ...] | None = None
     axis: int = 1
     calls: int = 1
 
@@ -205,20 +205,8 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, Prunable]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, Prunable))
 
 
-def check_images(model: nn.Module, images: Tensor) -> None:
-    """Raises StudyError for what no network takes as images, and for a compiled one. Whether this one runs shows when it runs."""
-    check_hooks(model)
-    first = next((module for _, module in candidates(model) if isinstance(module, CONVOLUTIONS)), None)
-    if first is None:
-        raise StudyError("nothing to prune: the network has no convolution")
-    home = next((parameter.device for parameter in model.parameters()), images.device)
-    if images.dim() != 4 or not images.numel() or not images.is_floating_point() or images.device != home:
-        wanted = f"a float tensor (N, C, H, W) with N of 1 or more on {home}"
-        raise refuse("images", f"{images.dtype} {tuple(images.shape)} on {images.device}", wanted)
-
-
 def run_once(model: nn.Module, example: Tensor, known: tuple[type, ...]) -> Flow:
-    """The flow of one image (1, C, H, W). Buffers of modules of ``known`` types are not followed."""
+    """The flow of one image (1, C, ...). Buffers of modules of ``known`` types are not followed."""
     owners = {name for name, module in model.named_modules() if isinstance(module, known)}
     held = {
         n: b for n, b in model.named_buffers() if b.numel() > 1 and b.is_floating_point() and n.rpartition(".")[0] not in owners

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from fcs_utils.pruning.flow import Consumer, Flow, Node
 from fcs_utils.pruning.graph import cut_by, walk
-from fcs_utils.pruning.kinds import Prunable, depthwise, grouped, out_width
+from fcs_utils.pruning.kinds import TRANSPOSED, Prunable, depthwise, grouped, in_width, out_width
 from fcs_utils.pruning.shares import ANY, Shares, run_width, shares_of
 from fcs_utils.shortcuts import PadShortcut
 
 MIXING = Prunable | PadShortcut  # layers that mix channels, or move them: indices before and behind differ
 # What may lie between: treats each channel by itself, so a channel can go without changing another.
-CHANNELWISE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.PReLU)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+CHANNELWISE = (*NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.PReLU)
 LARGE = 512  # operations of a group from which on its layers share one walk
 
 
@@ -94,7 +95,7 @@ class GroupFinder:
             group.barriers.append(f"the {computed[0]} of {called} is computed, such as by weight_norm or a mask, and cannot be cut")
         if grouped(target) or isinstance(target, nn.GroupNorm):
             self.share(group, target, called, indices, reads)
-        if isinstance(target, nn.ConvTranspose2d) and target.groups > 1:
+        if isinstance(target, TRANSPOSED) and target.groups > 1:
             group.barriers.append(f"meets the transposed convolution {called}, which has groups")
         if target is module and not reads:
             return
@@ -105,6 +106,8 @@ class GroupFinder:
                 group.read_by.append(Consumer(called, indices.reshape(channels, 1)))
             else:
                 group.joined_by.append(called)
+        elif _reads_positions(target, indices, reads):
+            group.barriers.append(f"read by {called}, a {type(target).__name__}, which mixes channels")
         elif isinstance(target, Prunable) and not reads:
             gate = all(node in self.gates for node in self.flow.outputs.get(called, [None]))
             (group.followers if depthwise(target) or gate else group.members).append(called)
@@ -165,3 +168,8 @@ class GroupFinder:
                 group.barriers.append(f"{often}, and only some of its calls gate another layer's channels")
         if group.scattered:
             group.barriers.append(f"{group.scattered[0]} reads the channels of several calls in different places")
+
+
+def _reads_positions(target: nn.Module, indices: Tensor, reads: bool) -> bool:
+    """Whether a convolution takes channels for positions, of which it has more than channels, as ECA's does."""
+    return isinstance(target, nn.Conv1d) and int(indices.max()) >= (in_width(target) if reads else out_width(target))

@@ -1,11 +1,19 @@
-"""Layers that mix channels, seen alike: convolutions, transposed convolutions and linear layers."""
+"""Layers that mix channels, seen alike: convolutions, transposed convolutions and linear layers, of signals, images and volumes."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-Prunable = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+from fcs_utils.errors import StudyError, refuse
+from fcs_utils.running import check_hooks
+
+DIRECT = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # the others are transposed
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (*DIRECT, *TRANSPOSED)
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Prunable = Convolution | nn.Linear
+SHAPES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}  # of images, by the number of their axes
 
 
 def out_width(module: Prunable) -> int:
@@ -21,7 +29,7 @@ def in_width(module: Prunable) -> int:
 def kernel(module: Prunable) -> Tensor:
     """A layer's weight (O, I, ...), outputs first, without its gradient; I are the inputs of one group. It shares its memory."""
     weight = module.weight.detach()
-    return weight.transpose(0, 1) if isinstance(module, nn.ConvTranspose2d) else weight
+    return weight.transpose(0, 1) if isinstance(module, TRANSPOSED) else weight
 
 
 def channel_axis(module: object) -> int:
@@ -31,9 +39,35 @@ def channel_axis(module: object) -> int:
 
 def depthwise(module: object) -> bool:
     """Whether a module is a convolution that treats each channel by itself."""
-    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
+    return isinstance(module, DIRECT) and module.groups == module.in_channels == module.out_channels > 1
 
 
 def grouped(module: object) -> bool:
     """Whether a module is a convolution of several groups that mix channels, or give several outputs for one input."""
-    return isinstance(module, nn.Conv2d) and module.groups > 1 and not depthwise(module)
+    return isinstance(module, DIRECT) and module.groups > 1 and not depthwise(module)
+
+
+def map_axes(model: nn.Module) -> set[int]:
+    """How many axes the inputs of a network's convolutions have: 3 of signals, 4 of images, 5 of volumes."""
+    return {len(module.kernel_size) + 2 for module in model.modules() if isinstance(module, CONVOLUTIONS)}
+
+
+def check_axes(model: nn.Module, images: Tensor | None, parameter: str = "images", home: torch.device | None = None) -> None:
+    """Raises StudyError, which names the parameter, for images that are not float, are elsewhere, or have other axes."""
+    if images is None:
+        return
+    axes = map_axes(model)
+    odd = images.dim() not in axes or not images.numel() or not images.is_floating_point()
+    if axes and (odd or (home and images.device != home)):
+        wanted = " or ".join(SHAPES[number] for number in sorted(axes))
+        where = f" on {home}" if home else ""
+        given = f"{images.dtype} {tuple(images.shape)} on {images.device}"
+        raise refuse(parameter, given, f"a float tensor {wanted} with N of 1 or more{where}")
+
+
+def check_images(model: nn.Module, images: Tensor, parameter: str = "images") -> None:
+    """Raises StudyError for what no network takes as images, and for a compiled one. Whether this one runs shows when it runs."""
+    check_hooks(model)
+    if not map_axes(model):
+        raise StudyError("nothing to prune: the network has no convolution")
+    check_axes(model, images, parameter, next((one.device for one in model.parameters()), images.device))

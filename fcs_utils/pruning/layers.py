@@ -8,10 +8,10 @@ from typing import Literal
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from fcs_utils.pruning.flow import Consumer, Flow, Node, Tap, candidates, check_images, run_once
+from fcs_utils.pruning.flow import Consumer, Flow, Node, Tap, candidates, run_once
 from fcs_utils.pruning.graph import dependency_graph, traceable, walk
-from fcs_utils.pruning.groups import CHANNELWISE, MIXING, ChannelGroup, GroupFinder
-from fcs_utils.pruning.kinds import Prunable, depthwise, out_width
+from fcs_utils.pruning.groups import CHANNELWISE, MIXING, NORMS, ChannelGroup, GroupFinder
+from fcs_utils.pruning.kinds import Prunable, check_images, depthwise, out_width
 from fcs_utils.pruning.segments import Segments
 from fcs_utils.pruning.shares import ANY, Shares
 from fcs_utils.pruning.taps import find_tap
@@ -67,7 +67,7 @@ class Layer:
 
 
 def trace_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
-    """Every convolution and hidden linear layer of a network, in module order. ``example``: one image or more, (N, C, H, W).
+    """Every convolution and hidden linear layer of a network, in module order. ``example``: one image or more, (N, C, ...).
 
     Raises StudyError for images that do not fit, with the network's own words where it does not run on them.
     """
@@ -112,7 +112,7 @@ class _Tracer:
     def __init__(self, model: nn.Module, graph: tp.DependencyGraph, flow: Flow, walls: set[Node]) -> None:
         self.model, self.graph, self.flow = model, graph, flow
         self.all, self.groups = GroupFinder(model, graph, flow, walls), dict[str, ChannelGroup]()
-        norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+        norms = [name for name, module in model.named_modules() if isinstance(module, NORMS)]
         self.norms = {node: name for name in norms for node in flow.outputs.get(name, ())}
 
     def layers(self) -> dict[str, Layer]:

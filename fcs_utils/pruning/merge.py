@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.flow import Consumer
-from fcs_utils.pruning.kinds import kernel
+from fcs_utils.pruning.kinds import DIRECT, TRANSPOSED, kernel
 from fcs_utils.pruning.layers import Layer, trace_layers
 from fcs_utils.pruning.linear import POSITIONS, read_together, read_weights, reconstruction
 from fcs_utils.pruning.plan import PruningPlan
@@ -105,9 +105,10 @@ def _fold(
 def _place(model: nn.Module, layers: Mapping[str, Layer], name: str, readers: set[nn.Module]) -> tuple[Tensor, int] | None:
     """The tensor that takes up a constant in front of a consumer, and with which sign; None where no tensor can."""
     module = model.get_submodule(name)
-    if isinstance(module, nn.ConvTranspose2d):
+    if isinstance(module, TRANSPOSED):
         return None  # near the borders, and with a stride, a position is reached by some of the kernel only
-    if isinstance(module, nn.Conv2d) and module.padding not in (0, (0, 0), "valid") and module.padding_mode == "zeros":
+    padded = isinstance(module, DIRECT) and module.padding not in (0, "valid") and any(module.padding)
+    if padded and module.padding_mode == "zeros":
         return None
     if isinstance(module.bias, Tensor):
         tie = next((tie for tie in tied_parameters(model) if (module, "bias") in tie), [])

@@ -14,6 +14,7 @@ from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.counts import Limits, Ranking, Rounding
 from fcs_utils.pruning.cutting import duplicate
 from fcs_utils.pruning.draft import Draft
+from fcs_utils.pruning.kinds import check_images
 from fcs_utils.pruning.latency_goal import Latency, check_latency, reach_latency
 from fcs_utils.pruning.layer_rates import LayerRates, Shorthand, check_goal, rates_by_layer, read_rates
 from fcs_utils.pruning.layers import Layer, Scope, trace_layers
@@ -27,8 +28,8 @@ class PruningPlan(BaseModel):
     """Which channels stay, as plain data that can be stored, replayed and compared.
 
     kept: sorted kept output channels of every convolution that loses some, followers included. channels: those layers' full
-    widths. skipped: why other convolutions stay whole. input_shape: (C, H, W) of one image; for other sizes see
-    ``surgery.prune``. ratio: the share of channels removed from every layer, or where one threshold decides, from all of them
+    widths. skipped: why other convolutions stay whole. input_shape: (C, H, W), (C, L) or (C, D, H, W) of one image; for other sizes
+    see ``surgery.prune``. ratio: the share of channels removed from every layer, or where one threshold decides, from all of them
     together; None where layers have rates of their own. macs: the share of MACs asked for, where the ratio was found from it;
     macs_left: the share that this plan leaves, as measured on the compact network. rates: the share of channels to remove by
     layer, of layers that lose some. rounding: see ``counts.keep_count``. allocation, multiple, min_channels, latency: as asked
@@ -42,7 +43,7 @@ class PruningPlan(BaseModel):
     kept: dict[str, list[int]]
     channels: dict[str, int]
     skipped: dict[str, str] = {}
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[Count, ...] = Field(min_length=2, max_length=4)
     ratio: float | None
     scope: Scope = "inner"
     macs: float | None = None
@@ -137,7 +138,7 @@ def make_plan(
 ) -> PruningPlan:
     """Choose the channels that stay, for one goal: ``ratio``, ``macs``, ``rates`` or ``latency`` (M6, M7).
 
-    example: images (N, C, H, W), one is enough. importances: (C,) by convolution name, higher = keep; others stay whole. ratio:
+    example: images (N, C, ...), one is enough. importances: (C,) by convolution name, higher = keep; others stay whole. ratio:
     the share of channels to remove. macs: the share of MACs to leave. rates: the share of channels to remove by layer, by name or
     pattern such as ``layer4.*`` (others stay whole), or in the network's order. latency: a share of the dense network's, or
     "12.5ms"; ``measure`` takes a network and returns milliseconds. rates_as: whose shorthand a list is, ``chip``. rounding: see
@@ -160,6 +161,7 @@ def make_plan(
     limits, how = Limits(multiple, min_channels), rounding or rates_as or "study"
     options = PlanOptions(scope, ranking, allocation, None, how, limits, tuple(keep), statistics, evaluate)
     options.check(goals)
+    check_images(model, example, "example")
     layers = trace_layers(model, example)
     _check_importances(importances, layers)
     own = None if rates is None else rates_by_layer(read_rates(rates), rates_as, layers, scope)

@@ -17,7 +17,7 @@ from fcs_utils.running import shared, tensors_in
 
 ROUNDING = 1e-6  # the largest difference that is rounding, as a share of the largest output, in float64
 COARSE = 1e-4  # the same for a network that runs in its own precision only
-SIZES = (0.5, 1.5, 2)  # other sizes of images that are tried, as shares of the height and width
+SIZES = (0.5, 1.5, 2)  # other sizes of images that are tried, as shares of their sides
 aten = torch.ops.aten
 DRAWS = {aten.bernoulli, aten.bernoulli_, aten.uniform_, aten.normal_, aten.rand, aten.rand_like, aten.randn, aten.randn_like}
 
@@ -42,7 +42,7 @@ def zeroed(model: nn.Module, lost: Mapping[str, Sequence[int]]) -> Iterator[None
 
 
 class _Outcome(NamedTuple):
-    """What a network yields for images (N, C, H, W)."""
+    """What a network yields for images (N, C, ...)."""
 
     training: bool
     images: Tensor
@@ -52,7 +52,7 @@ class _Outcome(NamedTuple):
 class Proof:
     """Compares compact networks with one dense network, on copies in float64; the networks stay as they were.
 
-    They run on a random image of ``shape`` (C, H, W) and on the first two of ``example`` (N, C, H, W), where given, in eval
+    They run on a random image of ``shape`` (C, ...) and on the first two of ``example`` (N, C, ...), where given, in eval
     mode, and on two random images in train mode. A network may take another route at another size, so they also run, in eval
     mode, on a random image of half the size and on one of one and a half times the size (twice, where it does not run on
     that), where the dense network runs on these. Where it does not run in train mode, it is tried there at the larger size, too.
@@ -60,7 +60,7 @@ class Proof:
     untrained: why the dense network does not run in train mode, so that this mode was left out; None where it does.
     """
 
-    def __init__(self, model: nn.Module, shape: tuple[int, int, int], example: Tensor | None = None) -> None:
+    def __init__(self, model: nn.Module, shape: tuple[int, ...], example: Tensor | None = None) -> None:
         self.model, self.weight = model, next(model.parameters())
         generator = torch.Generator().manual_seed(0)
         self.noise = torch.randn(2, *shape, generator=generator)
@@ -94,8 +94,9 @@ class Proof:
         """What differs first: on the images of these runs of the dense network, then on what else is tried."""
         defined = False
         for run in itertools.chain(runs, self._more(dense)):
-            height, width = run.images.shape[2:]
-            at = "" if run.images.shape[2:] == self.noise.shape[2:] else f" on images of {height} x {width} pixels"
+            sides = run.images.shape[2:]
+            size = " x ".join(map(str, sides)) + (" pixels" if len(sides) == 2 else " positions")
+            at = "" if sides == self.noise.shape[2:] else f" on images of {size}"
             mode = (" in train mode" if run.training else "") + at
             found, error = _first_run(compact, [run.images], run.training)
             if error:

@@ -24,6 +24,7 @@ from fcs_utils.pruning.criteria import CRITERIA, check_options, criterion, impor
 from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.pruning.draft import REACH
 from fcs_utils.pruning.graph import cutters, traceable
+from fcs_utils.pruning.kinds import CONVOLUTIONS
 from fcs_utils.pruning.layers import Scope, trace_layers
 from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.proof import Proof
@@ -131,7 +132,7 @@ class _Library:
         for group in self.groups(ratio):
             for dependency, indices in group:
                 module, written = dependency.target.module, self.pruner.DG.is_out_channel_pruning_fn(dependency.handler)
-                if indices and written and isinstance(module, nn.Conv2d):  # in global mode, some groups lose nothing
+                if indices and written and isinstance(module, CONVOLUTIONS):  # in global mode, some groups lose nothing
                     gone.setdefault(self.called[module], set()).update(map(int, indices))
         widths = {called: module.out_channels for module, called in self.called.items() if called in gone}
         return {called: [c for c in range(widths[called]) if c not in lost] for called, lost in gone.items()}
@@ -162,7 +163,7 @@ def pruner_plan(
     """What one of Torch-Pruning's own pruners prunes, as a plan.
 
     name: a criterion that reads "pruner", such as ``tp_group_norm``; those with ``_global`` rank the channels of the whole network.
-    images (N, C, H, W), normalised, and labels (N,): for gradients. macs: the share of the dense network's MACs to leave; the
+    images (N, C, ...), normalised, and labels (N,): for gradients. macs: the share of the dense network's MACs to leave; the
     library's pruning ratio is searched for what comes nearest, and is the plan's ratio.
     scope: the library may prune the layers that ``make_plan`` would prune, and no others. The model stays as it was.
 
@@ -218,9 +219,7 @@ def _check(model: nn.Module, example: Tensor, cuts: Cuts, kept: Mapping[str, lis
     """Prunes the library's copy. Raises StudyError where this study's surgery does not leave exactly the same network."""
     cuts.check(kept)
     compact = cuts.compact(kept)
-    if fault := Proof(model, (example.shape[1], example.shape[2], example.shape[3]), example).fault(
-        compact, cuts.lost_inputs(kept)
-    ):
+    if fault := Proof(model, tuple(example.shape[1:]), example).fault(compact, cuts.lost_inputs(kept)):
         raise StudyError(f"what Torch-Pruning prunes cannot be cut exactly: {fault}")
     for group in library.groups(ratio):
         group.prune()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
-from fcs_utils.pruning.kinds import grouped
+from fcs_utils.pruning.kinds import DIRECT, Convolution, grouped
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def shares_of(module: nn.Module, indices: Tensor, reads: bool) -> Shares | None:
     if isinstance(module, nn.GroupNorm):
         width = module.num_channels // module.num_groups
         return Shares(unit=width) if run_width(indices // width) == width else None
-    assert isinstance(module, nn.Conv2d)
+    assert isinstance(module, DIRECT)
     width = (module.in_channels if reads else module.out_channels) // module.groups
     whole = len(indices) == width * module.groups and run_width(indices // width) == width
     return Shares(parts=module.groups) if whole else None
@@ -94,7 +94,7 @@ def _staying(gone: Sequence[int], width: int, groups: int, what: str) -> Tensor:
     return stays.nonzero()[:, 0].reshape(groups, -1)
 
 
-def _cut_outputs(layer: nn.Conv2d, gone: Sequence[int]) -> None:
+def _cut_outputs(layer: Convolution, gone: Sequence[int]) -> None:
     keep = _staying(gone, layer.out_channels, layer.groups, "output channels").flatten().to(layer.weight.device)
     layer.out_channels = len(keep)
     layer.weight = nn.Parameter(layer.weight.detach()[keep])
@@ -102,11 +102,11 @@ def _cut_outputs(layer: nn.Conv2d, gone: Sequence[int]) -> None:
         layer.bias = nn.Parameter(layer.bias.detach()[keep])
 
 
-def _cut_inputs(layer: nn.Conv2d, gone: Sequence[int]) -> None:
+def _cut_inputs(layer: Convolution, gone: Sequence[int]) -> None:
     width = layer.in_channels // layer.groups
     keep = _staying(gone, layer.in_channels, layer.groups, "input channels").to(layer.weight.device) % width
     layer.in_channels = keep.numel()
-    rows = layer.weight.detach().unflatten(0, (layer.groups, -1))  # (G, outputs, inputs, height, width)
+    rows = layer.weight.detach().unflatten(0, (layer.groups, -1))  # (G, outputs, inputs, ...)
     layer.weight = nn.Parameter(torch.cat([own[:, columns] for own, columns in zip(rows, keep, strict=True)]))
 
 

@@ -18,6 +18,7 @@ from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import tensors_sum
 from fcs_utils.models import images_at_once
 from fcs_utils.pruning.flow import Consumer, Tap
+from fcs_utils.pruning.kinds import CONVOLUTIONS
 from fcs_utils.pruning.layers import Layer, Scope, trace_layers
 from fcs_utils.pruning.sums import READINGS, Extra, Reading, Sums, Where
 from fcs_utils.running import memory_format, run_network, tensors_in, untouched
@@ -171,7 +172,7 @@ def collect_statistics(
     """Collect the statistics of every prunable convolution in one forward pass, in eval mode (M1, M3).
 
     model: any convolutional classifier; its mode is put back afterwards.
-    images: the calibration set, (N, C, H, W) float, normalised, never augmented, on the model's device.
+    images: the calibration set, float (N, C, ...), normalised, never augmented, on the model's device.
     layers: convolution names; by default all of ``scope``, which is every layer that can be pruned at all (M7). ``inner``
     leaves out those that share a residual sum, which saves time and memory where they are not to be pruned.
     readings: similarities to collect (M3); ``pooled`` costs nothing beyond the Gram matrix.
@@ -186,13 +187,18 @@ def collect_statistics(
     whatever sizes, count as those of one map. Only ``hrank`` is the mean over the calls.
 
     Returns statistics by convolution name, in float64 on the CPU. Raises StudyError for an unknown scope, layer, reading,
-    extra or tap, a batch_size below 1, images that do not fit, activations that are not finite, and a layer whose calls in one
-    forward pass have different numbers of images or whose number of calls depends on the images.
+    extra or tap, a batch_size below 1, images that do not fit, ``hrank`` of maps without height and width, activations that are not
+    finite, and a layer whose calls in one forward pass have different numbers of images or whose number of calls depends on the
+    images.
 
         statistics = collect_statistics(model, images)
         statistics["features.conv1"].similarity()  # (C, C) cosines of the layer's channels
     """
     wanted = pick_layers(model, images, layers, scope)
+    flat = next((one.name for one in wanted if not _has_planes(model, one.name)), None) if "hrank" in extras else None
+    if flat:
+        kind = type(model.get_submodule(flat)).__name__
+        raise refuse("extras", "hrank", f"apoz or chip: {flat} is a {kind}, and HRank is the rank of maps with height and width")
     if tap == "convolution":
         wanted = [
             replace(layer, tap=Tap(layer.name, "output", axis=-1 if layer.linear else 1, calls=layer.calls)) for layer in wanted
@@ -207,19 +213,25 @@ def collect_statistics(
     return {layer.name: _finish(layer, sums[layer.name], tap, _weights_sum(model, layer.name)) for layer in wanted}
 
 
+def _has_planes(model: nn.Module, name: str) -> bool:
+    """Whether a layer's maps have height and width; those of a linear layer are one row."""
+    module = model.get_submodule(name)
+    return not isinstance(module, CONVOLUTIONS) or len(module.kernel_size) == 2
+
+
 @torch.no_grad()
 def feature_maps(model: nn.Module, images: Tensor, layer: str) -> Tensor:
     """One layer's maps (N, C, H, W) for a few images, to look at. Raises StudyError for an unknown layer.
 
-    Before a linear consumer they come flattened: they are laid out again as squares, or as a line where they are none. Of a layer
-    that is called several times, they are those of the first call.
+    Of signals and volumes they have their own axes. Before a linear consumer they come flattened: those of images are laid out
+    again as squares, or as a line where they are none. Of a layer that is called several times, they are those of the first call.
     """
     caught: list[Tensor] = []
     chosen = pick_layers(model, images, [layer])
     with untouched(model), tapped(model, chosen, lambda _name, maps: caught.append(maps.cpu())):
         run_network(model, images)
     maps = caught[0]
-    if maps.dim() == 4:
+    if maps.dim() > 3 or images.dim() != 4:
         return maps
     positions = maps.flatten(2).shape[2] if maps.dim() > 2 else 1
     side = math.isqrt(positions)

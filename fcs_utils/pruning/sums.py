@@ -33,7 +33,7 @@ class Sums:
         self.waiting: list[Tensor] = []
 
     def add(self, maps: Tensor) -> None:
-        """maps: (N, C, P) or (N, C, H, W), of one call. Raises StudyError where calls of a pass have unequal numbers of images."""
+        """maps: (N, C, ...), of one call. Raises StudyError where calls of a pass have unequal numbers of images."""
         if self.calls == 1:
             self._reduce([in_float32(maps)])
             return

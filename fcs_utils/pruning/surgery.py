@@ -8,15 +8,14 @@ from typing import Literal
 
 import torch
 from pydantic import InstanceOf
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fcs_utils.config import Count, Images, Model, checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.models import images_at_once
 from fcs_utils.pruning.cutting import Cuts, duplicate
-from fcs_utils.pruning.flow import check_images
-from fcs_utils.pruning.kinds import Prunable, out_width
+from fcs_utils.pruning.kinds import Prunable, check_axes, check_images, map_axes, out_width
 from fcs_utils.pruning.merge import merge
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.proof import Proof, exact_groups
@@ -45,24 +44,13 @@ def prune(
     The compact network is compared with the dense one whose dropped channels are zeros where the next layers read them, with the
     weights that compensation leaves (``proof.Proof``): on random images of the plan's size, in eval and train mode, and, where the
     network runs on them, of half and one and a half times that size, in eval mode. If your network takes another route at still
-    other sizes, pass ``example`` images (N, C, H, W) of yours: they are compared, too. This takes eight forward passes of one or
+    other sizes, pass ``example`` images (N, C, ...) of yours: they are compared, too. This takes eight forward passes of one or
     two images, in float64, ten with an example. A warning says when the network does not run in train mode.
 
     Raises StudyError for an unknown compensate, missing statistics, a plan that is damaged or of another network, and for
     a network that the plan cannot cut exactly, with the name of a layer.
     """
-    for name, width in plan.channels.items():
-        try:
-            module = model.get_submodule(name)
-        except AttributeError:
-            module = None
-        if not isinstance(module, Prunable) or out_width(module) != width:
-            there = f"{out_width(module)} channels" if isinstance(module, Prunable) else "no such layer"
-            raise StudyError(f"the plan does not fit this network: it expects {name} with {width} channels, found {there}")
-    if example is not None:
-        check_images(model, example)
-        if example.shape[1] != plan.input_shape[0]:
-            raise refuse("example", tuple(example.shape), f"images (N, {plan.input_shape[0]}, H, W), as those of the plan")
+    _check_fit(model, plan, example)
     dense = duplicate(model)
     if compensate == "merge":
         if statistics is None:
@@ -88,12 +76,30 @@ def prune(
     return compact
 
 
+def _check_fit(model: nn.Module, plan: PruningPlan, example: Tensor | None) -> None:
+    """Raises StudyError for a plan of another network, and for an example of other images."""
+    for name, width in plan.channels.items():
+        try:
+            module = model.get_submodule(name)
+        except AttributeError:
+            module = None
+        if not isinstance(module, Prunable) or out_width(module) != width:
+            there = f"{out_width(module)} channels" if isinstance(module, Prunable) else "no such layer"
+            raise StudyError(f"the plan does not fit this network: it expects {name} with {width} channels, found {there}")
+    if len(plan.input_shape) + 1 not in map_axes(model):
+        raise StudyError(f"the plan does not fit this network: its convolutions do not read images of {plan.input_shape}")
+    if example is not None:
+        check_images(model, example, "example")
+        if example.shape[1] != plan.input_shape[0]:
+            raise refuse("example", tuple(example.shape), f"images (N, {plan.input_shape[0]}, ...), as those of the plan")
+
+
 @checked
 @torch.no_grad()
 def recalibrate(model: Model, images: Images, batch_size: Count | None = None) -> None:
     """Estimate the BatchNorm statistics again on calibration images, in place (M9); nothing to do without BatchNorm.
 
-    images: (N, C, H, W), normalised. batch_size: the most images of a batch; by default 256, or fewer where memory is short.
+    images: (N, C, ...), normalised. batch_size: the most images of a batch; by default 256, or fewer where memory is short.
     Batches are of nearly one size and count alike.
     This concerns BatchNorm1d, 2d and 3d and SyncBatchNorm that keep running statistics and that the images reach in eval mode.
     Others keep theirs. Momentum and mode come back as they were: a momentum left at None would make every later
@@ -103,6 +109,7 @@ def recalibrate(model: Model, images: Images, batch_size: Count | None = None) -
 
         recalibrate(compact, images)
     """
+    check_axes(model, images)
     norms = [one for one in model.modules() if isinstance(one, _BatchNorm) and one.running_mean is not None]
     norms = [norm for norm in norms if norm.num_batches_tracked is not None]  # without its count there is no plain average
     before = [(norm, norm.momentum, [(buffer, buffer.clone()) for buffer in norm.buffers(recurse=False)]) for norm in norms]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 from fcs_utils.pruning.flow import Consumer, Flow, Node, Tap
@@ -49,11 +50,11 @@ def _shown(flow: Flow, node: Node, ways: Ways, channels: int, axis: int = 1) -> 
     return [name for name, shape in shapes if len(shape) > 1 and shape[axis] == channels]
 
 
-def _map_size(flow: Flow, ways: Ways, channels: int, indices: int) -> tuple[int, int] | None:
-    """Height and width of the last map on each way that has as many positions as a channel has indices; None if they differ."""
+def _map_size(flow: Flow, ways: Ways, channels: int, indices: int) -> tuple[int, ...] | None:
+    """The sides of the last map on each way that has as many positions as a channel has indices; None if they differ."""
     sizes = set()
     for way in ways:
         shown = ((node, names[-1]) for node in way if (names := _shown(flow, node, ways, channels)))
         shapes = (flow.shapes[name, "output"][flow.outputs[name].index(node)] for node, name in shown)
-        sizes.add(next(((s[2], s[3]) for s in shapes if len(s) == 4 and s[2] * s[3] == indices), None))
+        sizes.add(next((s[2:] for s in shapes if len(s) > 3 and math.prod(s[2:]) == indices), None))
     return sizes.pop() if len(sizes) == 1 else None

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from fcs_utils.config import Images, Model, checked
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.criteria import check_options, importance, needs
+from fcs_utils.pruning.kinds import CONVOLUTIONS, check_axes
 from fcs_utils.pruning.statistics import collect_statistics
 
 
 class FCSImportance(tp.importance.Importance):  # type: ignore[misc]
     """Scores the convolutions of a network for Torch-Pruning's pruners, in local mode.
 
-    model: the network that the pruner prunes. images: (N, C, H, W) calibration images, normalised. criterion
+    model: the network that the pruner prunes. images: calibration images (N, C, ...), normalised. criterion
     and options: any of ``fcs_utils.pruning.criteria.CRITERIA`` but ``taylor``; default ``fcs``. In a group the mean
     over its convolutions counts (M7). Groups without a scorable convolution, such as linear layers, get None,
     which the pruners skip.
@@ -33,6 +34,7 @@ class FCSImportance(tp.importance.Importance):  # type: ignore[misc]
     def __init__(self, model: Model, images: Images, criterion: str = "fcs", **options: Any) -> None:
         if check_options(criterion, options).reads == "gradients":
             raise StudyError(f"criterion {criterion!r} needs labels; Torch-Pruning has a Taylor importance of its own")
+        check_axes(model, images)
         self.model, self.images, self.criterion, self.options = model, images, criterion, options
         self._scores: dict[nn.Module, Tensor] = {}
 
@@ -41,7 +43,7 @@ class FCSImportance(tp.importance.Importance):  # type: ignore[misc]
         members = [
             (dependency.target.module, [int(i) for i in indices])
             for dependency, indices in group
-            if isinstance(dependency.target.module, nn.Conv2d)
+            if isinstance(dependency.target.module, CONVOLUTIONS)
             and dependency.handler in (tp.prune_conv_out_channels, tp.prune_depthwise_conv_out_channels)
         ]
         if not self._scores or any(m in self._scores and len(self._scores[m]) != m.out_channels for m, _ in members):

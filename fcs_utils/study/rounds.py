@@ -34,7 +34,7 @@ def prune_in_rounds(
 ) -> Pruned:
     """Prune to a share of MACs in rounds: score, plan, prune, train, and again; the network stays as it was.
 
-    example: images (N, C, H, W), one is enough. score: takes a network and returns importances, as ``importance`` does. tune: takes
+    example: images (N, C, ...), one is enough. score: takes a network and returns importances, as ``importance`` does. tune: takes
     the compact network and the round, from 1, and trains it in place; what it returns is not used. macs: the share of the dense
     network's MACs that the last round leaves. Each round leaves the same share of what the one before left. options: further ones
     of ``make_plan``, such as ``scope`` or ``multiple``.

@@ -35,7 +35,7 @@ def checked_batch(batch: object, where: str) -> Batch:
     images, labels = batch
     if not images.is_floating_point() or labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
         found = f"images {images.dtype} {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}"
-        raise StudyError(f"{where} is not allowed: {found}; allowed: float images (B, C, H, W) and int64 labels (B,)")
+        raise StudyError(f"{where} is not allowed: {found}; allowed: float images (B, C, ...) and int64 labels (B,)")
     return images, labels
 
 

@@ -82,7 +82,7 @@ def fit(
 
     networks: the network under study, then its peer where the arm has one; all on one device.
     training: epochs, peak learning rate, momentum and weight decay of SGD under a one-cycle schedule.
-    batches: ``(seed, epoch) -> iterable of (images, labels)`` with images (B, C, H, W) float and labels (B,) int64;
+    batches: ``(seed, epoch) -> iterable of (images, labels)`` with images (B, C, ...) float and labels (B,) int64;
     epochs count from 1 and must have equally many batches. Batches are moved to the networks' device. An iterable
     without a length is gone through once before training, to count its batches.
     arm: one of tft, mlft, twin, kd, scratch, or an ``Arm``. seed: of the batches and of dropout.

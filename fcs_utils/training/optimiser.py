@@ -25,10 +25,14 @@ class Training(Config):
 
 
 class Optimiser:
-    """Updates one network, whose weights it puts into channels_last memory. steps: batches in the whole schedule."""
+    """Updates one network, whose weights it puts into channels_last memory, but not those of volumes.
+
+    steps: batches in the whole schedule.
+    """
 
     def __init__(self, network: nn.Module, training: Training, learning_rate: float, steps: int) -> None:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if not any(parameter.dim() == 5 for parameter in network.parameters()):  # to which the format does not apply
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.sgd = torch.optim.SGD(
             network.parameters(),
             learning_rate,
