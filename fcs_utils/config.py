@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, create_model
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, allowed_by, refuse, refuse_field
+from fcs_utils.inputs import Inputs, parts_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,10 +57,18 @@ def _is_plain(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _are_images(images: Tensor) -> Tensor:
-    if images.dim() not in (3, 4, 5) or not images.numel() or not images.is_floating_point():
-        raise ValueError("a float tensor (N, C, H, W) with N of 1 or more, (N, C, L) of signals or (N, C, D, H, W) of volumes")
-    if not images.isfinite().all():
+def _are_images(images: Any) -> Any:
+    if isinstance(images, Tensor):
+        if _is_plain(images).dim() not in (3, 4, 5) or not images.numel() or not images.is_floating_point():
+            raise ValueError("a float tensor (N, C, H, W) with N of 1 or more, (N, C, L) of signals or (N, C, D, H, W) of volumes")
+    else:
+        parts = parts_of(images) if isinstance(images, Mapping | tuple | list) else []
+        named = not isinstance(images, Mapping) or all(isinstance(name, str) for name in images)
+        if not parts or not named or not all(isinstance(one, Tensor) and one.dim() and one.numel() for one in parts):
+            raise ValueError("a tensor; a tuple or list of several in forward's order; or a dict of them by its arguments' names")
+        if len({len(_is_plain(one)) for one in parts}) > 1 or any(one.is_complex() for one in parts):
+            raise ValueError("real tensors of equally many rows, one for each image")
+    if not all(one.isfinite().all() for one in parts_of(images)):
         raise ValueError("images without NaN and infinity")
     return images
 
@@ -77,7 +86,7 @@ def _is_path(path: str | Path) -> str | Path:
 
 
 Model = Annotated[nn.Module, AfterValidator(_is_network)]
-Images = Annotated[Tensor, AfterValidator(_is_plain), AfterValidator(_are_images)]
+Images = Annotated[Inputs, PlainValidator(_are_images)]
 Labels = Annotated[Tensor, AfterValidator(_is_plain), AfterValidator(_are_labels)]
 FilePath = Annotated[str | Path, AfterValidator(_is_path)]
 

@@ -39,9 +39,12 @@ def refuse(parameter: str, value: object, allowed: str) -> StudyError:
 
 
 def _short(value: object) -> str:
-    """A value in one line: tensors and arrays by kind and shape, long texts and networks by their beginning."""
+    """A value in one line: tensors and arrays by kind and shape, alone or several; long texts and networks by their beginning."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{type(value).__name__} {value.dtype} {tuple(value.shape)}"
+    inside = [*(value.values() if isinstance(value, Mapping) else value)] if isinstance(value, Mapping | tuple | list) else []
+    if inside and all(hasattr(one, "dtype") for one in inside):
+        return f"{type(value).__name__} of {', '.join(map(_short, inside))}"[:LONGEST]
     text = " ".join(repr(value).split())
     return text if len(text) <= LONGEST else text[:LONGEST] + "..."
 

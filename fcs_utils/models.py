@@ -17,6 +17,7 @@ from fcs_utils.builders import build_elsewhere, is_elsewhere
 from fcs_utils.config import Channels, Classes, Width, checked
 from fcs_utils.errors import refuse
 from fcs_utils.files import untied
+from fcs_utils.inputs import Inputs, call, count_of, first_of, parts_of
 from fcs_utils.machine import fitting_batch
 from fcs_utils.running import run_network, shared, tensors_in, untouched
 from fcs_utils.shortcuts import PadShortcut
@@ -194,22 +195,22 @@ class _Parents:
         pass  # ``untouched`` removes the hooks
 
 
-def _operations(model: nn.Module, example: Tensor) -> dict[str, dict[Any, int]]:
+def _operations(model: nn.Module, example: Inputs) -> dict[str, dict[Any, int]]:
     """Operations of one image by module name, and of all under "Global"."""
     with torch.no_grad(), untouched(model):
         counter = FlopCounterMode(display=False)
         counter.mod_tracker = _Parents(model)  # type: ignore[assignment]
         with counter:
-            model(example[:1])
+            call(model, first_of(example))
     return counter.get_flop_counts()
 
 
-def count_macs(model: nn.Module, example: Tensor) -> int:
+def count_macs(model: nn.Module, example: Inputs) -> int:
     """Multiply-adds of convolutions and matrix products for one image; example: (N, C, ...)."""
     return sum(_operations(model, example).get("Global", {}).values()) // 2  # one multiply-add is two operations
 
 
-def module_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
+def module_macs(model: nn.Module, example: Inputs) -> dict[str, int]:
     """Multiply-adds of one image by convolution or linear layer; example: (N, C, ...)."""
     found = _operations(model, example)
     kinds = nn.modules.conv._ConvNd, nn.Linear
@@ -217,21 +218,22 @@ def module_macs(model: nn.Module, example: Tensor) -> dict[str, int]:
     return {name: macs for name, macs in counts.items() if macs}
 
 
-def measure_cost(model: nn.Module, example: Tensor) -> Cost:
+def measure_cost(model: nn.Module, example: Inputs) -> Cost:
     """Parameters, MACs and bytes of a network for one image of example's shape (N, C, ...)."""
     size = len(save(untied(model.state_dict())[0]))
     return Cost(sum(p.numel() for p in model.parameters()), count_macs(model, example), size)
 
 
 @torch.no_grad()
-def images_at_once(model: nn.Module, images: Tensor, most: int = 256) -> int:
+def images_at_once(model: nn.Module, images: Inputs, most: int = 256) -> int:
     """How many images go through a network at once in eval mode: ``most``, or fewer where memory is short.
 
     images: (N, C, ...). Where they may need much, one image is tried: a network holds about twice what its largest layer reads and
     writes. Raises StudyError where the network does not run on it.
     """
-    device, most = images.device, min(most, len(images))
-    if fitting_batch(most, 100 * images[0].numel() * images.element_size(), device) == most:
+    parts, most = parts_of(images), min(most, count_of(images))
+    device, size = parts[0].device, sum(one[0].numel() * one.element_size() for one in parts)
+    if fitting_batch(most, 100 * size, device) == most:
         return most  # no network takes a hundred times its image, or nearly none
     largest = 0
 
@@ -243,7 +245,7 @@ def images_at_once(model: nn.Module, images: Tensor, most: int = 256) -> int:
         for module in model.modules():
             if not any(True for _ in module.children()):
                 module.register_forward_hook(look)
-        run_network(model, images[:1])
+        run_network(model, first_of(images))
     return fitting_batch(most, 2 * largest, device)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, first_line, is_out_of_memory, refuse
+from fcs_utils.inputs import Inputs, call, first_of, images_in_words, laid_out, parts_of
 
 shared = threading.RLock()  # held while a thread uses what the whole process shares, such as torch's global generator
 _turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # a lock for each network in use
@@ -69,18 +70,17 @@ def untouched(model: nn.Module) -> Iterator[None]:
                         buffer.copy_(value)
 
 
-def run_network(model: nn.Module, images: Tensor) -> Any:
+def run_network(model: nn.Module, images: Inputs) -> Any:
     """What the network returns. Raises StudyError with the network's own words when it does not run on the images."""
     try:
-        return model(images)
+        return call(model, images)
     except StudyError:
         raise
     except Exception as error:  # a network of somebody else raises whatever it likes
         if is_out_of_memory(error):
             raise
         raise StudyError(
-            f"the network does not run on images {images.dtype} {tuple(images.shape)} on {images.device}: "
-            f"{type(error).__name__}: {first_line(error)}"
+            f"the network does not run on {images_in_words(images)}: {type(error).__name__}: {first_line(error)}"
         ) from error
 
 
@@ -93,17 +93,17 @@ def check_hooks(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def memory_format(model: nn.Module, images: Tensor) -> torch.memory_format:
+def memory_format(model: nn.Module, images: Inputs) -> torch.memory_format:
     """channels_last, in which convolutions are fastest, or contiguous where the network runs only with that.
 
-    images: (N, C, ...); two are tried where they are (N, C, H, W), as others do not have the format. Networks with
+    images: (N, C, ...); two are tried where a tensor is (N, C, H, W), as others do not have the format. Networks with
     ``x.view(len(x), -1)`` do not run with channels_last.
     """
-    if images.dim() != 4:
+    if not any(one.dim() == 4 for one in parts_of(images)):
         return torch.contiguous_format
     with untouched(model):
         try:
-            model(images[:2].contiguous(memory_format=torch.channels_last))
+            call(model, laid_out(first_of(images, 2), torch.channels_last))
         except Exception as error:  # in contiguous memory the same error, if it is another one, says what is wrong
             if is_out_of_memory(error):
                 raise

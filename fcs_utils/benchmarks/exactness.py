@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
+from fcs_utils.inputs import Inputs, call, count_of, noise_like, placed
 from fcs_utils.pruning.kinds import depthwise
 from fcs_utils.pruning.proof import zeroed
 from fcs_utils.running import shared, tensors_in
@@ -22,10 +23,11 @@ Layers = (nn.modules.conv._ConvNd, nn.Linear)
 RowsAndColumns = tuple[Tensor, Tensor]  # rows and columns
 
 
-def inexactness(dense: nn.Module, narrow: nn.Module, example: Tensor) -> str | None:
+def inexactness(dense: nn.Module, narrow: nn.Module, example: Inputs) -> str | None:
     """How a narrower network differs from the dense one with zeros in the inputs that its layers lost; None where it is exact.
 
-    example: images (N, C, H, W); random ones of this shape are tried, too. Both networks are in eval mode, on copies in float64.
+    example: images (N, C, ...), or several inputs; random ones of this shape are tried, too. Both networks are in eval mode, on
+    copies in float64.
     Raises StudyError where nothing could be seen: the dense network does not run, or the zeros change none of its outputs.
     """
     lost: dict[str, list[int]] = {}
@@ -40,7 +42,7 @@ def inexactness(dense: nn.Module, narrow: nn.Module, example: Tensor) -> str | N
                 return f"the weights of {name} are no part of the dense ones"
             if found:
                 lost[name] = found
-    noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(1))
+    noise = noise_like(example, count_of(example), torch.Generator().manual_seed(1))
     seen = 0.0
     for images in (example, noise):
         with zeroed(full := _doubled(dense), lost):
@@ -126,9 +128,9 @@ def _doubled(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).double().eval()
 
 
-def _yields(network: nn.Module, images: Tensor) -> list[Tensor]:
+def _yields(network: nn.Module, images: Inputs) -> list[Tensor]:
     with shared, torch.no_grad():
-        return tensors_in(network(images.double()))
+        return tensors_in(call(network, placed(images, next(network.parameters()))))
 
 
 def _largest_gap(wanted: list[Tensor], got: list[Tensor]) -> float | None:

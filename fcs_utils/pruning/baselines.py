@@ -6,13 +6,16 @@ Their order is the order in which lists and menus show them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
+from fcs_utils.inputs import Inputs, count_of, laid_out, of_each, parts_of, split_batches
 from fcs_utils.pruning.criteria import criterion
+from fcs_utils.pruning.graph import traceable
 from fcs_utils.pruning.kinds import Prunable, kernel, out_width
 from fcs_utils.pruning.layers import Layer
 from fcs_utils.pruning.statistics import ChannelStatistics, pick_layers, watched
@@ -74,18 +77,18 @@ def apoz(statistics: ChannelStatistics) -> Tensor:
 
 @criterion("taylor", reads="gradients", reading="first-order Taylor on activations")
 def taylor(
-    model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[str] | None = None, batch_size: int = 64
+    model: nn.Module, images: Inputs, labels: Tensor, layers: Sequence[str] | None = None, batch_size: int = 64
 ) -> dict[str, Tensor]:
     """Mean over images of |sum over positions of activation times gradient|, by layer (C,), unit length in each.
 
     The positions of a layer that is called several times in a forward pass are those of all its calls.
 
-    images: (N, C, ...), normalised. labels: (N,) int64. The pass is its own, in eval mode, and leaves no
+    images: (N, C, ...), normalised, or several inputs. labels: (N,) int64. The pass is its own, in eval mode, and leaves no
     gradients behind. Raises StudyError for labels that do not fit.
     """
     check_labels(images, labels)
     wanted = pick_layers(model, images, layers)
-    sums = {layer.name: torch.zeros(layer.channels, dtype=torch.float64, device=images.device) for layer in wanted}
+    sums = {layer.name: torch.zeros(layer.channels, dtype=torch.float64, device=parts_of(images)[0].device) for layer in wanted}
     products: dict[str, Tensor] = {}  # of one batch, (N, C)
 
     def receive(layer: Layer, seen: Tensor) -> None:
@@ -97,28 +100,34 @@ def taylor(
 
         seen.register_hook(add)
 
-    layout = memory_format(model, images)
-    with torch.enable_grad(), untouched(model), watched(model, wanted, receive):
-        for batch, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            # Towards the input: its gradient is cheap to ask for, and no parameter's is stored.
-            batch = batch.detach().contiguous(memory_format=layout).requires_grad_()
+    layout, several = memory_format(model, images), not isinstance(images, Tensor)
+    # Towards the input: its gradient is cheap to ask for, and no parameter's is stored. Of several, some may be whole numbers.
+    free = traceable(model) if several else nullcontext()
+    with torch.enable_grad(), untouched(model), free, watched(model, wanted, receive):
+        ends = [one for one in model.parameters() if one.requires_grad] if several else []
+        for batch, truth in zip(split_batches(images, batch_size), labels.split(batch_size), strict=True):
+            batch = of_each(laid_out(batch, layout), lambda one: one.detach().requires_grad_() if one.is_floating_point() else one)
             logits = run_network(model, batch)
             check_classes(logits, truth)
-            torch.autograd.grad(F.cross_entropy(logits.float(), truth, reduction="sum"), batch)
+            starts = [one for one in parts_of(batch) if one.requires_grad]
+            loss = F.cross_entropy(logits.float(), truth, reduction="sum")
+            torch.autograd.grad(loss, [*starts, *ends], allow_unused=several)
             for name in [*products]:
                 sums[name] += products.pop(name).abs().sum(0, dtype=torch.float64)
-    scores = {name: total.cpu() / len(images) for name, total in sums.items()}
+    scores = {name: total.cpu() / len(labels) for name, total in sums.items()}
     return {name: score / score.norm().clamp_min(torch.finfo(score.dtype).tiny) for name, score in scores.items()}
 
 
-def check_labels(images: Tensor, labels: Tensor) -> None:
+def check_labels(images: Inputs, labels: Tensor) -> None:
     """Raises StudyError where there is not one class number for each image."""
-    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-        raise refuse("labels", f"{labels.dtype} {tuple(labels.shape)}", f"int64 ({len(images)},), one label an image")
+    if labels.shape != (count_of(images),) or labels.dtype != torch.int64:
+        raise refuse("labels", f"{labels.dtype} {tuple(labels.shape)}", f"int64 ({count_of(images)},), one label an image")
 
 
 def check_classes(logits: Tensor, labels: Tensor) -> None:
-    """Raises StudyError for labels that are no classes of these logits (N, classes)."""
+    """Raises StudyError for labels that are no classes of these logits (N, classes), and for a network that gives no logits."""
+    if not isinstance(logits, Tensor):
+        raise StudyError(f"the network returns a {type(logits).__name__}; its gradients need logits (N, classes) alone")
     if logits.dim() != 2 or labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise refuse("labels", f"{int(labels.min())} to {int(labels.max())}", f"classes of logits {tuple(logits.shape)}")
 

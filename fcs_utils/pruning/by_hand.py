@@ -8,7 +8,7 @@ from fcs_utils.config import Amount, Images, Model, checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.costs import Costs
 from fcs_utils.pruning.cutting import Cuts
-from fcs_utils.pruning.kinds import check_images
+from fcs_utils.pruning.input_shapes import shape_fields
 from fcs_utils.pruning.layers import trace_layers
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.proof import Proof
@@ -27,8 +27,7 @@ def plan_by_hand(model: Model, example: Images, kept: Mapping[str, Sequence[Amou
         plan = plan_by_hand(model, images, {"features.0": [*range(0, 64, 2)]})
         compact = prune(model, plan)
     """
-    check_images(model, example, "example")
-    layers, wanted = trace_layers(model, example), {name: sorted(indices) for name, indices in kept.items()}
+    layers, wanted = trace_layers(model, example, "example"), {name: sorted(indices) for name, indices in kept.items()}
     for name, indices in wanted.items():
         if name not in layers:
             raise refuse("kept", name, f"the network's convolutions: {', '.join(layers)}")
@@ -42,20 +41,19 @@ def plan_by_hand(model: Model, example: Images, kept: Mapping[str, Sequence[Amou
     losing = {name: indices for name, indices in wanted.items() if len(indices) < layers[name].channels}
     if not losing:
         raise StudyError("nothing to prune: every layer in kept keeps all of its channels")
-    shape = tuple(example.shape[1:])
-    cuts = Cuts(model, losing, shape)
+    cuts = Cuts(model, losing, example)
     complete = {member: losing[name] for name, members in cuts.groups.items() for member in members}
     if odd := next((name for name in wanted if wanted[name] != complete.get(name, wanted[name])), None):
         raise refuse(f"kept.{odd}", wanted[odd], f"{complete[odd]}, the channels of its residual sum, which go together")
     compact = cuts.compact(complete)
-    if fault := Proof(model, shape, example).fault(compact, cuts.lost_inputs(complete)):
+    if fault := Proof(model, example, example).fault(compact, cuts.lost_inputs(complete)):
         raise StudyError(f"these channels cannot be cut exactly: {fault}")
     costs, names = Costs(model, example, layers), [name for name in layers if name in complete]
     return PruningPlan(
         kept={name: complete[name] for name in names},
         channels={name: layers[name].channels for name in names},
         skipped={name: "not named" for name in layers if name not in complete},
-        input_shape=shape,
+        **shape_fields(example),
         ratio=None,
         scope="all",
         macs_left=costs.measured(compact),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
+from fcs_utils.inputs import Inputs
 from fcs_utils.models import count_macs, module_macs
 from fcs_utils.pruning.flow import candidates
 from fcs_utils.pruning.kinds import depthwise, in_width, out_width
@@ -15,9 +16,9 @@ Groups = Mapping[str, Sequence[str]]  # convolutions that shrink together, by th
 
 
 class Costs:
-    """MACs left of a network, as a share of the dense network's; example: (N, C, ...)."""
+    """MACs left of a network, as a share of the dense network's; example: images, one is enough."""
 
-    def __init__(self, model: nn.Module, example: Tensor, layers: Mapping[str, Layer]) -> None:
+    def __init__(self, model: nn.Module, example: Inputs, layers: Mapping[str, Layer]) -> None:
         self.layers, self.example = layers, example
         self.total = count_macs(model, example)
         modules = dict(candidates(model))

@@ -169,8 +169,8 @@ def importance(
 
     name: a key of ``CRITERIA``. statistics: from ``collect_statistics``; decides which layers are scored
     (default: every convolution but depthwise ones, and no linear layer, for criteria that read weights only). images
-    (N, C, ...) and labels (N,): for ``taylor``. seed: for ``random`` and sklearn's binning. Options are the criterion
-    function's keyword arguments.
+    (N, C, ...), or several inputs, and labels (N,): for ``taylor``. seed: for ``random`` and sklearn's binning. Options are the
+    criterion function's keyword arguments.
 
     Raises StudyError for an unknown criterion or option, missing statistics, images or labels, statistics of another
     network or of other weights, and values that are not finite.

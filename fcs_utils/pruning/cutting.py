@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fcs_utils.errors import StudyError
+from fcs_utils.inputs import Inputs, blank_like, placed
 from fcs_utils.pruning.graph import dependency_graph, traceable, walk
 from fcs_utils.pruning.groups import MIXING
 from fcs_utils.pruning.kinds import Prunable, depthwise
@@ -49,12 +49,12 @@ class Part:
 class Cuts:
     """What goes with the channels of some convolutions of a network, found once for any choice of channels.
 
-    model: stays as it was. names: one convolution of each group that shrinks together. shape: (C, ...) of one image.
-    groups: by those names, the convolutions of the group. unseen: those of the names that a plain image does not reach.
+    model: stays as it was. names: one convolution of each group that shrinks together. images: a plain one of their size is
+    followed. groups: by those names, the convolutions of the group. unseen: those of the names that a plain image does not reach.
     Raises StudyError for a network whose channels cannot be followed.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str], shape: tuple[int, ...]) -> None:
+    def __init__(self, model: nn.Module, names: Iterable[str], images: Inputs) -> None:
         self.model, self.groups = model, dict[str, list[str]]()
         self._parts: dict[str, list[Part]] = {}
         self.unseen: list[str] = []
@@ -62,7 +62,7 @@ class Cuts:
         weight = next(copied.parameters())
         called = {module: name for name, module in copied.named_modules()}
         with traceable(copied):
-            graph = dependency_graph(copied, torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))
+            graph = dependency_graph(copied, placed(blank_like(images), weight))
             for name in names:
                 if name in seen:  # goes with a convolution before it
                     continue

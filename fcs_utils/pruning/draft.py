@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
+from fcs_utils.inputs import Inputs
 from fcs_utils.pruning.costs import Costs
 from fcs_utils.pruning.counts import Limits, nearest_ratio, select
 from fcs_utils.pruning.cutting import Cuts, duplicate
@@ -33,7 +34,7 @@ class Draft:
     def __init__(
         self,
         model: nn.Module,
-        example: Tensor,
+        example: Inputs,
         layers: Mapping[str, Layer],
         importances: Mapping[str, Tensor],
         groups: Mapping[str, list[str]],
@@ -46,8 +47,7 @@ class Draft:
         self.whole: dict[str, str] = {}
         if not groups:
             raise self._nothing()
-        self.shape = tuple(example.shape[1:])
-        self.cuts, self.proof = Cuts(model, groups, self.shape), Proof(model, self.shape, example)
+        self.example, self.cuts, self.proof = example, Cuts(model, groups, example), Proof(model, example, example)
         for name in self.cuts.unseen:
             self.skipped |= dict.fromkeys(self.groups.pop(name), ROUTE)
         self.costs = Costs(model, example, layers)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import importlib.util
+import inspect
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from torch import Tensor, nn
 from fcs_utils.config import FilePath, Images, Model, checked
 from fcs_utils.errors import StudyError, first_line, refuse
 from fcs_utils.files import read_tensors, tensors_sum, write_atomic, write_tensors
+from fcs_utils.inputs import Inputs, call, count_of, of_each, parts_of
 from fcs_utils.models import load_state
 from fcs_utils.pruning.flow import candidates
 from fcs_utils.pruning.kinds import check_axes, out_width
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.surgery import prune
+from fcs_utils.running import tensors_in
 
 TOLERANCE = 1e-4  # of the logits, absolute and relative
 
@@ -30,8 +34,10 @@ TOLERANCE = 1e-4  # of the logits, absolute and relative
 def export_onnx(model: Model, path: FilePath, example: Images) -> Path:
     """Write a network as one ONNX file with input ``images`` (N, C, ...), any N, and output ``logits`` (N, classes).
 
-    example: two images or more, (N, C, ...); on them onnxruntime's logits must equal PyTorch's up to ``TOLERANCE``.
-    A copy is exported in eval mode, on the CPU; the network stays as it is. Returns the path.
+    example: two images or more, (N, C, ...), or several inputs as for ``make_plan``; on them onnxruntime's logits must equal
+    PyTorch's up to ``TOLERANCE``. Several inputs have the names of forward's arguments; several outputs are numbered, or have the
+    names that the network gives them in a dict. A copy is exported in eval mode, on the CPU; the network stays as it is. Returns
+    the path.
 
     Raises StudyError when packages of the extra ``deploy`` are missing, the example does not fit, the network cannot
     be exported, or the logits differ; nothing is written then.
@@ -39,33 +45,65 @@ def export_onnx(model: Model, path: FilePath, example: Images) -> Path:
     path = Path(path)
     _need_packages()
     check_axes(model, example, "example")
-    if len(example) < 2:
+    if count_of(example) < 2:
         raise refuse("example", example, "two images or more, (N, C, ...)")
-    example, model = example.cpu().contiguous(), copy.deepcopy(model).cpu().eval()
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    example, model = of_each(example, lambda one: one.cpu().contiguous()), copy.deepcopy(model).cpu().eval()
+    inputs = _as_arguments(model, example)
+    several, batch = isinstance(example, Mapping), torch.export.Dim("batch")
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="# The axis name: batch")  # several inputs have it alike
         made = Path(folder) / "network.onnx"
         try:
+            outputs = call(model, example)
             torch.onnx.export(
                 model,
-                (example,),
+                () if several else tuple(parts_of(example)),
                 str(made),
-                input_names=["images"],
-                output_names=["logits"],
+                kwargs=inputs if several else None,
+                input_names=[*inputs],
+                output_names=_output_names(outputs),
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes={name: {0: batch} for name in inputs} if several else tuple({0: batch} for _ in inputs),
                 external_data=False,
                 verbose=False,
             )
-            expected = model(example)
         except Exception as error:  # noqa: BLE001 - the exporter raises many kinds
             raise StudyError(f"{type(model).__name__} cannot be exported to ONNX: {first_line(error)}") from error
         content = made.read_bytes()
-    found = torch.from_numpy(session(content).run(None, {"images": example.numpy()})[0])
-    if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
-        gap = float((found - expected).abs().max())
-        raise StudyError(f"onnxruntime's logits differ from PyTorch's by up to {gap:.2g}, more than {TOLERANCE:g}: not written")
+    _compare(session(content), inputs, tensors_in(outputs))
     write_atomic(path, content)
     return path
+
+
+def _as_arguments(model: nn.Module, example: Inputs) -> dict[str, Tensor]:
+    """The inputs by the names that they have in a file, in forward's order."""
+    if isinstance(example, Tensor):
+        return {"images": example}
+    known = [one.name for one in inspect.signature(model.forward).parameters.values() if one.kind is not one.VAR_POSITIONAL]
+    if isinstance(example, Mapping):
+        ordered = [*(name for name in known if name in example), *(name for name in example if name not in known)]
+        return {name: example[name] for name in ordered}
+    names = known if len(known) >= len(example) else [f"input{number}" for number in range(len(example))]
+    return dict(zip(names, example, strict=False))
+
+
+def _output_names(outputs: Any) -> list[str]:
+    found = tensors_in(outputs)
+    if isinstance(outputs, Mapping) and len(outputs) == len(found):
+        return [*map(str, outputs)]
+    return ["logits"] if len(found) == 1 else [f"output{number}" for number in range(len(found))]
+
+
+def _compare(runtime: Any, inputs: Mapping[str, Tensor], expected: Sequence[Tensor]) -> None:
+    """Raises StudyError where onnxruntime's outputs are not PyTorch's."""
+    found = [torch.from_numpy(one) for one in runtime.run(None, {name: one.numpy() for name, one in inputs.items()})]
+    if [one.shape for one in found] != [one.shape for one in expected]:
+        shapes = [tuple(one.shape) for one in found]
+        raise StudyError(f"onnxruntime's outputs have other shapes than PyTorch's: {shapes}: not written")
+    for one, wanted in zip(found, expected, strict=True):
+        if not torch.allclose(one.to(wanted), wanted, rtol=TOLERANCE, atol=TOLERANCE):
+            gap = float((one.double() - wanted.double()).abs().max())
+            raise StudyError(f"onnxruntime's logits differ from PyTorch's by up to {gap:.2g}, more than {TOLERANCE:g}: not written")
 
 
 def session(model: bytes | str | Path, threads: int = 1) -> Any:
@@ -121,11 +159,11 @@ def save_compact(path: FilePath, compact: Model, plan: InstanceOf[PruningPlan] |
 
 
 @checked
-def load_compact(path: FilePath, dense: Model) -> nn.Module:
+def load_compact(path: FilePath, dense: Model, example: Images | None = None) -> nn.Module:
     """Read a compact network, bit-equal to the one that was saved.
 
-    dense: the unpruned architecture, with any weights; it stays as it was. Raises StudyError for a file that is
-    missing or damaged, or that belongs to another architecture.
+    dense: the unpruned architecture, with any weights; it stays as it was. example: see ``prune``; a network that reads whole
+    numbers needs it. Raises StudyError for a file that is missing or damaged, or that belongs to another architecture.
 
         save_compact("compact.safetensors", compact, plan)
         again = load_compact("compact.safetensors", build_model("vgg16", num_classes=10))
@@ -136,7 +174,7 @@ def load_compact(path: FilePath, dense: Model) -> nn.Module:
     compact = dense
     for number in range(len(metadata)):
         if text := metadata.get(f"plan{number or ''}"):
-            compact = prune(compact, PruningPlan.from_json(text))
+            compact = prune(compact, PruningPlan.from_json(text), example=example)
     own = compact.state_dict()
     for name in own.keys() | state.keys():
         if name not in own or name not in state or own[name].shape != state[name].shape:

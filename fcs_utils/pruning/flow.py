@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
+from fcs_utils.inputs import Inputs, of_each, parts_of
 from fcs_utils.pruning.kinds import Prunable, channel_axis
 from fcs_utils.running import run_network, tensors_in, untouched
 
@@ -69,18 +70,19 @@ class Tap:
 class Flow:
     """One forward pass of a network whose parameters require gradients; call inside ``untouched``, which removes its hooks.
 
-    calls: how often each module ran. source: the images' node. inputs, outputs: by module name, for each of its calls the node of
-    the first tensor that it read and of the tensor that it returned. shapes: by name and side, their shapes. axes: by name, which
-    holds the channels. shown: by node, the modules that returned it. buffers: by node, the name and shape of a buffer.
+    calls: how often each module ran. sources: the images' nodes, with the numbers of their channels where there are several inputs.
+    inputs, outputs: by module name, for each of its calls the node of the first tensor that it read and of the tensor that it
+    returned. shapes: by name and side, their shapes. axes: by name, which holds the channels. shown: by node, the modules that
+    returned it. buffers: by node, the name and shape of a buffer.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, buffers: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, example: Inputs, buffers: Mapping[str, Tensor]) -> None:
         self.calls: Counter[str] = Counter()
         self.inputs: dict[str, list[Node]] = {}
         self.outputs: dict[str, list[Node]] = {}
         self.shapes: dict[tuple[str, str], list[tuple[int, ...]]] = {}
         self.axes = {name: channel_axis(module) for name, module in model.named_modules()}
-        self.largest = example[0].numel()
+        self.largest = max(one[0].numel() for one in parts_of(example))
         running: list[str] = []
 
         def before(name: str, given: object) -> None:
@@ -102,9 +104,11 @@ class Flow:
             marked = buffer.detach().clone().requires_grad_().clone()
             self.buffers[marked.grad_fn] = (name, tuple(buffer.shape))
             model.get_submodule(owner)._buffers[last] = marked
-        # A node of the images themselves, to see where else they flow than into convolutions.
-        images = example.detach().requires_grad_().clone()
-        self.source = images.grad_fn
+        # Nodes of the images themselves, to see where else they flow than into convolutions.
+        images = of_each(example, lambda one: one.detach().requires_grad_().clone() if one.is_floating_point() else one)
+        alone = isinstance(images, Tensor)
+        widths = {one.grad_fn: None if alone else one.shape[1:2].numel() for one in parts_of(images) if one.grad_fn}
+        self.sources: dict[Node, int | None] = widths
         try:
             result = run_network(model, images)
         except StudyError as error:
@@ -205,7 +209,7 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, Prunable]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, Prunable))
 
 
-def run_once(model: nn.Module, example: Tensor, known: tuple[type, ...]) -> Flow:
+def run_once(model: nn.Module, example: Inputs, known: tuple[type, ...]) -> Flow:
     """The flow of one image (1, C, ...). Buffers of modules of ``known`` types are not followed."""
     owners = {name for name, module in model.named_modules() if isinstance(module, known)}
     held = {

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 import torch_pruning as tp
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch_pruning.dependency import Dependency, index_mapping
 
 from fcs_utils.errors import StudyError
+from fcs_utils.inputs import Inputs, first_of, parts_of
 from fcs_utils.pruning.kinds import Prunable, map_axes, out_width
 from fcs_utils.running import run_network, shared, tensors_in
 from fcs_utils.shortcuts import PadShortcut
@@ -49,17 +50,17 @@ def traceable(model: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(name not in frozen)
 
 
-def dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
+def dependency_graph(model: nn.Module, example: Inputs) -> tp.DependencyGraph:
     """The dependency graph of a network; call inside ``traceable``; it is left in eval mode.
 
-    example: images (N, C, ...). Raises StudyError for a network whose channels the library cannot follow, such as ShuffleNet's.
+    Raises StudyError for a network whose channels the library cannot follow, such as ShuffleNet's.
     """
     model.eval()
     failed: list[StudyError] = []
 
-    def run(network: nn.Module, images: tuple[Tensor]) -> Any:
+    def run(network: nn.Module, images: Inputs) -> Any:
         try:
-            return run_network(network, images[0])
+            return run_network(network, images)
         except StudyError as error:  # kept until the library has removed its hooks
             failed.append(error)
             return []
@@ -67,7 +68,7 @@ def dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
     try:
         graph = tp.DependencyGraph().build_dependency(
             model,
-            example_inputs=(example[:1],),
+            example_inputs=first_of(example),
             forward_fn=run,
             output_transform=lambda output: [tensor for tensor in tensors_in(output) if tensor.grad_fn],
             customized_pruners=cutters(model),
@@ -76,7 +77,8 @@ def dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
             verbose=False,
         )
     except Exception as error:  # any error in the library means the same here
-        raise StudyError(f"the network's channels cannot be followed on images {tuple(example.shape)}: {error}") from error
+        shapes = ", ".join(str(tuple(one.shape)) for one in parts_of(example))
+        raise StudyError(f"the network's channels cannot be followed on images {shapes}: {error}") from error
     if failed:
         raise failed[0]
     if graph._2d_4d:  # else a linear layer reads the last of three axes, and so may slices

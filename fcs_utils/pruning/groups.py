@@ -61,7 +61,7 @@ class GroupFinder:
         self.gates, self.largest = flow.gates(walls), 4 * flow.largest
         self.to_results = flow.leading_to(flow.results, walls)
         joined = {node for node in flow.order if node.name().startswith("Cat")}  # side by side is no sum
-        self.to_images = flow.leading_to(flow.reach([flow.source], walls | joined), walls)
+        self.to_images = {one: flow.leading_to(flow.reach([one], walls | joined), walls) for one in flow.sources}
         self.shared: dict[str, ChannelGroup] = {}
 
     def group(self, name: str, module: Prunable) -> ChannelGroup:
@@ -145,7 +145,8 @@ class GroupFinder:
             group.barriers.append("its channels are the network's outputs")
         if not group.consumers:
             group.barriers.append("no layer was found that reads its channels alone")
-        if any(node in self.to_images for node in nodes):
+        pinned = [one for one, width in flow.sources.items() if width in (None, group.channels)]  # others are spread over channels
+        if any(node in self.to_images[one] for one in pinned for node in nodes):
             group.barriers.append("shares a residual sum with the images, whose channels stay")
         shapes = ((s, flow.axes[one.name]) for one in group.consumers for s in flow.shapes.get((one.name, "input"), ()))
         widths = {group.channels} | {shape[axis] for shape, axis in shapes if len(shape) > 1}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
+from fcs_utils.inputs import Inputs, images_in_words, parts_of
 from fcs_utils.running import check_hooks
 
 DIRECT = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # the others are transposed
@@ -52,22 +53,27 @@ def map_axes(model: nn.Module) -> set[int]:
     return {len(module.kernel_size) + 2 for module in model.modules() if isinstance(module, CONVOLUTIONS)}
 
 
-def check_axes(model: nn.Module, images: Tensor | None, parameter: str = "images", home: torch.device | None = None) -> None:
-    """Raises StudyError, which names the parameter, for images that are not float, are elsewhere, or have other axes."""
+def check_axes(model: nn.Module, images: Inputs | None, parameter: str = "images", home: torch.device | None = None) -> None:
+    """Raises StudyError, which names the parameter, for images that are not float, are elsewhere, or have other axes.
+
+    Several inputs may have any axes: how a network brings them to its convolutions is its own affair.
+    """
     if images is None:
         return
-    axes = map_axes(model)
-    odd = images.dim() not in axes or not images.numel() or not images.is_floating_point()
-    if axes and (odd or (home and images.device != home)):
+    axes, where = map_axes(model), f" on {home}" if home else ""
+    away = home is not None and any(one.device != home for one in parts_of(images))
+    if not isinstance(images, Tensor):
+        if away:
+            raise refuse(parameter, images_in_words(images), f"tensors{where}")
+    elif axes and (away or images.dim() not in axes or not images.numel() or not images.is_floating_point()):
         wanted = " or ".join(SHAPES[number] for number in sorted(axes))
-        where = f" on {home}" if home else ""
         given = f"{images.dtype} {tuple(images.shape)} on {images.device}"
         raise refuse(parameter, given, f"a float tensor {wanted} with N of 1 or more{where}")
 
 
-def check_images(model: nn.Module, images: Tensor, parameter: str = "images") -> None:
+def check_images(model: nn.Module, images: Inputs, parameter: str = "images") -> None:
     """Raises StudyError for what no network takes as images, and for a compiled one. Whether this one runs shows when it runs."""
     check_hooks(model)
     if not map_axes(model):
         raise StudyError("nothing to prune: the network has no convolution")
-    check_axes(model, images, parameter, next((one.device for one in model.parameters()), images.device))
+    check_axes(model, images, parameter, next((one.device for one in model.parameters()), parts_of(images)[0].device))

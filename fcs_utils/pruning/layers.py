@@ -8,6 +8,7 @@ from typing import Literal
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from fcs_utils.inputs import Inputs, first_of, of_each
 from fcs_utils.pruning.flow import Consumer, Flow, Node, Tap, candidates, run_once
 from fcs_utils.pruning.graph import dependency_graph, traceable, walk
 from fcs_utils.pruning.groups import CHANNELWISE, MIXING, NORMS, ChannelGroup, GroupFinder
@@ -66,13 +67,14 @@ class Layer:
         return None
 
 
-def trace_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
-    """Every convolution and hidden linear layer of a network, in module order. ``example``: one image or more, (N, C, ...).
+def trace_layers(model: nn.Module, example: Inputs, parameter: str = "images") -> dict[str, Layer]:
+    """Every convolution and hidden linear layer of a network, in module order. ``example``: one image or more.
 
-    Raises StudyError for images that do not fit, with the network's own words where it does not run on them.
+    Raises StudyError, which names the parameter, for images that do not fit, with the network's own words where it does not run
+    on them.
     """
-    check_images(model, example)
-    example = example.detach()[:1].contiguous()
+    check_images(model, example, parameter)
+    example = of_each(first_of(example), lambda one: one.detach().contiguous())
     with untouched(model), traceable(model):
         flow = run_once(model, example, CHANNELWISE)
         with untouched(model):
@@ -101,7 +103,7 @@ def _apart(layers: dict[str, Layer], segments: Segments) -> dict[str, Layer]:
     return layers
 
 
-def prunable_layers(model: nn.Module, images: Tensor, scope: Scope = "inner") -> dict[str, Layer]:
+def prunable_layers(model: nn.Module, images: Inputs, scope: Scope = "inner") -> dict[str, Layer]:
     """The convolutions and linear layers that a scope may shrink, by name (M7)."""
     return {name: layer for name, layer in trace_layers(model, images).items() if layer.obstacle(scope) is None}
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
+from fcs_utils.inputs import Inputs, blank_like, placed
 from fcs_utils.pruning.flow import Consumer
 from fcs_utils.pruning.kinds import DIRECT, TRANSPOSED, kernel
 from fcs_utils.pruning.layers import Layer, trace_layers
@@ -21,7 +22,9 @@ from fcs_utils.pruning.ties import tied_parameters
 
 
 @torch.no_grad()
-def merge(model: nn.Module, plan: PruningPlan, statistics: Mapping[str, ChannelStatistics]) -> dict[str, str]:
+def merge(
+    model: nn.Module, plan: PruningPlan, statistics: Mapping[str, ChannelStatistics], images: Inputs | None = None
+) -> dict[str, str]:
     """Fold the dropped channels' least-squares reconstruction into their consumers, in place, before surgery.
 
     F_D ~ A F_K + b turns W_K F_K + W_D F_D into (W_K + W_D A) F_K + W_D b. The constant goes into the
@@ -30,11 +33,12 @@ def merge(model: nn.Module, plan: PruningPlan, statistics: Mapping[str, ChannelS
     A weight that consumers share changes once, and its constant is fitted only where all of them have a place for it.
 
     statistics: of this network, unpruned; a layer needs ``POSITIONS`` times as many positions, over all images, as it
-    keeps channels. Returns why layers were left out, and warns of them once. Raises StudyError for statistics that do not fit.
+    keeps channels. images: of the plan's size, where it cannot make them. Returns why layers were left out, and warns of them
+    once. Raises StudyError for statistics that do not fit.
     """
     check_weights(model, {name: statistics[name] for name in plan.kept if name in statistics})  # before a fold changes them
     weight = next(model.parameters())
-    layers = trace_layers(model, torch.zeros(1, *plan.input_shape, device=weight.device, dtype=weight.dtype))
+    layers = trace_layers(model, placed(blank_like(plan.images() if images is None else images), weight))
     followers = {follower for name in plan.kept for follower in layers[name].followers}
     skipped: dict[str, str] = {}
     for name, kept in plan.kept.items():

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from fcs_utils.config import Count, Images, Model, checked
 from fcs_utils.errors import StudyError, refuse
+from fcs_utils.inputs import Inputs
 from fcs_utils.pruning.counts import Limits, Ranking, Rounding
 from fcs_utils.pruning.cutting import duplicate
 from fcs_utils.pruning.draft import Draft
-from fcs_utils.pruning.kinds import check_images
+from fcs_utils.pruning.input_shapes import Input, check_example, images_like, shape_fields
 from fcs_utils.pruning.latency_goal import Latency, check_latency, reach_latency
 from fcs_utils.pruning.layer_rates import LayerRates, Shorthand, check_goal, rates_by_layer, read_rates
 from fcs_utils.pruning.layers import Layer, Scope, trace_layers
@@ -35,7 +36,7 @@ class PruningPlan(BaseModel):
     layer, of layers that lose some. rounding: see ``counts.keep_count``. allocation, multiple, min_channels, latency: as asked
     for, see ``make_plan``; a plan that names its channels itself has the allocation "hand" and neither ratio nor rates.
     latency_left: as measured, in the unit of ``latency``. layer_macs: multiply-adds of one image before and after, by layer, for
-    the table that ``print`` shows.
+    the table that ``print`` shows. inputs: of a network that takes several, of which input_shape is the first one's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,7 +44,7 @@ class PruningPlan(BaseModel):
     kept: dict[str, list[int]]
     channels: dict[str, int]
     skipped: dict[str, str] = {}
-    input_shape: tuple[Count, ...] = Field(min_length=2, max_length=4)
+    input_shape: tuple[Count, ...]
     ratio: float | None
     scope: Scope = "inner"
     macs: float | None = None
@@ -58,6 +59,7 @@ class PruningPlan(BaseModel):
     latency: Latency | None = Field(default=None, exclude_if=lambda latency: latency is None)
     latency_left: float | None = Field(default=None, exclude_if=lambda latency: latency is None)
     layer_macs: dict[str, tuple[int, int]] = Field(default={}, exclude_if=lambda macs: not macs)
+    inputs: tuple[Input, ...] = Field(default=(), exclude_if=lambda inputs: not inputs)
 
     @model_validator(mode="after")
     def _whole(self) -> PruningPlan:
@@ -65,6 +67,10 @@ class PruningPlan(BaseModel):
             raise ValueError("the plan is damaged: 'kept' and 'channels' must name the same convolutions, one or more")
         if (self.ratio is not None) + (self.rates is not None) + (self.allocation == "hand") != 1:
             raise ValueError("the plan is damaged: it must have either a ratio or rates, or allocation='hand'")
+        if not self.inputs and not 2 <= len(self.input_shape) <= 4:
+            raise ValueError("the plan is damaged: input_shape must be (C, H, W), (C, L) or (C, D, H, W)")
+        if self.inputs and self.inputs[0].shape != self.input_shape:
+            raise ValueError("the plan is damaged: input_shape must be that of the first of its inputs")
         for name, indices in self.kept.items():
             width = self.channels[name]
             if not indices or indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= width:
@@ -95,6 +101,12 @@ class PruningPlan(BaseModel):
                 verb = "is" if what == "latency" else "are"
                 lines.append(f"{amount} of the {what} {verb} left" + (f", {asked} was the goal" if asked else ""))
         return "\n".join(lines)
+
+    def images(self, example: Inputs | None = None) -> Inputs:
+        """Images of the plan's size, see ``images_like``. Raises StudyError for an example that does not fit, or is missing."""
+        if example is not None:
+            check_example(self.input_shape, self.inputs, example)
+        return images_like(self.input_shape, self.inputs, example)
 
     @classmethod
     def from_json(cls, text: str) -> PruningPlan:
@@ -138,15 +150,15 @@ def make_plan(
 ) -> PruningPlan:
     """Choose the channels that stay, for one goal: ``ratio``, ``macs``, ``rates`` or ``latency`` (M6, M7).
 
-    example: images (N, C, ...), one is enough. importances: (C,) by convolution name, higher = keep; others stay whole. ratio:
-    the share of channels to remove. macs: the share of MACs to leave. rates: the share of channels to remove by layer, by name or
-    pattern such as ``layer4.*`` (others stay whole), or in the network's order. latency: a share of the dense network's, or
-    "12.5ms"; ``measure`` takes a network and returns milliseconds. rates_as: whose shorthand a list is, ``chip``. rounding: see
-    ``counts.keep_count``. scope: ``all`` prunes residual sums, too. ranking: ``network`` compares importances between layers.
-    allocation: ``uniform``; ``global`` compares them after scaling; ``sensitivity`` takes channels where they harm least, by
-    ``statistics`` (reconstruction) or ``evaluate`` (takes a network, returns its accuracy). keep: names, modules or patterns of
-    layers that lose no channel, nor do others of their residual sum. multiple: what stays is a multiple of it, not less than the
-    goal leaves. min_channels: the fewest that stay.
+    example: images (N, C, ...), one is enough; for several inputs a tuple in forward's order, or a dict by its arguments' names.
+    importances: (C,) by convolution name, higher = keep; others stay whole. ratio: the share of channels to remove. macs: the share
+    of MACs to leave. rates: the share of channels to remove by layer, by name or pattern such as ``layer4.*`` (others stay whole),
+    or in the network's order. latency: a share of the dense network's, or "12.5ms"; ``measure`` takes a network and returns
+    milliseconds. rates_as: whose shorthand a list is, ``chip``. rounding: see ``counts.keep_count``. scope: ``all`` prunes residual
+    sums, too. ranking: ``network`` compares importances between layers. allocation: ``uniform``; ``global`` compares them after
+    scaling; ``sensitivity`` takes channels where they harm least, by ``statistics`` (reconstruction) or ``evaluate`` (takes a
+    network, returns its accuracy). keep: names, modules or patterns of layers that lose no channel, nor do others of their residual
+    sum. multiple: what stays is a multiple of it, not less than the goal leaves. min_channels: the fewest that stay.
 
     The plan is tried on a copy (``proof.Proof``). Layers that cannot be cut exactly stay whole, and ``skipped`` says why.
 
@@ -161,8 +173,7 @@ def make_plan(
     limits, how = Limits(multiple, min_channels), rounding or rates_as or "study"
     options = PlanOptions(scope, ranking, allocation, None, how, limits, tuple(keep), statistics, evaluate)
     options.check(goals)
-    check_images(model, example, "example")
-    layers = trace_layers(model, example)
+    layers = trace_layers(model, example, "example")
     _check_importances(importances, layers)
     own = None if rates is None else rates_by_layer(read_rates(rates), rates_as, layers, scope)
     options = replace(options, rates=own)
@@ -184,7 +195,7 @@ def _plan(draft: Draft, **goal: Any) -> PruningPlan:
         kept={name: draft.kept[name] for name in names},
         channels={name: draft.layers[name].channels for name in names},
         skipped={name: reasons[name] for name in draft.layers if name in reasons and name not in draft.kept},
-        input_shape=draft.shape,
+        **shape_fields(draft.example),
         ratio=draft.ratio,
         scope=options.scope,
         macs_left=draft.left,

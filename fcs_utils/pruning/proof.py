@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcs_utils.errors import StudyError, first_line
+from fcs_utils.inputs import Inputs, call, first_of, noise_like, parts_of, placed, shapes_of
 from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.running import shared, tensors_in
 
@@ -42,17 +43,17 @@ def zeroed(model: nn.Module, lost: Mapping[str, Sequence[int]]) -> Iterator[None
 
 
 class _Outcome(NamedTuple):
-    """What a network yields for images (N, C, ...)."""
+    """What a network yields for images."""
 
     training: bool
-    images: Tensor
+    images: Inputs
     outputs: list[Tensor]
 
 
 class Proof:
     """Compares compact networks with one dense network, on copies in float64; the networks stay as they were.
 
-    They run on a random image of ``shape`` (C, ...) and on the first two of ``example`` (N, C, ...), where given, in eval
+    They run on a random image like ``images`` and on the first two of ``example``, where given, in eval
     mode, and on two random images in train mode. A network may take another route at another size, so they also run, in eval
     mode, on a random image of half the size and on one of one and a half times the size (twice, where it does not run on
     that), where the dense network runs on these. Where it does not run in train mode, it is tried there at the larger size, too.
@@ -60,16 +61,15 @@ class Proof:
     untrained: why the dense network does not run in train mode, so that this mode was left out; None where it does.
     """
 
-    def __init__(self, model: nn.Module, shape: tuple[int, ...], example: Tensor | None = None) -> None:
+    def __init__(self, model: nn.Module, images: Inputs, example: Inputs | None = None) -> None:
         self.model, self.weight = model, next(model.parameters())
         generator = torch.Generator().manual_seed(0)
-        self.noise = torch.randn(2, *shape, generator=generator)
-        self.images = [self.noise[:1]] if example is None else [self.noise[:1], example[:2]]
-        smaller, *larger = (
-            torch.randn(2, shape[0], *(max(1, int(share * side)) for side in shape[1:]), generator=generator) for share in SIZES
-        )
+        like = placed(first_of(images, 2), torch.zeros(()))  # drawn as float32 whatever the network has
+        self.noise = noise_like(like, 2, generator)
+        self.images = [first_of(self.noise)] if example is None else [first_of(self.noise), first_of(example, 2)]
+        smaller, *larger = (noise_like(like, 2, generator, share) for share in SIZES)
         # What else is tried: whether in train mode, and images of which the first count that the dense network takes.
-        self.tries = [(False, [smaller[:1]]), (False, [images[:1] for images in larger]), (True, [self.noise, *larger])]
+        self.tries = [(False, [first_of(smaller)]), (False, [*map(first_of, larger)]), (True, [self.noise, *larger])]
         self.untrained: str | None = None
 
     def fault(self, compact: nn.Module, lost: Mapping[str, Sequence[int]]) -> str | None:
@@ -88,15 +88,13 @@ class Proof:
                         dense, self._copy(compact, precision), precision, [run for runs, _ in found for run in runs]
                     )
         assert failure is not None
-        raise StudyError(f"the network does not run on images {tuple(self.noise.shape[1:])}: {first_line(failure)}") from failure
+        raise StudyError(f"the network does not run on images {shapes_of(self.noise)}: {first_line(failure)}") from failure
 
     def _difference(self, dense: nn.Module, compact: nn.Module, precision: torch.dtype, runs: list[_Outcome]) -> str | None:
         """What differs first: on the images of these runs of the dense network, then on what else is tried."""
         defined = False
         for run in itertools.chain(runs, self._more(dense)):
-            sides = run.images.shape[2:]
-            size = " x ".join(map(str, sides)) + (" pixels" if len(sides) == 2 else " positions")
-            at = "" if sides == self.noise.shape[2:] else f" on images of {size}"
+            at = "" if shapes_of(run.images) == shapes_of(self.noise) else f" on images of {_size(run.images)}"
             mode = (" in train mode" if run.training else "") + at
             found, error = _first_run(compact, [run.images], run.training)
             if error:
@@ -149,6 +147,12 @@ def exact_groups(cuts: Cuts, groups: Mapping[str, Mapping[str, list[int]]], proo
     return best, faults
 
 
+def _size(images: Inputs) -> str:
+    """The sides of the first input that has any."""
+    sides = next((one.shape[2:] for one in parts_of(images) if one.dim() > 2), ())
+    return " x ".join(map(str, sides)) + (" pixels" if len(sides) == 2 else " positions")
+
+
 class _Constants(TorchDispatchMode):
     """Puts 0.5 in place of every random number: networks of other widths would draw others."""
 
@@ -161,7 +165,7 @@ class _Constants(TorchDispatchMode):
         return result.fill_(0.5) if func.overloadpacket in DRAWS else result
 
 
-def _first_run(model: nn.Module, choices: Sequence[Tensor], training: bool) -> tuple[list[_Outcome], Exception | None]:
+def _first_run(model: nn.Module, choices: Sequence[Inputs], training: bool) -> tuple[list[_Outcome], Exception | None]:
     """What a network yields for the first of these images on which it runs; where it runs on none, why not on the first."""
     failure: Exception | None = None
     for images in choices:
@@ -172,12 +176,12 @@ def _first_run(model: nn.Module, choices: Sequence[Tensor], training: bool) -> t
     return [], failure
 
 
-def _outputs(model: nn.Module, images: Tensor, training: bool) -> list[Tensor]:
+def _outputs(model: nn.Module, images: Inputs, training: bool) -> list[Tensor]:
     model.train(training)
     weight = next(model.parameters())
     with shared, torch.random.fork_rng([weight.device] if weight.is_cuda else []), torch.no_grad(), _Constants():
         torch.manual_seed(0)
-        return tensors_in(model(images.to(weight)))
+        return tensors_in(call(model, placed(images, weight)))
 
 
 def _gap(wanted: list[Tensor], got: list[Tensor]) -> float:

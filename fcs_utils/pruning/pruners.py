@@ -17,6 +17,7 @@ from torch_pruning.pruner.importance import Importance
 
 from fcs_utils.config import Images, Labels, Model, Ratio, checked
 from fcs_utils.errors import StudyError, refuse
+from fcs_utils.inputs import Inputs, first_of, split_batches
 from fcs_utils.pruning.baselines import check_classes, check_labels
 from fcs_utils.pruning.costs import Costs
 from fcs_utils.pruning.counts import nearest_ratio
@@ -24,6 +25,7 @@ from fcs_utils.pruning.criteria import CRITERIA, check_options, criterion, impor
 from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.pruning.draft import REACH
 from fcs_utils.pruning.graph import cutters, traceable
+from fcs_utils.pruning.input_shapes import shape_fields
 from fcs_utils.pruning.kinds import CONVOLUTIONS
 from fcs_utils.pruning.layers import Scope, trace_layers
 from fcs_utils.pruning.plan import PruningPlan, make_plan
@@ -39,31 +41,31 @@ LOCALLY, GLOBALLY = "Torch-Pruning's {}, ranked in each layer", "Torch-Pruning's
 
 @criterion("tp_group_norm_global", reads="pruner", reading=GLOBALLY.format("group L2 norm"), fixed=GLOBAL)
 @criterion("tp_group_norm", reads="pruner", reading=LOCALLY.format("group L2 norm"), fixed=LOCAL)
-def tp_group_norm(network: nn.Module, images: Tensor, labels: Tensor) -> Importance:
+def tp_group_norm(network: nn.Module, images: Inputs, labels: Tensor) -> Importance:
     """Squared L2 norm of all weights that go with a channel, mean over the modules that hold them (Fang et al. 2023)."""
     return tp.importance.GroupMagnitudeImportance(p=2)
 
 
 @criterion("tp_bn_scale_global", reads="pruner", reading=GLOBALLY.format("BatchNorm scale"), fixed=GLOBAL)
 @criterion("tp_bn_scale", reads="pruner", reading=LOCALLY.format("BatchNorm scale"), fixed=LOCAL)
-def tp_bn_scale(network: nn.Module, images: Tensor, labels: Tensor) -> Importance:
+def tp_bn_scale(network: nn.Module, images: Inputs, labels: Tensor) -> Importance:
     """|gamma| of the BatchNorms of a group (Liu et al. 2017), without their sparsity training."""
     return tp.importance.BNScaleImportance()
 
 
 @criterion("tp_group_taylor_global", reads="pruner", reading=GLOBALLY.format("group Taylor"), fixed=GLOBAL)
 @criterion("tp_group_taylor", reads="pruner", reading=LOCALLY.format("group Taylor"), fixed=LOCAL)
-def tp_group_taylor(network: nn.Module, images: Tensor, labels: Tensor) -> Importance:
+def tp_group_taylor(network: nn.Module, images: Inputs, labels: Tensor) -> Importance:
     """Sum of |weight times gradient| of a group's weights (Molchanov et al. 2019); gradients of the mean loss over all images."""
     network.zero_grad()
     for losses in _losses(network, images, labels, 64):
-        (losses.sum() / len(images)).backward()  # type: ignore[no-untyped-call]
+        (losses.sum() / len(labels)).backward()  # type: ignore[no-untyped-call]
     return tp.importance.GroupTaylorImportance()
 
 
 @criterion("tp_group_hessian_global", reads="pruner", reading=GLOBALLY.format("group Hessian"), fixed=GLOBAL)
 @criterion("tp_group_hessian", reads="pruner", reading=LOCALLY.format("group Hessian"), fixed=LOCAL)
-def tp_group_hessian(network: nn.Module, images: Tensor, labels: Tensor) -> Importance:
+def tp_group_hessian(network: nn.Module, images: Inputs, labels: Tensor) -> Importance:
     """Sum of weight^2 times h of a group's weights (LeCun et al. 1989); h is the mean over images of the squared gradient.
 
     The squares are summed here: ``accumulate_grad`` of version 1.6.1 looks parameters up by name in a dict that holds them by
@@ -77,13 +79,13 @@ def tp_group_hessian(network: nn.Module, images: Tensor, labels: Tensor) -> Impo
             if parameter.grad is not None:
                 total += parameter.grad.square()
     for parameter, total in squares.items():
-        parameter.grad = total / len(images)  # where the library looks for them
+        parameter.grad = total / len(labels)  # where the library looks for them
     return tp.importance.GroupHessianImportance()
 
 
-def _losses(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> Iterator[Tensor]:
+def _losses(network: nn.Module, images: Inputs, labels: Tensor, batch_size: int) -> Iterator[Tensor]:
     """Cross-entropy of each image, batch by batch."""
-    for batch, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+    for batch, truth in zip(split_batches(images, batch_size), labels.split(batch_size), strict=True):
         logits = run_network(network, batch)
         check_classes(logits, truth)
         yield F.cross_entropy(logits, truth, reduction="none")
@@ -95,12 +97,12 @@ class _Library:
     able: the convolutions that may shrink, with those that follow them.
     """
 
-    def __init__(self, name: str, network: nn.Module, images: Tensor, labels: Tensor, able: Sequence[str]) -> None:
+    def __init__(self, name: str, network: nn.Module, images: Inputs, labels: Tensor, able: Sequence[str]) -> None:
         self.called = {module: called for called, module in network.named_modules()}
         self.scores: dict[nn.Module, Tensor] = {}
         self.pruner = tp.pruner.BasePruner(
             network,
-            images[:1],
+            first_of(images),
             customized_pruners=cutters(network),
             importance=self._score,
             global_pruning=ranking_of(name) == "network",
@@ -175,9 +177,9 @@ def pruner_plan(
     if check_options(name, {}).reads != "pruner":
         raise refuse("criterion", name, ", ".join(known for known, one in CRITERIA.items() if one.reads == "pruner"))
     check_labels(images, labels)
-    example = images[:1]
+    example = first_of(images)
     whole = make_plan(model, example, importance("kernel_l1", model=model), ratio=0.5, scope=scope)  # every layer loses some
-    costs, cuts = Costs(model, example, trace_layers(model, example)), Cuts(model, whole.kept, whole.input_shape)
+    costs, cuts = Costs(model, example, trace_layers(model, example)), Cuts(model, whole.kept, example)
     network = duplicate(model)
     with traceable(network):
         library = _Library(name, network.eval(), images, labels, list(whole.kept))
@@ -191,7 +193,7 @@ def pruner_plan(
         kept={layer: kept(chosen)[layer] for layer in whole.kept if layer in kept(chosen)},
         channels={layer: width for layer, width in whole.channels.items() if layer in kept(chosen)},
         skipped=whole.skipped | {layer: "the pruner leaves it whole" for layer in whole.kept if layer not in kept(chosen)},
-        input_shape=whole.input_shape,
+        **shape_fields(example),
         ratio=chosen,
         scope=scope,
         macs=macs,
@@ -215,11 +217,11 @@ def _nearest(ratios: Sequence[float], share: Any, macs: float) -> float:
     return nearest_ratio(ratios[: end + 1], share, macs) if least <= macs else ratios[end]
 
 
-def _check(model: nn.Module, example: Tensor, cuts: Cuts, kept: Mapping[str, list[int]], library: _Library, ratio: float) -> None:
+def _check(model: nn.Module, example: Inputs, cuts: Cuts, kept: Mapping[str, list[int]], library: _Library, ratio: float) -> None:
     """Prunes the library's copy. Raises StudyError where this study's surgery does not leave exactly the same network."""
     cuts.check(kept)
     compact = cuts.compact(kept)
-    if fault := Proof(model, tuple(example.shape[1:]), example).fault(compact, cuts.lost_inputs(kept)):
+    if fault := Proof(model, example, example).fault(compact, cuts.lost_inputs(kept)):
         raise StudyError(f"what Torch-Pruning prunes cannot be cut exactly: {fault}")
     for group in library.groups(ratio):
         group.prune()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from fcs_utils.inputs import Inputs, count_of, noise_like
 from fcs_utils.pruning.kinds import channel_axis
 from fcs_utils.running import run_network, tensors_in
 
@@ -19,7 +20,7 @@ class Segments:
     outputs, inputs: by layer, one tensor for each of its calls.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, mixing: Iterable[str]) -> None:
+    def __init__(self, model: nn.Module, example: Inputs, mixing: Iterable[str]) -> None:
         self.outputs: dict[str, list[Tensor]] = {}
         self.inputs: dict[str, list[Tensor]] = {}
         self.axes = {name: channel_axis(module) for name, module in model.named_modules()}
@@ -37,7 +38,7 @@ class Segments:
             module.register_forward_hook(cut)
             module.register_forward_pre_hook(seen, with_kwargs=True)
         # Random images: at a plain zero, gradients of rectifiers vanish and would hide a crossing.
-        run_network(model, torch.randn(example.shape, generator=self.generator).to(example))
+        run_network(model, noise_like(example, count_of(example), self.generator))
 
     def half(self, channels: int, unit: int = 1) -> Tensor:
         """A random half of the channels, (C,) bool, the first in it and the last not. unit: neighbours that stay together."""

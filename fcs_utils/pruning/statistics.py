@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fcs_utils.config import Count, Images, Model, checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import tensors_sum
+from fcs_utils.inputs import Inputs, laid_out, split_batches
 from fcs_utils.models import images_at_once
 from fcs_utils.pruning.flow import Consumer, Tap
 from fcs_utils.pruning.kinds import CONVOLUTIONS
@@ -145,7 +146,7 @@ def watched(model: nn.Module, layers: Iterable[Layer], receive: Callable[[Layer,
         yield
 
 
-def pick_layers(model: nn.Module, images: Tensor, names: Sequence[str] | None, scope: Scope = "all") -> list[Layer]:
+def pick_layers(model: nn.Module, images: Inputs, names: Sequence[str] | None, scope: Scope = "all") -> list[Layer]:
     """Layers by name, default all of a scope (M7). Raises StudyError for one that no scope can prune."""
     found = trace_layers(model, images)
     able = [name for name, layer in found.items() if layer.obstacle("all") is None]
@@ -172,7 +173,8 @@ def collect_statistics(
     """Collect the statistics of every prunable convolution in one forward pass, in eval mode (M1, M3).
 
     model: any convolutional classifier; its mode is put back afterwards.
-    images: the calibration set, float (N, C, ...), normalised, never augmented, on the model's device.
+    images: the calibration set, float (N, C, ...), normalised, never augmented, on the model's device; of a network with several
+    inputs a tuple or dict of them, as for ``make_plan``.
     layers: convolution names; by default all of ``scope``, which is every layer that can be pruned at all (M7). ``inner``
     leaves out those that share a residual sum, which saves time and memory where they are not to be pruned.
     readings: similarities to collect (M3); ``pooled`` costs nothing beyond the Gram matrix.
@@ -206,8 +208,8 @@ def collect_statistics(
     sums = {layer.name: Sums(readings, extras, layer.tap.calls, layer.name) for layer in wanted}
     layout = memory_format(model, images)
     with untouched(model), tapped(model, wanted, lambda name, maps: sums[name].add(transform(maps))):
-        for passes, batch in enumerate(images.split(batch_size or images_at_once(model, images)), 1):
-            run_network(model, batch.contiguous(memory_format=layout))
+        for passes, batch in enumerate(split_batches(images, batch_size or images_at_once(model, images)), 1):
+            run_network(model, laid_out(batch, layout))
             for one in sums.values():
                 one.check(passes)
     return {layer.name: _finish(layer, sums[layer.name], tap, _weights_sum(model, layer.name)) for layer in wanted}
@@ -220,7 +222,7 @@ def _has_planes(model: nn.Module, name: str) -> bool:
 
 
 @torch.no_grad()
-def feature_maps(model: nn.Module, images: Tensor, layer: str) -> Tensor:
+def feature_maps(model: nn.Module, images: Inputs, layer: str) -> Tensor:
     """One layer's maps (N, C, H, W) for a few images, to look at. Raises StudyError for an unknown layer.
 
     Of signals and volumes they have their own axes. Before a linear consumer they come flattened: those of images are laid out
@@ -231,7 +233,7 @@ def feature_maps(model: nn.Module, images: Tensor, layer: str) -> Tensor:
     with untouched(model), tapped(model, chosen, lambda _name, maps: caught.append(maps.cpu())):
         run_network(model, images)
     maps = caught[0]
-    if maps.dim() > 3 or images.dim() != 4:
+    if maps.dim() > 3 or not (isinstance(images, Tensor) and images.dim() == 4):
         return maps
     positions = maps.flatten(2).shape[2] if maps.dim() > 2 else 1
     side = math.isqrt(positions)

@@ -8,11 +8,12 @@ from typing import Literal
 
 import torch
 from pydantic import InstanceOf
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fcs_utils.config import Count, Images, Model, checked
-from fcs_utils.errors import StudyError, refuse
+from fcs_utils.errors import StudyError
+from fcs_utils.inputs import Inputs, laid_out, split_batches
 from fcs_utils.models import images_at_once
 from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.pruning.kinds import Prunable, check_axes, check_images, map_axes, out_width
@@ -44,19 +45,21 @@ def prune(
     The compact network is compared with the dense one whose dropped channels are zeros where the next layers read them, with the
     weights that compensation leaves (``proof.Proof``): on random images of the plan's size, in eval and train mode, and, where the
     network runs on them, of half and one and a half times that size, in eval mode. If your network takes another route at still
-    other sizes, pass ``example`` images (N, C, ...) of yours: they are compared, too. This takes eight forward passes of one or
-    two images, in float64, ten with an example. A warning says when the network does not run in train mode.
+    other sizes, pass ``example`` images (N, C, ...) of yours: they are compared, too. A network that reads whole numbers, such as
+    labels or tokens, needs them, since these cannot be drawn. This takes eight forward passes of one or two images, in float64, ten
+    with an example. A warning says when the network does not run in train mode.
 
     Raises StudyError for an unknown compensate, missing statistics, a plan that is damaged or of another network, and for
     a network that the plan cannot cut exactly, with the name of a layer.
     """
     _check_fit(model, plan, example)
+    images = plan.images(example)
     dense = duplicate(model)
     if compensate == "merge":
         if statistics is None:
             raise StudyError("compensate='merge' needs statistics: pass what collect_statistics returns")
-        merge(dense, plan, statistics)
-    cuts = Cuts(dense, plan.kept, plan.input_shape)
+        merge(dense, plan, statistics, images)
+    cuts = Cuts(dense, plan.kept, images)
     if cuts.unseen:
         raise StudyError(f"{cuts.unseen[0]} cannot be cut as planned: the forward pass of a plain image does not lead through it")
     cuts.check(plan.kept)
@@ -64,7 +67,7 @@ def prune(
     for name, indices in plan.kept.items():
         if (found := out_width(compact.get_submodule(name))) != len(indices):  # type: ignore[arg-type]
             raise StudyError(f"surgery went wrong: {name} has {found} channels, planned {len(indices)}")
-    proof = Proof(dense, plan.input_shape, example)
+    proof = Proof(dense, images, example)
     if fault := proof.fault(compact, cuts.lost_inputs(plan.kept)):
         groups = {name: {member: plan.kept[member] for member in members} for name, members in cuts.groups.items()}
         name, fault = next(iter(exact_groups(cuts, groups, proof)[1].items()), ("the network", fault))
@@ -76,8 +79,8 @@ def prune(
     return compact
 
 
-def _check_fit(model: nn.Module, plan: PruningPlan, example: Tensor | None) -> None:
-    """Raises StudyError for a plan of another network, and for an example of other images."""
+def _check_fit(model: nn.Module, plan: PruningPlan, example: Inputs | None) -> None:
+    """Raises StudyError for a plan of another network, and for an example that no network takes."""
     for name, width in plan.channels.items():
         try:
             module = model.get_submodule(name)
@@ -86,12 +89,10 @@ def _check_fit(model: nn.Module, plan: PruningPlan, example: Tensor | None) -> N
         if not isinstance(module, Prunable) or out_width(module) != width:
             there = f"{out_width(module)} channels" if isinstance(module, Prunable) else "no such layer"
             raise StudyError(f"the plan does not fit this network: it expects {name} with {width} channels, found {there}")
-    if len(plan.input_shape) + 1 not in map_axes(model):
+    if not plan.inputs and len(plan.input_shape) + 1 not in map_axes(model):
         raise StudyError(f"the plan does not fit this network: its convolutions do not read images of {plan.input_shape}")
     if example is not None:
         check_images(model, example, "example")
-        if example.shape[1] != plan.input_shape[0]:
-            raise refuse("example", tuple(example.shape), f"images (N, {plan.input_shape[0]}, ...), as those of the plan")
 
 
 @checked
@@ -99,8 +100,8 @@ def _check_fit(model: nn.Module, plan: PruningPlan, example: Tensor | None) -> N
 def recalibrate(model: Model, images: Images, batch_size: Count | None = None) -> None:
     """Estimate the BatchNorm statistics again on calibration images, in place (M9); nothing to do without BatchNorm.
 
-    images: (N, C, ...), normalised. batch_size: the most images of a batch; by default 256, or fewer where memory is short.
-    Batches are of nearly one size and count alike.
+    images: (N, C, ...), normalised, or several inputs as for ``make_plan``. batch_size: the most images of a batch; by default 256,
+    or fewer where memory is short. Batches are of nearly one size and count alike.
     This concerns BatchNorm1d, 2d and 3d and SyncBatchNorm that keep running statistics and that the images reach in eval mode.
     Others keep theirs. Momentum and mode come back as they were: a momentum left at None would make every later
     training evaluate with lagging statistics.
@@ -121,8 +122,8 @@ def recalibrate(model: Model, images: Images, batch_size: Count | None = None) -
                 norm.reset_running_stats()
                 norm.momentum = None  # a plain average over the batches
                 norm.train()
-            for batch in torch.tensor_split(images, -(-len(images) // most)):  # of nearly one size, since they count alike
-                run_network(model, batch.contiguous(memory_format=layout))
+            for batch in split_batches(images, most, even=True):  # since they count alike
+                run_network(model, laid_out(batch, layout))
         reached = [norm for norm in norms if norm.num_batches_tracked]
         if not all(buffer.isfinite().all() for norm in reached for buffer in norm.buffers(recurse=False)):
             raise StudyError("the network's activations are NaN or infinite on these images; it keeps its old statistics")

@@ -49,6 +49,6 @@ def prune_in_rounds(
     for number in range(1, rounds + 1):
         share = macs ** (number / rounds) * total / count_macs(network, example)
         plans.append(make_plan(network, example, score(network), macs=share, **options))
-        network = prune(network, plans[-1])
+        network = prune(network, plans[-1], example=example)
         tune(network, number)
     return Pruned(network, tuple(plans))

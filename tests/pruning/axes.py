@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fcs_utils.inputs import Inputs, call
 from tests.pruning.toys import Net
 
 SIGNALS = torch.randn(12, 2, 24, generator=torch.Generator().manual_seed(1))
@@ -133,7 +134,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor, set[str]]] = {
 
 
 @torch.no_grad()
-def settled(network: nn.Module, images: Tensor) -> nn.Module:
+def settled(network: nn.Module, images: Inputs) -> nn.Module:
     """The network in eval mode with BatchNorm statistics of these images, and scales and shifts that differ by channel."""
     generator = torch.Generator().manual_seed(3)
     for module in network.modules():
@@ -142,5 +143,5 @@ def settled(network: nn.Module, images: Tensor) -> nn.Module:
             module.bias.uniform_(-0.3, 0.3, generator=generator)
     network.train()
     for _ in range(8):
-        network(images)
+        call(network, images)
     return network.eval()
