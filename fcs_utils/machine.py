@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import platform
 import resource
@@ -114,7 +115,7 @@ def steady_batch(images: torch.Tensor, most: int = 256) -> int:
 
     images: (N, C, ...). Their number changes the last bits of sums, so that of records may not depend on free memory.
     """
-    return max(1, min(most, most * 64 * 64 // images[0, 0].numel()))
+    return max(1, min(most, most * 64 * 64 // math.prod(images.shape[2:])))
 
 
 def _lines(path: str) -> list[str]:

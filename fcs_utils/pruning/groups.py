@@ -172,5 +172,5 @@ class GroupFinder:
 
 
 def _reads_positions(target: nn.Module, indices: Tensor, reads: bool) -> bool:
-    """Whether a convolution takes channels for positions, of which it has more than channels, as ECA's does."""
-    return isinstance(target, nn.Conv1d) and int(indices.max()) >= (in_width(target) if reads else out_width(target))
+    """Whether a convolution of one channel takes a layer's channels for positions, as ECA's does."""
+    return isinstance(target, nn.Conv1d) and (in_width(target) if reads else out_width(target)) == 1 < len(indices)

@@ -38,6 +38,8 @@ SCORES = {"0": torch.arange(6.0)}
 Call = Callable[[nn.Module], Any]
 PLAN = {"kept": {"0": [0, 2]}, "channels": {"0": 6}, "input_shape": (3, 8, 8), "ratio": 0.5}
 
+TOKENS = {"input_shape": [5], "inputs": [{"name": "tokens", "shape": [5], "dtype": "int64"}]}
+
 
 def bad_plan(**change: Any) -> Call:
     return lambda net: PruningPlan.from_data({**PLAN, **change})
@@ -57,6 +59,20 @@ CALLS: list[tuple[str, Call, str]] = [
     ("too few scores", lambda net: make_plan(net, IMAGES, {"0": torch.ones(5)}, ratio=0.5), "must be 6 finite numbers"),
     ("nan scores", lambda net: make_plan(net, IMAGES, {"0": torch.full((6,), math.nan)}, ratio=0.5), "must be 6 finite numbers"),
     ("images of three axes", lambda net: collect_statistics(net, IMAGES[0]), "images"),
+    (
+        "signals for images",
+        lambda net: make_plan(net, IMAGES[:, :, 0], SCORES, ratio=0.5),
+        "a float tensor (N, C, H, W) with",
+    ),
+    ("one input too many", lambda net: make_plan(net, (IMAGES, IMAGES), SCORES, ratio=0.5), "does not run on images torch.float32"),
+    (
+        "inputs of other rows",
+        lambda net: collect_statistics(net, (IMAGES, IMAGES[:1])),
+        "real tensors of equally many rows",
+    ),
+    ("an input that is none", lambda net: prune(net, PruningPlan.from_data(PLAN), example=(IMAGES, 3)), "example="),
+    ("inputs for a plan of one", lambda net: prune(net, PruningPlan.from_data(PLAN), example=(IMAGES,)), "images (N, 3, ...)"),
+    ("whole numbers to draw", lambda net: prune(net, PruningPlan.from_data({**PLAN, **TOKENS})), "pass example="),
     ("no images", lambda net: collect_statistics(net, IMAGES[:0]), "images"),
     ("layer", lambda net: collect_statistics(net, IMAGES, layers=["7"]), "'7'"),
     ("reading", lambda net: collect_statistics(net, IMAGES, readings=("median",)), "median"),  # type: ignore[arg-type]
@@ -69,6 +85,8 @@ CALLS: list[tuple[str, Call, str]] = [
     ("compensate", lambda net: prune(net, PruningPlan.from_data(PLAN), compensate="glue"), "compensate='glue'"),  # type: ignore[arg-type]
     ("merge without statistics", lambda net: prune(net, PruningPlan.from_data(PLAN), compensate="merge"), "statistics"),
     ("another network's plan", lambda net: prune(nn.Conv2d(3, 2, 1), PruningPlan.from_data(PLAN)), "does not fit"),
+    ("a shape of five numbers", bad_plan(input_shape=(1, 3, 8, 8, 8)), "input_shape must be"),
+    ("inputs of other shapes", bad_plan(inputs=TOKENS["inputs"]), "input_shape must be that of the first"),
     ("kept beyond", bad_plan(kept={"0": [0, 6]}), "within 0..5"),
     ("kept below", bad_plan(kept={"0": [-1, 2]}), "within 0..5"),
     ("kept twice", bad_plan(kept={"0": [2, 2]}), "sorted, unique"),

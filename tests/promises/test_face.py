@@ -58,6 +58,16 @@ GOOD: dict[str, dict[str, Any]] = {
 MODELS = [None, "resnet20", nn.Conv2d, network().state_dict(), network().to("meta"), nn.LazyConv2d(3, 1), in_inference_mode()[0]]
 TENSORS = [None, [[0.0]], np.zeros((2, 3, 8, 8)), "images", IMAGES[0], IMAGES[:0], IMAGES.byte(), IMAGES.to("meta")]
 TENSORS += [IMAGES.clone().requires_grad_(), in_inference_mode()[1], IMAGES / 0, IMAGES.to_sparse()]
+TENSORS += [
+    IMAGES[:, :, None],
+    (),
+    {},
+    (IMAGES, None),
+    (IMAGES, IMAGES[:1]),
+    {0: IMAGES},
+    [IMAGES, IMAGES / 0],
+    (IMAGES[0, 0, 0, 0],),
+]
 COUNTS = [0, -1, 4.0, True, "4", None, [4], np.int64(0), np.float64(4), np.True_, np.ones(1, int), torch.tensor(4)]
 SEEDS = [-1, 2**32, 1.0, True, "0", None, np.int64(-1), np.uint64(2**32), np.True_]
 PATHS = [3, None, b"x", ["x"], "", "a\0b"]
@@ -68,7 +78,9 @@ BAD: list[tuple[str, str, list[Any]]] = [
     ("save_compact", "compact", MODELS),
     ("load_compact", "dense", MODELS),
     *((name, "images", TENSORS) for name in ("collect_statistics", "recalibrate", "FCSImportance")),
-    *((name, "example", TENSORS) for name in ("make_plan", "export_onnx")),
+    *((name, "example", TENSORS) for name in ("make_plan", "export_onnx", "plan_by_hand")),
+    ("prune", "example", TENSORS[1:]),
+    ("load_compact", "example", [[[0.0]], "images", IMAGES[:0], (), (IMAGES, 3)]),
     ("importance", "images", TENSORS[1:]),
     ("importance", "labels", [[0, 1], np.zeros(2), torch.zeros(2), torch.zeros(2, 1).long(), torch.tensor([0, -1])]),
     ("importance", "statistics", [[1], {"0": 3}, "x", {"0": {"gram": 1}}]),

@@ -100,8 +100,8 @@ def test_a_plan_holds_the_shapes_of_all_inputs() -> None:
 
 def test_whole_numbers_are_never_drawn() -> None:
     drawn = noise_like({"image": IMAGES, "label": CLASSES[:3], "mask": MASKS.bool()}, 5, torch.Generator().manual_seed(0), 0.5)
-    assert drawn["image"].shape == (5, 3, 4, 4) and drawn["label"].tolist() == [0, 1, 2, 0, 1]  # type: ignore[call-overload]
-    assert drawn["mask"].equal(MASKS.bool()[:5])  # type: ignore[call-overload]
+    assert drawn["image"].shape == (5, 3, 4, 4) and drawn["label"].tolist() == [0, 1, 2, 0, 1]
+    assert drawn["mask"].equal(MASKS.bool()[:5])
     net, images = made("image and class")
     plan = planned(net, images)
     for missing in (lambda: prune(net, plan), lambda: plan.images()):
@@ -138,10 +138,10 @@ def test_an_input_pins_the_channels_that_it_is_added_to_and_one_that_is_spread_d
 
 def test_batches_by_hand() -> None:
     rows = {"image": torch.arange(7.0).view(7, 1, 1), "label": torch.arange(7)}
-    full, even = [[len(one["label"]) for one in split_batches(rows, 3, even)] for even in (False, True)]  # type: ignore[call-overload]
+    full, even = [[len(one["label"]) for one in split_batches(rows, 3, even)] for even in (False, True)]
     assert full == [3, 3, 1] and even == [3, 2, 2]
     for batches in (split_batches(rows, 3), split_batches(rows, 3, even=True)):
-        assert torch.cat([one["label"] for one in batches]).equal(rows["label"])  # type: ignore[call-overload]
+        assert torch.cat([one["label"] for one in batches]).equal(rows["label"])
     assert [tuple(one.shape) for one in parts_of(first_of((IMAGES, CLASSES), 2, 9))] == [(1, 3, 8, 8), (1,)]
 
 
