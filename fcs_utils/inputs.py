@@ -81,8 +81,8 @@ def noise_like(images: Inputs, count: int, generator: torch.Generator, share: fl
 
 
 def blank_like(images: Inputs) -> Inputs:
-    """One image of zeros; whole numbers are those of the first image."""
-    return of_each(images, lambda one: torch.zeros_like(one[:1]) if one.is_floating_point() else one[:1])
+    """One image of zeros; of several inputs the first of each, since zero may be nothing that one of them can be."""
+    return torch.zeros_like(images[:1]) if isinstance(images, Tensor) else first_of(images)
 
 
 def shapes_of(images: Inputs) -> tuple[int, ...] | list[tuple[int, ...]]:

@@ -58,15 +58,15 @@ def _same_but_for_size(one: Input, other: Input) -> bool:
 
 
 def images_like(input_shape: Sequence[int], inputs: Sequence[Input], example: Inputs | None) -> Inputs:
-    """Images of a plan's size: zeros, or where some of the inputs are whole numbers, the example.
+    """Images of a plan's size: zeros, or for several inputs the example where there is one.
 
-    Raises StudyError where these are needed and there is no example.
+    Raises StudyError where an input is whole numbers, which only an example can give.
     """
     if not inputs:
         return torch.zeros(1, *input_shape)
-    if whole := next((one for one in inputs if one.dtype not in RANDOM_TYPES), None):
-        if example is None:
-            raise StudyError(f"the network reads {whole}, which cannot be drawn at random: pass example=, inputs of yours")
+    if example is not None:
         return example
+    if whole := next((one for one in inputs if one.dtype not in RANDOM_TYPES), None):
+        raise StudyError(f"the network reads {whole}, which cannot be drawn at random: pass example=, inputs of yours")
     blank = [torch.zeros(1, *one.shape) for one in inputs]
     return {str(one.name): tensor for one, tensor in zip(inputs, blank, strict=True)} if inputs[0].name else tuple(blank)

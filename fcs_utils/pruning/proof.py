@@ -53,10 +53,11 @@ class _Outcome(NamedTuple):
 class Proof:
     """Compares compact networks with one dense network, on copies in float64; the networks stay as they were.
 
-    They run on a random image like ``images`` and on the first two of ``example``, where given, in eval
-    mode, and on two random images in train mode. A network may take another route at another size, so they also run, in eval
-    mode, on a random image of half the size and on one of one and a half times the size (twice, where it does not run on
-    that), where the dense network runs on these. Where it does not run in train mode, it is tried there at the larger size, too.
+    They run on a random image like ``images`` and on the first two of ``example``, where given, in eval mode, and on two random
+    images in train mode. Where a network of several inputs does not run on random ones, the example is enough. A network may take
+    another route at another size, so they also run, in eval mode, on a random image of half the size and on one of one and a half
+    times the size (twice, where it does not run on that), where the dense network runs on these. Where it does not run in train
+    mode, it is tried there at the larger size, too.
     Of other sizes nothing is known. Numbers that a network draws itself, such as dropout's, become constants.
     untrained: why the dense network does not run in train mode, so that this mode was left out; None where it does.
     """
@@ -66,10 +67,15 @@ class Proof:
         generator = torch.Generator().manual_seed(0)
         like = placed(first_of(images, 2), torch.zeros(()))  # drawn as float32 whatever the network has
         self.noise = noise_like(like, 2, generator)
-        self.images = [first_of(self.noise)] if example is None else [first_of(self.noise), first_of(example, 2)]
+        given = [] if example is None else [first_of(example, 2)]
+        self.images, self.several = [first_of(self.noise), *given], not isinstance(images, Tensor)
         smaller, *larger = (noise_like(like, 2, generator, share) for share in SIZES)
         # What else is tried: whether in train mode, and images of which the first count that the dense network takes.
-        self.tries = [(False, [first_of(smaller)]), (False, [*map(first_of, larger)]), (True, [self.noise, *larger])]
+        self.tries = [
+            (False, [first_of(smaller)]),
+            (False, [*map(first_of, larger)]),
+            (True, [self.noise, *larger, *(given if self.several else [])]),
+        ]
         self.untrained: str | None = None
 
     def fault(self, compact: nn.Module, lost: Mapping[str, Sequence[int]]) -> str | None:
@@ -83,7 +89,7 @@ class Proof:
             with zeroed(dense, lost):
                 found = [_first_run(dense, [images], False) for images in self.images]
                 failure = next((error for _, error in found if error), None)
-                if not failure:
+                if not failure or (self.several and found[-1][0]):
                     return self._difference(
                         dense, self._copy(compact, precision), precision, [run for runs, _ in found for run in runs]
                     )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs, count_of, noise_like
 from fcs_utils.pruning.kinds import channel_axis
 from fcs_utils.running import run_network, tensors_in
@@ -38,7 +39,14 @@ class Segments:
             module.register_forward_hook(cut)
             module.register_forward_pre_hook(seen, with_kwargs=True)
         # Random images: at a plain zero, gradients of rectifiers vanish and would hide a crossing.
-        run_network(model, noise_like(example, count_of(example), self.generator))
+        try:
+            run_network(model, noise_like(example, count_of(example), self.generator))
+        except StudyError:
+            if isinstance(example, Tensor):
+                raise
+            self.outputs.clear()  # one of several inputs may be no number at random, such as a time to look up
+            self.inputs.clear()
+            run_network(model, example)
 
     def half(self, channels: int, unit: int = 1) -> Tensor:
         """A random half of the channels, (C,) bool, the first in it and the last not. unit: neighbours that stay together."""

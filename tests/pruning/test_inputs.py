@@ -23,7 +23,7 @@ from fcs_utils.pruning.surgery import prune, recalibrate
 from fcs_utils.running import tensors_in
 from fcs_utils.study.rounds import prune_in_rounds
 from tests.pruning.axes import settled
-from tests.pruning.several import CLASSES, COUNT, GREY, IMAGES, LABELS, MASKS, NETWORKS, TOKENS, Branches, Masked
+from tests.pruning.several import CLASSES, COUNT, GREY, IMAGES, LABELS, MASKS, NETWORKS, TOKENS, Branches, Conditional, Masked
 
 
 def made(kind: str) -> tuple[nn.Module, Inputs]:
@@ -109,6 +109,30 @@ def test_whole_numbers_are_never_drawn() -> None:
             missing()
     statistics = collect_statistics(net, images)
     assert prune(net, plan, compensate="merge", statistics=statistics, example=images).first[0].out_channels == 3
+
+
+class Timed(Conditional):
+    """As ``Conditional``, but years after 2000 say which row of the table is read."""
+
+    def forward(self, image: Tensor, years: Tensor) -> Tensor:
+        return super().forward(image, years.long() - 2000)
+
+
+@torch.no_grad()
+def test_where_random_numbers_are_no_input_the_example_is_enough() -> None:
+    inputs = {"image": IMAGES, "years": CLASSES + 2000.0}
+    net = settled(Timed(), inputs)
+    plan = planned(net, inputs)
+    gone = torch.tensor([channel for channel in range(6) if channel not in plan.kept["first.0"]])
+    with net.second[0].register_forward_pre_hook(lambda _m, seen: (seen[0].index_fill(1, gone, 0),)):
+        # The second convolution's own dropped channels are read by the head.
+        lost = torch.tensor([channel for channel in range(8) if channel not in plan.kept["second.0"]])
+        with net.head.register_forward_pre_hook(lambda _m, seen: (seen[0].index_fill(1, lost, 0),)):
+            want = net(**inputs)
+    torch.testing.assert_close(prune(net, plan, example=inputs)(**inputs), want)
+    assert plan.kept.keys() == {"first.0", "second.0", "scale"}
+    with pytest.raises(StudyError, match="^the network does not run on images .*: IndexError: index out of range"):
+        prune(net, plan)
 
 
 def test_a_layer_that_only_some_inputs_let_cut_is_left_whole() -> None:
