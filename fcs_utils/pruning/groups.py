@@ -91,7 +91,8 @@ class GroupFinder:
         if self.flow.calls[called] > 1:
             inwards = reads or depthwise(target) or not isinstance(target, MIXING)
             group.again[called] = inwards or group.again.get(called, False)
-        if computed := [n for n in ("weight", "bias") if hasattr(target, n) and n not in target._parameters | target._buffers]:
+        there = [n for n in ("weight", "bias") if isinstance(getattr(target, n, None), Tensor)]  # a GRU's bias is a truth value
+        if computed := [n for n in there if n not in target._parameters | target._buffers]:
             group.barriers.append(f"the {computed[0]} of {called} is computed, such as by weight_norm or a mask, and cannot be cut")
         if grouped(target) or isinstance(target, nn.GroupNorm):
             self.share(group, target, called, indices, reads)
