@@ -1,10 +1,13 @@
-"""The single mistakes that ``mutants.py`` plants. Messages, annotations and what only a GPU runs are left alone."""
+"""The single mistakes that ``mutants.py`` plants.
+
+Messages, what is worked out for messages alone, annotations and what only a GPU runs are left alone.
+"""
 
 from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +54,10 @@ EQUIVALENT = {  # changes that are no mistakes: by module and a part of the chan
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change of a file: bytes ``start`` to ``end`` become ``text``. change: the lines before and after."""
+    """One change of a file: bytes ``start`` to ``end`` become ``text``.
+
+    change: the lines before and after. rows: the lines of its statement.
+    """
 
     file: str
     line: int
@@ -59,10 +65,15 @@ class Mutant:
     end: int
     text: bytes
     change: str
+    rows: range
 
     @property
     def equivalent(self) -> bool:
         return any(module == Path(self.file).stem and part in self.change for module, part in EQUIVALENT)
+
+    def within(self, lines: Mapping[str, Sequence[int]]) -> bool:
+        """Whether its statement is among lines that were run, by file."""
+        return any(line in self.rows for line in lines.get(self.file, ()))
 
 
 def changed(node: ast.AST, **fields: object) -> ast.AST:
@@ -124,6 +135,28 @@ def skipped(node: ast.AST, text: str) -> bool:
     return isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom | ast.Global | ast.Nonlocal)
 
 
+def targets(assignment: ast.Assign) -> set[str]:
+    """What an assignment sets, in words."""
+    parts = [part for one in assignment.targets for part in (one.elts if isinstance(one, ast.Tuple) else [one])]
+    return {ast.unparse(part) for part in parts}
+
+
+def said_only(function: ast.AST) -> set[str]:
+    """The names that nothing but messages reads."""
+    said = [node for node in ast.walk(function) if isinstance(node, ast.Raise | ast.Call) and skipped(node, "")]
+    inside = {id(name) for node in said for name in ast.walk(node)}
+    loads = [node for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
+    return {name.id for name in loads} - {name.id for name in loads if id(name) not in inside}
+
+
+def rows_of(statement: ast.stmt) -> range:
+    """The lines of a statement; of one that holds others, those before them."""
+    body = getattr(statement, "body", None)
+    last = max(statement.lineno, body[0].lineno - 1) if body else statement.end_lineno
+    first = min([statement.lineno, *(one.lineno for one in getattr(statement, "decorator_list", ()))])
+    return range(first, (last or first) + 1)
+
+
 def plant(file: str) -> list[Mutant]:
     """Every single mistake of a file."""
     source = (ROOT / file).read_bytes()
@@ -132,7 +165,11 @@ def plant(file: str) -> list[Mutant]:
         starts.append(starts[-1] + len(line))
     found: list[Mutant] = []
 
-    def visit(node: ast.AST, parent: ast.AST) -> None:
+    def visit(node: ast.AST, parent: ast.AST, rows: range, said: set[str]) -> None:
+        rows = rows_of(node) if isinstance(node, ast.stmt) else rows
+        said = said_only(node) if isinstance(node, ast.FunctionDef) else said
+        if isinstance(node, ast.Assign) and targets(node) <= said:
+            return
         if isinstance(node, ast.expr | ast.stmt):
             start, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
             if skipped(node, source[start:end].decode()):
@@ -144,15 +181,15 @@ def plant(file: str) -> list[Mutant]:
                 first, last = starts[node.lineno - 1], starts[node.end_lineno]
                 lines = source[first:last], source[first:start] + text + source[end:last]
                 change = "  ->  ".join(" ".join(line.decode().split()) for line in lines)
-                found.append(Mutant(file, node.lineno, start, end, text, change))
+                found.append(Mutant(file, node.lineno, start, end, text, change, rows))
         elif skipped(node, ""):
             return
         for name, value in ast.iter_fields(node):
             if name not in ("annotation", "returns", "decorator_list", "bases"):
                 for child in value if isinstance(value, list) else [value]:
                     if isinstance(child, ast.AST):
-                        visit(child, node)
+                        visit(child, node, rows, said)
 
     tree = ast.parse(source)
-    visit(tree, tree)
+    visit(tree, tree, range(0), set())
     return found
