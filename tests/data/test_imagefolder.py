@@ -8,12 +8,14 @@ import socket
 import tarfile
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fcs_utils.data import imagefolder
+from fcs_utils.data.archives import Entry
 from fcs_utils.errors import StudyError
 from tests.data.pictures import FILES, plain, put, quietly, read, said, saved
 
@@ -201,3 +203,17 @@ def test_images_in_both_train_and_test_are_said(tmp_path: Path) -> None:
     folder = put(tmp_path / "pets", FILES | {"test/cat/seen.png": plain(1), "test/dog/seen.bmp": again})
     for text in (said(folder), said(folder)):
         assert "2 of 6 test images are in train/ too (such as 'test/cat/seen.png' and 'train/cat/1.png')" in text
+
+
+def test_images_that_take_more_than_8_gib_once_they_are_decoded_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 1,024 pixels an image takes 3 MiB: 2,730 of them take 8,190 MiB, and one more takes 8,193."""
+    for count in (2730, 2731):
+        listed = [Entry(PurePosixPath(f"train/cat/{number}.png"), b"") for number in range(count)]
+        monkeypatch.setattr(imagefolder, "entries", lambda source, suffixes, listed=listed: listed)
+        monkeypatch.setattr(imagefolder, "decode_image", lambda content, size: np.zeros((1, 1, 3), np.uint8))
+        if count == 2730:
+            found, folders, unread = imagefolder._collect(Path("pets"), 1024)
+            assert len(found[PurePosixPath(".")]["train"]) == 2730 and not unread and folders == {PurePosixPath("train/cat")}
+        else:
+            with pytest.raises(StudyError, match="pets: decoded images take more than 8,589,934,592 bytes"):
+                imagefolder._collect(Path("pets"), 1024)

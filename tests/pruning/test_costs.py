@@ -17,6 +17,7 @@ from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.layers import trace_layers
 from fcs_utils.pruning.plan import make_plan
 from fcs_utils.pruning.surgery import prune
+from tests.pruning.test_residual_sums import Sum
 from tests.pruning.toys import Net, conv, mean
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(7))
@@ -133,3 +134,18 @@ def test_ratios_stand_for_every_set_of_counts_once() -> None:
     shares = {0.1: 0.9, 0.2: 0.6, 0.3: 0.4, 0.4: 0.1}
     for macs, ratio in ((0.95, 0.1), (0.7, 0.2), (0.5, 0.2), (0.49, 0.3), (0.0, 0.4)):
         assert nearest_ratio(list(shares), shares.__getitem__, macs) == ratio
+
+
+def test_estimates_of_sums_and_of_channels_laid_out_in_space_by_hand() -> None:
+    images, net = torch.zeros(1, 3, 8, 8), Sum().eval()
+    costs = Costs(net, images, trace_layers(net, images))
+    # MACs of a position: 15 + 9 * 20 + 20 + 8 = 223. The head loses one input, though both layers lose a channel.
+    assert costs.estimate({"a": ["a", "b"]}, {"a": 3}) == pytest.approx((15 + 135 + 15 + 6) / 223)
+    assert costs.estimate({"inner": ["inner"], "a": ["a", "b"]}, {"inner": 2, "a": 1}) == pytest.approx((6 + 18 + 2 + 2) / 223)
+    plan = make_plan(net, images, importance("kernel_l1", model=net), ratio=0.25, scope="all")
+    assert costs.by_layer(prune(net, plan)) == {
+        name: (64 * dense, 64 * left) for name, dense, left in (("inner", 15, 12), ("head", 8, 6), ("a", 180, 108), ("b", 20, 12))
+    }
+    net = Net(lambda n, x: mean(n.b(F.pixel_shuffle(n.a(x), 2))), a=conv(3, 16), b=conv(4, 5)).eval()
+    costs = Costs(net, images, trace_layers(net, images))
+    assert [costs.estimate({"a": ["a"]}, {"a": keep}) for keep in (16, 12, 8)] == pytest.approx([1, 0.75, 0.5])

@@ -93,6 +93,8 @@ def test_signs_of_factors_count_eigenvalues() -> None:
     # Eigenvalues 0.5 and 1.5. Without its diagonal the matrix has a factor in one block of two.
     grams = torch.tensor([[1.0, 0.5], [0.5, 1.0]]).double().expand(4, 2, 2)
     assert spectra._count_above(grams, torch.tensor([0.4, 1.0, 1.4, 1.6])).tolist() == [2, 1, 1, 0]
+    even = torch.diag(torch.tensor([1.0, 2.0, 3.0])).double().expand(2, 3, 3)
+    assert spectra._count_above(even, torch.tensor([2.0, 3.0])).tolist() == [1, 0]  # an eigenvalue at its bound is not above it
 
 
 # -- nuclear norms --------------------------------------------------------------------------------------------------

@@ -174,3 +174,9 @@ def test_a_step_of_torchvisions_networks(name: str, size: int) -> None:
     network = build_model(f"torchvision/{name}", num_classes=3)
     history = fit([network], ONCE, lambda seed, epoch: [(torch.randn(2, 3, size, size), LABELS[:2])])
     assert history[0].loss > 0
+
+
+def test_a_frozen_peer_is_tried_and_asked_in_eval_mode() -> None:
+    teacher = Auxiliary()
+    (epoch,) = fit([small(), teacher], ONCE, lambda seed, epoch: [(IMAGES, LABELS)], "kd")
+    assert epoch.loss > 0 and not teacher.training

@@ -1,0 +1,107 @@
+"""What layers' channels meet: groups, shortcuts, norms and obstacles, on networks small enough to be read off."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fcs_utils.models import CifarResNet
+from fcs_utils.pruning import groups as groups_module
+from fcs_utils.pruning.flow import Tap
+from fcs_utils.pruning.groups import ChannelGroup
+from fcs_utils.pruning.layers import Layer, prunable_layers, trace_layers
+from fcs_utils.pruning.shares import ANY, Shares
+from tests.pruning.toys import Net, conv, mean
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("channels", "asked", "shares", "barriers"),
+    [
+        (12, [Shares(unit=3)], Shares(unit=3), 0),
+        (12, [Shares(unit=3), Shares(parts=2)], Shares(unit=3, parts=2), 0),
+        (12, [Shares(unit=3), Shares(unit=4)], Shares(unit=3), 1),  # 12 by 12 together: all of them
+        (12, [Shares(unit=3), Shares(parts=8), Shares(parts=2)], Shares(unit=3, parts=2), 1),  # 12 is no multiple of 24
+        (2, [Shares(unit=2)], ANY, 1),
+        (2, [Shares(parts=2)], ANY, 1),
+        (2, [ANY], ANY, 0),
+        (1, [ANY], ANY, 0),
+    ],
+)
+def test_what_several_modules_ask_of_one_layers_channels(channels: int, asked: list[Shares], shares: Shares, barriers: int) -> None:
+    group = ChannelGroup(["a"], [], [], [], channels)
+    for one in asked:
+        group.join(one, "the module m")
+    assert group.shares == shares
+    assert group.barriers == ["none of its channels can go without others, because of the module m"] * barriers
+
+
+def layer(name: str = "a", barrier: str | None = None, coupled: tuple[str, ...] = (), beyond: tuple[str, ...] = ()) -> Layer:
+    return Layer(name, 4, None, (), (), coupled, Tap(name, "output"), False, barrier, beyond=beyond)
+
+
+def test_an_obstacle_names_a_hundred_layers_at_most() -> None:
+    assert layer().obstacle() is layer(coupled=("b",)).obstacle("all") is layer(beyond=("b",)).obstacle("all") is None
+    assert layer(barrier="why").obstacle("all") == layer(barrier="why", coupled=("b",)).obstacle() == "why"
+    assert layer(coupled=("a", "b"), beyond=("c",)).obstacle() == "shares a residual sum with b, c"  # not with itself
+    names = tuple(f"c{number}" for number in range(103))
+    assert layer(coupled=names[:100]).obstacle() == f"shares a residual sum with {', '.join(names[:100])}"
+    assert layer(coupled=names).obstacle() == f"shares a residual sum with {', '.join(names[:100])} and 3 more"
+
+
+def test_a_layer_alone_shares_no_sum_however_large_its_walk_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(conv(3, 6), nn.ReLU(), conv(6, 4), nn.ReLU(), conv(4, 2)).eval()
+    monkeypatch.setattr(groups_module, "LARGE", 0)
+    layers = trace_layers(net, IMAGE)
+    assert {name: found.coupled for name, found in layers.items()} == {"0": (), "2": (), "4": ()}
+    assert prunable_layers(net, IMAGE).keys() == {"0", "2"}
+
+
+def test_the_norm_of_a_layer_is_the_batchnorm_that_alone_reads_it() -> None:
+    layers = {"a": conv(3, 6), "norm": nn.BatchNorm2d(6), "b": conv(6, 4), "last": nn.BatchNorm2d(4), "head": nn.Linear(4, 2)}
+    net = Net(lambda n, x: n.head(mean(n.last(n.b(n.norm(n.a(x)).relu())))), **layers).eval()
+    assert {name: found.norm for name, found in trace_layers(net, IMAGE).items()} == {"a": "norm", "b": "last"}
+    for beside in (
+        lambda n, x: n.head(mean(n.last(n.b(n.norm(y := n.a(x)).relu() + y)))),  # another reads it, too
+        lambda n, x: n.head(mean(n.last(n.b(n.norm(n.a(x).relu()))))),  # something lies between
+        lambda n, x: n.head(mean(n.last(n.b(n.norm(n.norm(n.a(x))))))),  # it runs twice
+    ):
+        net.route = beside
+        found = trace_layers(net, IMAGE)
+        assert found["a"].norm is None and found["b"].norm == "last"
+
+
+def test_layers_on_both_sides_of_a_shortcut_know_one_another() -> None:
+    layers = trace_layers(CifarResNet(1, 3, 0.25, 3, "A").eval(), torch.zeros(1, 3, 32, 32))
+    sums = ["conv", "stage1.0.conv2", "stage2.0.conv2", "stage3.0.conv2"]
+    assert {name: layers[name].beyond for name in sums} == {
+        "conv": ("stage1.0.conv2",),
+        "stage1.0.conv2": ("conv", "stage2.0.conv2"),
+        "stage2.0.conv2": ("stage1.0.conv2", "stage3.0.conv2"),
+        "stage3.0.conv2": ("stage2.0.conv2",),
+    }
+    # In the first stage the shortcut copies every channel; the others pad with zeros.
+    assert {name: layers[name].aligned for name in sums} == {
+        "conv": ("stage1.0.conv2",),
+        "stage1.0.conv2": ("conv",),
+        "stage2.0.conv2": (),
+        "stage3.0.conv2": (),
+    }
+    shortcuts = {name: [(one.name, one.positions.flatten().tolist()) for one in layers[name].shortcuts] for name in sums}
+    assert shortcuts["conv"] == [("stage1.0.shortcut", [0, 1, 2, 3])] and shortcuts["stage3.0.conv2"] == []
+    assert shortcuts["stage2.0.conv2"] == [("stage3.0.shortcut", [*range(8)])]
+    assert all(not layers[name].coupled for name in sums) and not layers["stage1.0.conv1"].beyond
+
+
+def test_channels_beside_the_images_are_no_sum_with_them() -> None:
+    net = Net(lambda n, x: mean(n.b(torch.cat([x, n.a(x)], 1))), a=conv(3, 4), b=conv(7, 2)).eval()
+    assert "sum with the images" not in str(trace_layers(net, IMAGE)["a"].barrier)
+    net = Net(lambda n, x: mean(n.b(x.relu() + n.a(x))), a=conv(3, 3), b=conv(3, 2)).eval()
+    assert trace_layers(net, IMAGE)["a"].barrier == "shares a residual sum with the images, whose channels stay"
+
+
+def test_two_channels_that_one_group_normalises_cannot_part() -> None:
+    net = Net(lambda n, x: mean(n.b(n.g(n.a(x)))), a=conv(3, 2), g=nn.GroupNorm(1, 2), b=conv(2, 4)).eval()
+    assert trace_layers(net, IMAGE)["a"].barrier == "none of its channels can go without others, because of the GroupNorm g"
