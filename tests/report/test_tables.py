@@ -155,6 +155,7 @@ def test_rates() -> None:
         "n": 2,
     }
     assert rates_table(PILOTS, 0.1).chosen.tolist() == ["0.02"]
+    assert rates_table(PILOTS, 0.1).columns.tolist() == ["network", "method", "0.02", "0.1", "chosen", "n"]  # rates ascend
     assert rates_table(PILOTS, 0.1).columns.name is None  # pages would show it as a row of the head
     # A difference of just the slack counts as equal, whatever the last bits say.
     assert best_rates(PILOTS, 0.2 - 1e-12)["n", "tft"] == 0.1
