@@ -32,17 +32,30 @@ EQUIVALENT = {  # changes that are no mistakes: by module and a part of the chan
     ("counts", "ratios[max(0, low - 1):]"): "likewise",
     ("counts", "low - (2)"): "likewise",
     ("counts", "low + (2)"): "likewise",
+    ("draft", "abs(self.left - macs) >= REACH"): "at this distance itself nothing is refused",
+    ("draft", "(least - REACH < macs"): "nearer than this it is not asked",
+    ("draft", "macs < most + REACH)"): "likewise",
+    ("draft", "self.options.evaluate else (1.0)"): "read where there is a measure",
     ("fcs", "stable=(False)"): "ties are broken before",
     ("fcs", '"exact", seed: int = (1))'): "its caller gives the seed",
     ("fcs", "in (labels)"): "a bin that is ranked again gets the same ranks",
     ("flow", ".to(seen) - 0.5"): "any weights will do that are not alike",
     ("flow", ".to(seen) + (1.0)"): "likewise",
     ("flow", "((start), id(start), start)"): "alone in the heap, it is compared with nothing",
+    ("flow", "b.numel() >= 1"): "a buffer of one number has no width",
+    ("graph", "example_inputs=(example[:],)"): "its callers give one image",
+    ("graph", "example_inputs=(example[:(2)],)"): "likewise",
+    ("graph", "(channels_held(module) > 1)"): "a vector has two numbers or more",
     ("graph", '"offset", ((1), 0)'): "only the length counts",
     ("inference", "effect >= 0"): "an effect of zero has no small p value",
+    ("latency_goal", "(known[high] >= known[low])"): "the clock at the upper end is never below the goal",
+    ("latency_goal", "else (1.0)"): "likewise",
+    ("layers", "example = (example)"): "the flow detaches it",
     ("layers", "example[:]"): "more images only take longer",
     ("layers", "example[:(2)]"): "likewise",
     ("loop", "(seed)  ->  pass"): "the first look only counts batches and takes a shape",
+    ("surgery", "norm.buffers(recurse=(True))"): "a BatchNorm holds no modules",
+    ("ties", "parameters(recurse=(True)) if"): "what is cut holds no modules",
     ("spectra", "maps.shape[1] < maps.shape[2]"): "of equal sides either serves",
     ("spectra", "height < width"): "likewise",
     ("spectra", "(3) * tolerance"): "more maps are in doubt, and get the same ranks",
@@ -126,10 +139,10 @@ def skipped(node: ast.AST, text: str) -> bool:
         called = node.func
         name = called.id if isinstance(called, ast.Name) else called.attr if isinstance(called, ast.Attribute) else ""
         return name in MESSAGES
-    if isinstance(node, ast.Expr):
-        return isinstance(node.value, ast.Constant | ast.Yield | ast.YieldFrom)
     if isinstance(node, ast.stmt) and "cuda" in text:
         return not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If | ast.For | ast.With | ast.Try)
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant | ast.Yield | ast.YieldFrom)
     if isinstance(node, ast.keyword):
         return node.arg in ASIDE
     return isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom | ast.Global | ast.Nonlocal)

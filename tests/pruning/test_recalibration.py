@@ -183,6 +183,15 @@ def test_wrong_images_are_refused_and_nothing_changes(images: Any, options: Any,
     assert same(before, state(model))
 
 
+def test_one_channel_that_is_not_finite_is_enough_to_refuse() -> None:
+    norm = used(nn.BatchNorm2d(3))
+    before, images = state(norm), torch.randn(4, 3, 6, 6)
+    images[:, 1] *= 1e30  # whose variance is infinite, and whose mean is not
+    with pytest.raises(StudyError, match="NaN or infinite"):
+        recalibrate(norm, images)
+    assert same(before, state(norm))
+
+
 def test_an_inference_mode_around_the_call_changes_nothing() -> None:
     inside, outside = (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)) for _ in range(2))
     outside.load_state_dict(inside.state_dict())

@@ -25,7 +25,7 @@ from fcs_utils.study.runs import Pruning, Reference, Run, Tuning, parse_run
 from fcs_utils.study.schedule import expected_macs
 from fcs_utils.study.sections import Arms
 from fcs_utils.training import loop, losses
-from fcs_utils.training.arms import ARMS, Arm, arm_label, arm_row, get_arm, is_searched, register_arm
+from fcs_utils.training.arms import ARMS, Arm, arm_label, arm_row, arm_style, get_arm, is_searched, register_arm
 from fcs_utils.training.evaluate import evaluate
 from fcs_utils.training.loop import Callbacks, fit
 from fcs_utils.training.optimiser import Training
@@ -120,6 +120,7 @@ def test_rows_of_tables() -> None:
     assert [arm_row(*run) for run in runs] == ["mlft", "scratch-E", "scratch-B", "gone"]
     assert [is_searched(row) for row in ("tft", "gone", "scratch-E", "scratch-B")] == [True, True, False, False]
     assert [arm_label(row) for row in ("twin", "scratch-B", "gone")] == ["MLFT, compact peer", "scratch-B", "gone"]
+    assert [arm_style(row) for row in ("tft", "gone")] == [("#E69F00", "s"), ("#6b6b6b", "P")]
 
 
 def test_expected_macs_are_those_of_the_arm(tmp_path: Path) -> None:

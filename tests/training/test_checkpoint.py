@@ -13,7 +13,7 @@ from torch import nn
 from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import OutOfTime
 from fcs_utils.models import build_seeded
-from fcs_utils.training.checkpoint import EVERY, Checkpoint
+from fcs_utils.training.checkpoint import EVERY, Checkpoint, _plain
 from fcs_utils.training.loop import Epoch
 from fcs_utils.training.optimiser import Training
 from tests.training.test_loop import mlft, tiny, train
@@ -113,6 +113,10 @@ def test_a_checkpoint_is_saved_when_it_is_due_and_never_for_the_last_epoch(
 
     train([tiny()], digits, TRAINING.model_copy(update={"epochs": 6}), on_epoch=on_epoch, checkpoint=checkpoint)
     assert saved == [2, 4] and path.exists()
+
+
+def test_what_json_has_no_word_for_becomes_a_number_or_a_text() -> None:
+    assert _plain(torch.tensor(2.5)) == 2.5 and _plain(Path("a")) == "a"
 
 
 def vgg_cut_off(
