@@ -78,7 +78,7 @@ class Draft:
             if macs is None or self._measuring or self.left == estimate:
                 break
             self._measuring = True
-        if macs is not None and abs(self.left - macs) > REACH:
+        if self.groups and macs is not None and abs(self.left - macs) > REACH:
             self._check_reach(macs)
         for name, members in self.groups.items():
             if name in whole:

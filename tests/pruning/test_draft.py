@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -66,5 +68,7 @@ def test_a_layer_that_is_not_reached_has_its_own_output_as_tap_and_nothing_parts
 
 def test_a_network_of_which_nothing_can_be_cut_is_refused_with_the_reason() -> None:
     net = Net(lambda n, x: mean(n.b((h := n.a(x).relu()) / h.shape[1])), a=conv(3, 8), b=conv(8, 4)).eval()
-    with pytest.raises(StudyError, match="nothing to prune: a: the network looks at the index or number of its channels"):
-        make_plan(net, torch.randn(1, 3, 8, 8), {"a": torch.arange(8.0)}, ratio=0.5)
+    goals: list[dict[str, Any]] = [{"ratio": 0.5}, {"macs": 0.5}, {"macs": 0.97}, {"latency": 0.5, "measure": lambda network: 1.0}]
+    for goal in goals:
+        with pytest.raises(StudyError, match="nothing to prune: a: the network looks at the index or number of its channels"):
+            make_plan(net, torch.randn(1, 3, 8, 8), {"a": torch.arange(8.0)}, **goal)
