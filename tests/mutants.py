@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def text_of(test: Path) -> str:
     )
 
 
+@cache  # so that files that come later are not asked for
 def tests_of(file: str) -> list[str]:
     """The test files that may notice a mistake in a file."""
     path = Path(THROUGH.get(file, file))
