@@ -95,32 +95,34 @@ def watch(place: Path, tests: set[str], known: Path | None) -> dict[str, Watched
     for test in sorted(tests):
         key = hashlib.sha256(code + text_of(ROOT / test).encode()).hexdigest()
         if key not in stored:
-            child, status, _ = os.wait4(start(place, [lambda test=test: Watch(place).run(test)], LONGEST), 0)
+            child, status, _ = os.wait4(start(place, [(lambda test=test: Watch(place).run(test), LONGEST)]), 0)
             if finish(child, status) not in PASSED:
                 raise SystemExit(f"without a mistake, too, tests fail:\n{(place / OUTPUT).read_text()[-3000:]}")
             stored[key] = json.loads((place / WATCHED).read_text())
             if known:
                 known.write_text(json.dumps(stored))
         found[test] = stored[key]
-    finish(*os.wait4(start(place, [lambda: collect(found)], LONGEST), 0)[:2])  # so that all bytecode is there
+    finish(*os.wait4(start(place, [(lambda: collect(found), LONGEST)]), 0)[:2])  # so that all bytecode is there
     return found
 
 
-def chosen(mutant: Mutant, watched: dict[str, Watched], caught: Counter[str]) -> tuple[list[list[str]], int]:
-    """The tests that run a mistake's statement, in the order in which they are tried, in parts; and how many seconds they get."""
+def chosen(mutant: Mutant, watched: dict[str, Watched], caught: Counter[str]) -> list[tuple[list[str], float]]:
+    """The tests that run a mistake's statement, in the order in which they are tried, in parts; and the seconds that each takes."""
     ran: dict[str, tuple[int, bool, float]] = {}
     for test in tests_of(mutant.file):
         shared, stem = mutant.within(watched[test]["before"]), Path(test).stem.removeprefix("test_")
         for name, (seconds, lines) in watched[test]["tests"].items():
             if shared or mutant.within(lines):  # of a line that the import runs, first the tests of the module's own name
                 ran[name] = -caught[name], shared and stem != Path(mutant.file).stem, seconds
-    parts: list[list[str]] = [[] for _ in PARTS]
+    parts: list[tuple[list[str], float]] = [([], 0.0) for _ in PARTS]
     total = 0.0
     for name in sorted(ran, key=ran.__getitem__):
-        if total + ran[name][2] <= BUDGET:
-            total += ran[name][2]
-            parts[sum(total > limit for limit in PARTS)].append(name)
-    return [part for part in parts if part], int(ENDLESS[0] + ENDLESS[1] * total)
+        seconds = ran[name][2]
+        if total + seconds <= BUDGET:
+            total += seconds
+            number = sum(total > limit for limit in PARTS)
+            parts[number] = [*parts[number][0], name], parts[number][1] + seconds
+    return [part for part in parts if part[0]]
 
 
 def tried(mutants: list[Mutant], watched: dict[str, Watched], places: list[Path]) -> Iterator[tuple[Mutant, str, float]]:
@@ -135,8 +137,9 @@ def tried(mutants: list[Mutant], watched: dict[str, Watched], places: list[Path]
                 file = place / mutant.file
                 source, changed_at = file.read_bytes(), file.stat().st_mtime_ns
                 file.write_bytes(source[: mutant.start] + mutant.text + source[mutant.end :])
-                parts, most = chosen(mutant, watched, caught[mutant.file])
-                running[start(place, [Choose(names).run for names in parts], most)] = mutant, place, source, changed_at
+                parts = chosen(mutant, watched, caught[mutant.file])
+                runs = [(Choose(names).run, ENDLESS[0] + ENDLESS[1] * seconds) for names, seconds in parts]
+                running[start(place, runs)] = mutant, place, source, changed_at
             child, status, used = os.wait3(0)
             mutant, place, source, changed_at = running.pop(child)
             (place / mutant.file).write_bytes(source)

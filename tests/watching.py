@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -98,10 +99,10 @@ def collect(files: Iterable[str]) -> int:
     return int(pytest.main([*OPTIONS, "--collect-only", *files]))
 
 
-def start(place: Path, runs: Sequence[Callable[[], int]], most: int) -> int:
+def start(place: Path, runs: Sequence[tuple[Callable[[], int], float]]) -> int:
     """Fork a process that makes runs of pytest in a copy until one fails. It ends with pytest's status, or by a signal.
 
-    most: seconds of computing, after which it is ended.
+    runs: each with the seconds of computing after which it is ended.
     """
     sys.stdout.flush()
     (place / FAILED).unlink(missing_ok=True)
@@ -110,8 +111,6 @@ def start(place: Path, runs: Sequence[Callable[[], int]], most: int) -> int:
     status = 70
     try:
         os.setpgid(0, 0)
-        resource.setrlimit(resource.RLIMIT_CPU, (most, most))
-        signal.alarm(20 * most)
         output = os.open(place / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -120,7 +119,9 @@ def start(place: Path, runs: Sequence[Callable[[], int]], most: int) -> int:
         own = Path(__file__).parent
         sys.path[:] = [str(place), *(entry for entry in sys.path if Path(entry).resolve() not in (own.parent, own))]
         status = 0
-        for run in runs:
+        for run, most in runs:
+            resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + most), resource.RLIM_INFINITY))
+            signal.alarm(20 * int(most))  # which ends what only waits
             status = run()
             if status not in PASSED:
                 break

@@ -168,6 +168,15 @@ def test_a_notebooks_criterion_is_for_exploring_and_no_study_takes_it(monkeypatc
 
 
 @pytest.mark.usefixtures("registry")
+def test_a_criterion_with_a_seed_gets_the_one_of_the_call() -> None:
+    def seeded(convolution: nn.Conv2d, *, seed: int = 3) -> torch.Tensor:
+        return torch.full((convolution.out_channels,), float(seed), dtype=torch.float64)
+
+    criterion("seeded", reads="weights", reading="its seed")(seeded)
+    assert [importance("seeded", model=layer([[1, 1]] * 2), **more)["0"].tolist() for more in ({}, {"seed": 7})] == [[0, 0], [7, 7]]
+
+
+@pytest.mark.usefixtures("registry")
 def test_scores_of_the_wrong_length_are_refused() -> None:
     criterion("short", reads="weights", reading="one number")(lambda convolution: torch.zeros(1))
     with pytest.raises(StudyError, match=r"criterion 'short': layer 0 needs 3 scores, not \(1,\)"):
