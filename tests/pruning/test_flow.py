@@ -128,6 +128,12 @@ def test_a_buffer_of_the_channels_width_that_meets_them_is_a_barrier(buffer: Ten
     assert barrier == ("its channels meet gain, a buffer of a Net that cannot be cut" if meets else None)
 
 
+def test_buffers_are_followed_beside_those_of_a_batchnorm() -> None:
+    net = with_buffer(torch.rand(2, 1, 1))
+    net.norm, net.route = nn.BatchNorm2d(2).eval(), lambda n, x: mean(n.b(n.norm(n.a(x)) * n.gain))
+    assert trace_layers(net, torch.zeros(1, 3, 8, 8))["a"].barrier == "its channels meet gain, a buffer of a Net that cannot be cut"
+
+
 def test_what_a_flow_says_of_one_image() -> None:
     net = Net(lambda n, x: mean(n.b(n.act(n.a(x)))) + n.a(x).mean(), a=conv(3, 6), act=nn.ReLU(), b=conv(6, 4)).eval()
     flow = run_once(net, torch.zeros(1, 3, 4, 5), CHANNELWISE)
