@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,11 @@ LOADED = "torchvision torch_pruning pandas scipy.stats scipy.optimize sklearn.da
 Watched = dict[str, Any]  # of a test file: the lines run before its tests, and by test its seconds and its lines
 
 
-def text_of(test: Path) -> str:
+def text_of(test: Path, place: Path = ROOT) -> str:
     """A test file, with what it takes from other files of tests."""
     text = test.read_text()
     return text + "".join(
-        Path(ROOT, *name.split(".")).with_suffix(".py").read_text() for name in re.findall(r"(tests\.\w+\.\w+)", text)
+        Path(place, *name.split(".")).with_suffix(".py").read_text() for name in re.findall(r"(tests\.\w+\.\w+)", text)
     )
 
 
@@ -90,10 +91,10 @@ def copy_project(place: Path) -> None:
 def watch(place: Path, tests: set[str], known: Path | None) -> dict[str, Watched]:
     """What each test file runs. known: a file that keeps it for the same code. Refuses tests that fail without a mistake."""
     stored: dict[str, Watched] = json.loads(known.read_text()) if known and known.exists() else {}
-    code = b"".join(path.read_bytes() for path in sorted((ROOT / "fcs_utils").rglob("*.py")))
+    code = b"".join(path.read_bytes() for path in sorted((place / "fcs_utils").rglob("*.py")))
     found: dict[str, Watched] = {}
     for test in sorted(tests):
-        key = hashlib.sha256(code + text_of(ROOT / test).encode()).hexdigest()
+        key = hashlib.sha256(code + text_of(place / test, place).encode()).hexdigest()
         if key not in stored:
             child, status, _ = os.wait4(start(place, [(lambda test=test: Watch(place).run(test), LONGEST)]), 0)
             if finish(child, status) not in PASSED:
@@ -174,13 +175,14 @@ def planted(options: argparse.Namespace) -> list[Mutant]:
     paths = [ROOT / name for name in options.files]
     files = [str(file.relative_to(ROOT)) for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
     mutants = [mutant for file in files if file not in LEFT_FILES for mutant in plant(file)]
-    if options.sample:
+    if options.sample:  # by chance in their order, too: where it is stopped, what was tried is a sample
         mutants = random.Random(options.seed).sample(mutants, min(options.sample, len(mutants)))
-    return sorted(mutants, key=lambda mutant: (mutant.file, mutant.start))
+    return mutants
 
 
 def main() -> None:
     options = read_options()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended early, it says what it found
     mutants = planted(options)
     real = [mutant for mutant in mutants if not mutant.equivalent]
     if options.list:
@@ -197,20 +199,19 @@ def main() -> None:
         for place in places[1:]:
             shutil.copytree(places[0], place, symlinks=True)
         sys.dont_write_bytecode = True  # only the changed file is compiled
-        passed, spent = Counter[str](), 0.0
-        for mutant, by, seconds in tried(real, watched, places):
-            spent += seconds
-            if not by:
-                passed[mutant.file] += 1
-                print(f"{mutant.file}:{mutant.line}: {mutant.change}", flush=True)
-    for file, number in Counter(mutant.file for mutant in real).items():
+        found: list[tuple[Mutant, str, float]] = []
+        with suppress(KeyboardInterrupt):
+            for mutant, by, seconds in tried(real, watched, places):
+                found.append((mutant, by, seconds))
+                if not by:
+                    print(f"{mutant.file}:{mutant.line}: {mutant.change}", flush=True)
+    passed = Counter(mutant.file for mutant, by, _ in found if not by)
+    for file, number in sorted(Counter(mutant.file for mutant, _, _ in found).items()):
         print(f"{file}: {number - passed[file]} of {number}")
-    caught, same = len(real) - passed.total(), len(mutants) - len(real)
-    low, high = binomtest(caught, len(real)).proportion_ci(method="wilson")
-    print(
-        f"{caught} of {len(real)} mistakes caught, {caught / len(real):.1%} ({low:.1%} to {high:.1%}); {same} more change nothing."
-    )
-    print(f"This took {spent / 60:.0f} minutes of computing.")
+    caught, number, same = len(found) - passed.total(), len(found), len(mutants) - len(real)
+    low, high = binomtest(caught, number).proportion_ci(method="wilson")
+    print(f"{caught} of {number} mistakes caught, {caught / number:.1%} ({low:.1%} to {high:.1%}); {len(real) - number} not tried.")
+    print(f"{same} more change nothing. This took {sum(seconds for _, _, seconds in found) / 60:.0f} minutes of computing.")
 
 
 if __name__ == "__main__":

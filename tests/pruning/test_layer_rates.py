@@ -31,6 +31,9 @@ def resnet8(width: float = 0.25) -> nn.Module:
 
 def test_texts_stand_for_numbers() -> None:
     assert read_rates("[0.]+[0.15]*2 + [.4]*3") == (0, 0.15, 0.15, 0.4, 0.4, 0.4)
+    assert read_rates("[0.5]*9999+[0.25]") == (0.5,) * 9999 + (0.25,)  # at most 10,000 numbers
+    with pytest.raises(ValueError, match="of at most 10000 numbers"):
+        read_rates("[0.5]*9999+[0.25]*2")
     assert read_rates({"a": 0}) == {"a": 0.0} and read_rates([0, 0.5]) == (0.0, 0.5)
     for bad in (
         "",

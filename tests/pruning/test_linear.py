@@ -31,6 +31,20 @@ def test_a_dropped_channel_is_rebuilt_with_and_without_a_constant() -> None:
     assert blend.tolist() == [[pytest.approx(slope, rel=1e-12)]] and offset.tolist() == [pytest.approx(6 - 1.5 * slope, rel=1e-9)]
 
 
+def test_of_faint_maps_the_ridge_is_as_small() -> None:
+    # An eighth of the maps above: means of squares of 3.5 / 64, and of products of 11.5 / 64.
+    faint = statistics([0, 0.125, 0.25, 0.375], [0.375, 0.625, 0.875, 1.125])
+    blend, _ = reconstruction(faint, [0], [1], intercept=False)
+    assert blend.tolist() == [[pytest.approx(11.5 / (3.5 * (1 + 1e-6)), rel=1e-12)]]
+
+
+def test_a_copy_is_left_as_much_as_the_ridge_says() -> None:
+    # Of mean energy 2 / 3, the ridge is 0.67e-6: a copy's residual is twice that, 1.33e-6, and that of the faint channel, which
+    # nothing rebuilds, 1e-6 and the ridge: 1.67e-6. With a ridge of twice as much, the faint channel would go first.
+    gram = torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 1e-6]]).double()
+    assert elimination_order(gram, torch.ones(3).double(), torch.tensor([2.0, 1.0, 0.001]).double()) == [1, 2, 0]
+
+
 def test_kept_channels_share_in_what_was_dropped() -> None:
     # F1 = F0 + F3 and F2 = 3 F3 with orthogonal F0 and F3, whose mean square is 2.5 and 1: the ridge is 1.75e-6.
     four = statistics([1, 2, 0, 0], [1, 2, 1, 1], [0, 0, 3, 3], [0, 0, 1, 1])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
@@ -134,6 +135,13 @@ def test_a_plan_has_one_goal_of_its_own() -> None:
     ):
         with pytest.raises(StudyError, match="it must have either a ratio or rates, or allocation='hand'"):
             PruningPlan.from_data({**PLAN, **change})
+
+
+def test_a_plan_cannot_be_changed() -> None:
+    plan = PruningPlan(**PLAN)
+    with pytest.raises(ValidationError, match="frozen"):
+        plan.ratio = 0.4
+    assert plan.ratio == 0.5
 
 
 def test_what_a_printed_plan_says_of_latency_and_of_long_reasons() -> None:

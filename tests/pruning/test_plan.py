@@ -209,6 +209,7 @@ def test_one_channel_is_never_removed() -> None:
         ({"nowhere": torch.ones(3)}, {"ratio": 0.5}, "nowhere"),
         ({"features.conv1": torch.ones(3)}, {"ratio": 0.5}, "8 finite numbers"),
         ({"features.conv1": torch.full((8,), torch.nan)}, {"ratio": 0.5}, "8 finite numbers"),
+        ({"features.conv1": torch.tensor([1.0] * 7 + [torch.inf])}, {"ratio": 0.5}, "8 finite numbers"),
     ],
 )
 def test_bad_plans_are_refused(small_vgg: nn.Module, scores: dict, arguments: dict, message: str) -> None:

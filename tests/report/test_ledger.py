@@ -6,11 +6,13 @@ import math
 
 import pandas as pd
 import pytest
+from scipy import stats
+from scipy.optimize import brentq
 
 from fcs_utils.errors import StudyError
 from fcs_utils.report.claims import STATEMENTS, claim_verdicts, claims_table, interval_words, ledger
 from fcs_utils.report.comparisons import c1, c2, c2_details, compare, judge
-from fcs_utils.report.inference import Paired, detectable, mean_interval, paired, replicate_of, seed_differences
+from fcs_utils.report.inference import Paired, detectable, mean_interval, needed, paired, replicate_of, seed_differences
 from fcs_utils.report.tables import by_group, readings_table
 from tests.report.test_comparisons import shares
 
@@ -67,6 +69,7 @@ def test_an_open_end_and_an_effect_that_no_schedule_reaches_have_words() -> None
 
 def test_hardly_any_spread_beside_a_large_effect_is_none() -> None:
     assert math.isnan(paired([1e6, 1e6 + 1e-4]).p) and not math.isnan(paired([1e6, 1e6 + 1.0]).p)
+    assert not math.isnan(paired([0.0, 3e-9]).p)  # an error of 1.5e-9
     assert math.isnan(paired([1e-12, 2e-12]).p) and paired([1e6, 1e6 + 1e-4]).error == 0
     assert paired([0.2, 0.2, 0.2]) == Paired(
         pytest.approx(0.2), pytest.approx(0.2), pytest.approx(0.2), 3, pytest.approx(math.nan, nan_ok=True), 0
@@ -74,6 +77,15 @@ def test_hardly_any_spread_beside_a_large_effect_is_none() -> None:
     for bad in ([], [1.0, math.nan], [math.inf]):
         with pytest.raises(StudyError, match="needs finite differences, one per seed; got"):
             paired(bad)
+
+
+def test_nobody_plans_for_more_than_a_thousand_pairs() -> None:
+    def missing(effect: float) -> float:
+        return float(stats.nct.sf(stats.t.ppf(0.975, 999), 999, math.sqrt(1000) * effect)) - 0.8
+
+    effect = brentq(missing, 0.05, 0.2)  # which just 1,000 pairs find in 80 % of studies
+    assert effect == pytest.approx((1.96 + 0.8416) / math.sqrt(1000), rel=0.01)
+    assert needed(1.0, 1.0001 * effect) == 1000 and needed(1.0, 0.9999 * effect) == math.inf
 
 
 def runs(**accuracies: list[float]) -> pd.DataFrame:
