@@ -27,6 +27,7 @@ MESSAGES = {"refuse", "StudyError", "warn", "OutOfTime", "tqdm"}
 
 EQUIVALENT = {  # changes that are no mistakes: by module and a part of the change, with the reason
     ("dataset", "images.shape[(2)]"): "images are square",
+    ("archives", "would keep them all  ->  pass"): "only memory is kept",
     ("baselines", ".sum((0))"): "distances are symmetric",
     ("counts", "ratios[:low + 1]"): "a longer list has the same nearest ratio",
     ("counts", "ratios[max(0, low - 1):]"): "likewise",

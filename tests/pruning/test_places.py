@@ -58,8 +58,8 @@ def test_a_bias_that_others_use_takes_up_no_constant() -> None:
 
 
 def test_why_a_layer_is_not_merged() -> None:
-    def why(count: int | None = 8, kept: int = 3, at: tuple[int, ...] = (0, 1, 2), **changes: Any) -> str | None:
-        layer: Any = SimpleNamespace(coupled=(), again=False, parted=False, consumers=[Consumer("c", torch.tensor(at)[:, None])])
+    def why(count: int | None = 8, kept: int = 3, **changes: Any) -> str | None:
+        layer: Any = SimpleNamespace(coupled=(), again=False, parted=False, consumers=[Consumer("c", torch.arange(3)[:, None])])
         vars(layer).update(changes)
         statistics: Any = None if count is None else SimpleNamespace(count=count)
         return _obstacle(layer, statistics, kept)
@@ -69,7 +69,9 @@ def test_why_a_layer_is_not_merged() -> None:
     assert why(count=5, kept=2) is None and why(count=4, kept=2) is not None
     assert why(coupled=("b",)) == "a residual sum reads its channels besides the consumers"
     assert why(coupled=("b",), again=True) == "other layers share its consumers"
-    assert why(at=(0, 0, 1)) == "several of its channels become one on the way to a consumer"
+    laid_out, plain = (Consumer("c", torch.tensor(at)[:, None]) for at in ((0, 0, 1), (0, 1, 2)))
+    for consumers in ([laid_out], [laid_out, plain], [plain, laid_out]):
+        assert why(consumers=consumers) == "several of its channels become one on the way to a consumer"
     assert why(parted=True) == "its consumers read different tensors"
     assert why(count=None) == "no statistics of it"
 

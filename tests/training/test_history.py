@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from torch import nn
 from fcs_utils.data.dataset import Batch
 from fcs_utils.errors import OutOfTime, StudyError
 from fcs_utils.training import loop
+from fcs_utils.training.arms import Arm
 from fcs_utils.training.checkpoint import Checkpoint
 from fcs_utils.training.loop import Callbacks, fit
 from fcs_utils.training.optimiser import Training
@@ -92,9 +94,10 @@ def test_seconds_run_on_from_those_of_a_checkpoint(monkeypatch: pytest.MonkeyPat
 def test_one_network_whose_loss_is_not_finite_ends_the_training() -> None:
     broken = linear()
     broken.weight.data[0, 0] = torch.nan
-    for networks in ([linear(), broken], [broken, linear()]):
+    apart = Arm("apart", "apart", peer="original")  # neither looks at the other, so that one loss is finite
+    for networks, arm in itertools.product(([linear(), broken], [broken, linear()]), ("mlft", apart)):
         with pytest.raises(StudyError, match="training: the loss is NaN or infinite in epoch 1 of 2 at learning_rate=1e-12"):
-            fit(networks, STILL, lambda seed, epoch: BATCHES, "mlft")
+            fit(networks, STILL, lambda seed, epoch: BATCHES, arm)
 
 
 def test_where_a_training_is_cut_off_says_what_is_saved(tmp_path: Path) -> None:
