@@ -81,6 +81,7 @@ EQUIVALENT = {  # changes that are no mistakes: by module and a part of the chan
     ("pruners", "images[:(2)]"): "likewise",
     ("pruners", "example = images[:]"): "likewise",
     ("pruners", "range((0), width)"): "0 is there already",
+    ("shares", "stable=(False)"): "a sort on the CPU is stable",
     ("spectra", "maps.shape[1] < maps.shape[2]"): "of equal sides either serves",
     ("spectra", "height < width"): "likewise",
     ("spectra", "(3) * tolerance"): "more maps are in doubt, and get the same ranks",

@@ -73,3 +73,18 @@ def test_one_output_that_is_finite_proves_and_none_does_not() -> None:
     whole.route = lambda net, x: (inner(net, x) * torch.nan,)
     with pytest.raises(StudyError, match="surgery cannot be checked: all outputs of the network are NaN, infinite or no tensors"):
         prune(whole, PLAN)
+
+
+def test_a_network_in_train_mode_that_only_runs_in_eval_mode_is_cut() -> None:
+    net = network(lambda n, h: h)
+    inner = net.route
+
+    def route(n: nn.Module, x: Tensor) -> Tensor:
+        if n.training:
+            raise RuntimeError("not here")
+        return inner(n, x)
+
+    net.route = route
+    with pytest.warns(UserWarning, match="checked in eval mode only, since in train mode the network fails: not here"):
+        compact = prune(net.train(), PLAN)
+    assert compact.training and net.training and compact.a.out_channels == 3
