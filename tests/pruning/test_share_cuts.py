@@ -51,6 +51,12 @@ def test_outputs_go_with_their_biases() -> None:
     assert plain.bias is None and len(plain.weight) == 2
 
 
+def test_of_a_thousand_equals_the_first_come_first() -> None:
+    assert ANY.order(torch.zeros(1000)) == [*range(1000)]
+    assert Shares(unit=2).order(torch.zeros(1000)) == [*range(1000)]
+    assert Shares(parts=2).order(torch.zeros(1000)) == torch.arange(1000).reshape(2, 500).T.flatten().tolist()
+
+
 @pytest.mark.parametrize("written", [True, False])
 @pytest.mark.parametrize("gone", [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]])
 def test_groups_keep_equally_many_channels_and_one_at_least(gone: list[int], written: bool) -> None:
