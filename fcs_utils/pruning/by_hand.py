@@ -42,7 +42,10 @@ def plan_by_hand(model: Model, example: Images, kept: Mapping[str, Sequence[Amou
     if not losing:
         raise StudyError("nothing to prune: every layer in kept keeps all of its channels")
     cuts = Cuts(model, losing, example)
-    complete = {member: losing[name] for name, members in cuts.groups.items() for member in members}
+    if unled := next((name for name in cuts.groups if name not in losing), None):
+        led = next(name for name in losing if name in cuts.groups[unled])
+        raise refuse(f"kept.{led}", wanted[led], f"nothing: name {unled}, whose channels decide which of {led} stay")
+    complete = {member: stays for name in cuts.groups for member, stays in cuts.spread(name, losing[name]).items()}
     if odd := next((name for name in wanted if wanted[name] != complete.get(name, wanted[name])), None):
         raise refuse(f"kept.{odd}", wanted[odd], f"{complete[odd]}, the channels of its residual sum, which go together")
     compact = cuts.compact(complete)

@@ -27,7 +27,7 @@ class Costs:
         self.read = {name: in_width(modules[name]) for name in self.dense}
         # By layer, how many of a reader's inputs go with one of its channels; less than one behind a PixelShuffle.
         self.read_by = {
-            name: {c.name: c.positions.unique().numel() / layer.channels for c in layer.consumers} for name, layer in layers.items()
+            name: {c.name: c.read.unique().numel() / layer.channels for c in layer.consumers} for name, layer in layers.items()
         }
         self.single = {name for name in self.dense if depthwise(modules[name])}
 
@@ -46,12 +46,13 @@ class Costs:
         It is exact where only convolutions and linear layers work on the channels: other operations, such as the products of
         matrices in attention, count as if they did not shrink.
         """
-        lost_out, lost_in = dict.fromkeys(self.dense, 0), dict.fromkeys(self.dense, 0.0)
+        lost_out, lost_in = dict.fromkeys(self.dense, 0.0), dict.fromkeys(self.dense, 0.0)
         for name, members in groups.items():
             gone = self.layers[name].channels - keep[name]
             for changed in {*members, *(follower for member in members for follower in self.layers[member].followers)}:
-                lost_out[changed] = gone
-            for reader, share in {one: share for member in members for one, share in self.read_by[member].items()}.items():
+                lost_out[changed] = gone * self.width.get(changed, 0) / self.layers[name].channels
+            readers = [name] if self.layers[name].root else members
+            for reader, share in {one: share for member in readers for one, share in self.read_by[member].items()}.items():
                 lost_in[reader] += gone * share
         left = sum(
             macs * (1 - lost_out[name] / self.width[name]) * (1 if name in self.single else 1 - lost_in[name] / self.read[name])

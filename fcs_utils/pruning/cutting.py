@@ -15,7 +15,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs, blank_like, placed
 from fcs_utils.pruning.graph import dependency_graph, traceable, walk
 from fcs_utils.pruning.groups import MIXING
-from fcs_utils.pruning.kinds import Prunable, depthwise
+from fcs_utils.pruning.kinds import Prunable, depthwise, out_width
 from fcs_utils.pruning.shares import cut_of
 from fcs_utils.pruning.ties import tie_again, tied_parameters
 from fcs_utils.running import in_turn
@@ -57,6 +57,7 @@ class Cuts:
     def __init__(self, model: nn.Module, names: Iterable[str], images: Inputs) -> None:
         self.model, self.groups = model, dict[str, list[str]]()
         self._parts: dict[str, list[Part]] = {}
+        self._own: dict[str, dict[str, dict[int, list[int]]]] = {}
         self.unseen: list[str] = []
         copied, seen = duplicate(model), set[str]()
         weight = next(copied.parameters())
@@ -66,20 +67,31 @@ class Cuts:
             for name in names:
                 if name in seen:  # goes with a convolution before it
                     continue
-                module = copied.get_submodule(name)
-                assert isinstance(module, Prunable)
-                if module not in graph.module2node:
+                if copied.get_submodule(name) not in graph.module2node:
                     self.unseen.append(name)
                     continue
-                self._parts[name], self.groups[name] = _parts(graph, module, called)
-                seen.update(self.groups[name])
+                parts, layers, leads = _parts(graph, name, called)
+                if not leads:  # another layer's channels may decide which of these go
+                    found = ((one, *_parts(graph, one, called)) for one in layers if one != name)
+                    name, parts, layers, _ = next((one for one in found if one[3]), (name, parts, layers, leads))
+                self._parts[name], self.groups[name], self._own[name] = parts, [*layers], layers
+                seen.update(layers)
 
     def check(self, kept: Stays) -> None:
         """Raises StudyError where convolutions of one group would keep different channels."""
-        for name, members in self.groups.items():
-            for other in members:
-                if name in kept and list(kept.get(other, ())) != list(kept[name]):
+        for name in self.groups:
+            for other, stays in self.spread(name, kept[name]).items() if name in kept else ():
+                if list(kept.get(other, ())) != stays:
                     raise StudyError(f"the plan is damaged: {other} must lose the same channels as {name}, which it follows")
+
+    def spread(self, name: str, kept: Sequence[int]) -> dict[str, list[int]]:
+        """What the convolutions of a group keep, where the one that names it keeps these channels."""
+        stays, found = set(kept), dict[str, list[int]]()
+        for other, own in self._own[name].items():
+            lost = {index for channel, indices in own.items() if channel not in stays for index in indices}
+            width = out_width(self.model.get_submodule(other))  # type: ignore[arg-type]
+            found[other] = [index for index in range(width) if index not in lost]
+        return found
 
     def lost_inputs(self, kept: Stays) -> dict[str, list[int]]:
         """By layer that mixes channels, the indices of its input that the dropped channels come from."""
@@ -114,11 +126,19 @@ class Cuts:
                     yield part, [index for channel, indices in part.indices.items() if channel not in stays for index in indices]
 
 
-def _parts(graph: tp.DependencyGraph, module: Prunable, called: Mapping[nn.Module, str]) -> tuple[list[Part], list[str]]:
-    """The parts of a layer's group, and the layers among them that yield its channels, itself first."""
+def _parts(
+    graph: tp.DependencyGraph, name: str, called: Mapping[nn.Module, str]
+) -> tuple[list[Part], dict[str, dict[int, list[int]]], bool]:
+    """The parts of a layer's group, and which indices of the layers among them belong to each of its channels, itself first.
+
+    Last whether its channels decide for all of these: each of their indices belongs to one channel.
+    """
     parts: list[Part] = []
-    layers: list[str] = []
-    for dependency, pairs in walk(graph, module) or []:
+    layers: dict[str, dict[int, list[int]]] = {}
+    clashes, whole = list[object](), True
+    module = next(one for one, path in called.items() if path == name)
+    assert isinstance(module, Prunable)
+    for dependency, pairs in walk(graph, module, clashes=clashes) or []:
         target = dependency.target.module
         if target not in called:  # an operation, not a layer
             continue
@@ -129,5 +149,6 @@ def _parts(graph: tp.DependencyGraph, module: Prunable, called: Mapping[nn.Modul
         reads = isinstance(target, MIXING) and not depthwise(target) and not written
         parts.append(Part(called[target], cut_of(target, written, dependency.handler), reads, indices))
         if written and isinstance(target, Prunable) and called[target] not in layers:
-            layers.append(called[target])
-    return parts, layers
+            layers[called[target]] = indices
+            whole = whole and sum(map(len, indices.values())) == out_width(target)
+    return parts, layers, whole and not clashes

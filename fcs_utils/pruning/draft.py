@@ -104,8 +104,10 @@ class Draft:
 
     def _score(self, name: str, members: Sequence[str]) -> Tensor:
         """The mean importance of a group, and of the other side of an identity shortcut: at equal rates both keep the same."""
-        judged = {*members, *self.layers[name].aligned} & self.importances.keys()
-        return torch.stack([self.importances[layer].double().cpu() for layer in self.layers if layer in judged]).mean(0)
+        layer = self.layers[name]
+        judged = {*members, *layer.aligned} & self.importances.keys()
+        scores = torch.stack([layer.mean(one, self.importances[one].double().cpu()) for one in self.layers if one in judged])
+        return scores.nanmean(0).nan_to_num(0) if layer.maps else scores.mean(0)
 
     def _chosen(self, ratio: float | None) -> dict[str, dict[str, list[int]]]:
         """By group, what its convolutions keep, and those that follow them."""
@@ -113,8 +115,12 @@ class Draft:
         counts = self.options.counts(scores, ratio, self._sought(scores), self._limits())
         chosen = {}
         for name in self.groups:
-            chosen[name] = dict.fromkeys(self._losing(name), select(scores[name], counts[name], self.layers[name].shares))
+            chosen[name] = self._kept(name, select(scores[name], counts[name], self.layers[name].shares))
         return chosen
+
+    def _kept(self, name: str, kept: Sequence[int]) -> dict[str, list[int]]:
+        """What each layer of a group keeps where its first keeps these channels."""
+        return {one: self.layers[name].follow(one, kept) for one in self._losing(name)}
 
     def _limits(self) -> dict[str, Limits]:
         return {name: self.options.limits.stepped(self.layers[name].shares) for name in self.groups}
@@ -134,10 +140,11 @@ class Draft:
             for name, score in scores.items():
                 shares = self.layers[name].shares
                 if self.options.evaluate:
-                    curves[name] = evaluated_curve(self.cuts, self._losing(name), score, shares, self.options.evaluate, best)
+                    curves[name] = evaluated_curve(self.cuts, partial(self._kept, name), score, shares, self.options.evaluate, best)
                 elif known is not None:
                     order = shares.order(score)
-                    found = [reconstruction_curve(self.model, known[one], order) for one in self.groups[name] if one in known]
+                    own = [one for one in self.groups[name] if one in known and one not in self.layers[name].maps]
+                    found = [reconstruction_curve(self.model, known[one], order) for one in own]
                     curves[name] = torch.stack(found).mean(0)
             floors = {name: self.options.floor(len(score)) for name, score in scores.items()}
             share = partial(self.costs.estimate, self.groups)

@@ -28,8 +28,8 @@ GATES = re.compile(r"(Hard)?[Ss]igmoid|Tanh|Softmax|Clamp|Hardtanh")
 class Consumer:
     """A layer that reads a convolution's channels.
 
-    ``positions`` (C, k): for each output channel, the consumer's input indices that come from it. k is 1
-    for a convolution and height times width for a linear layer behind a flatten.
+    ``positions`` (C, k): for each output channel, the consumer's input indices that come from it. k is 1 for most convolutions and
+    height times width for a linear layer behind a flatten. A channel that it reads less often than others has -1 in place of some.
     """
 
     name: str
@@ -38,7 +38,17 @@ class Consumer:
     @property
     def laid_out(self) -> bool:
         """Whether several channels become one on their way, laid out side by side in its map, as by a PixelShuffle."""
-        return self.positions.unique().numel() < self.positions.numel()
+        return self.read.unique().numel() < self.read.numel()
+
+    @property
+    def read(self) -> Tensor:
+        """All of its input indices that come from the layer, (n,)."""
+        return self.positions[self.positions >= 0]
+
+    @property
+    def even(self) -> bool:
+        """Whether it reads each channel equally often."""
+        return bool((self.positions >= 0).all())
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch_pruning.dependency import Dependency, index_mapping
 from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs, first_of, parts_of
 from fcs_utils.pruning.kinds import Prunable, map_axes, out_width
+from fcs_utils.pruning.splits import count_parts
 from fcs_utils.running import run_network, shared, tensors_in
 from fcs_utils.shortcuts import PadShortcut
 
@@ -81,6 +82,7 @@ def dependency_graph(model: nn.Module, example: Inputs) -> tp.DependencyGraph:
         raise StudyError(f"the network's channels cannot be followed on images {shapes}: {error}") from error
     if failed:
         raise failed[0]
+    count_parts(graph)
     if graph._2d_4d:  # else a linear layer reads the last of three axes, and so may slices
         for axes in map_axes(model) - {4}:
             _place_slices(graph, axes)
@@ -178,11 +180,14 @@ def cut_by(graph: tp.DependencyGraph, module: object) -> bool:
     return type(module) in graph.CUSTOMIZED_PRUNERS
 
 
-def walk(graph: tp.DependencyGraph, module: Prunable, largest: int = BUDGET) -> list[tuple[Dependency, Indices]] | None:
+def walk(
+    graph: tp.DependencyGraph, module: Prunable, largest: int = BUDGET, clashes: list[Any] | None = None
+) -> list[tuple[Dependency, Indices]] | None:
     """What shrinks when a layer loses all its output channels: operations and indices (2, n), in order of discovery.
 
     The first row holds an operation's own indices, the second the channels that they belong to; the channels come in order. None
-    where reshapes make indices beyond ``largest``, the numbers that a tensor of this network holds, or too many of them.
+    where reshapes make indices beyond ``largest``, the numbers that a tensor of this network holds, or too many of them. clashes:
+    gets the operations of which one index belongs to several channels, as where the halves of a layer are added.
     """
     cut, root = graph.get_pruner_of_module(module).prune_out_channels, graph.module2node[module]
     first, whole = Dependency(cut, cut, source=root, target=root), np.tile(np.arange(out_width(module)), (2, 1))
@@ -197,7 +202,9 @@ def walk(graph: tp.DependencyGraph, module: Prunable, largest: int = BUDGET) -> 
             reached = indices
             if (width := _narrowing(done.target)) > 1 and step.target in done.target.outputs:
                 reached = np.stack([reached[0] // width, reached[1]])
-            for mapping in step.index_mapping:
+            # From a concatenation back into a part: first out of the one, then into the other.
+            back = isinstance(step.index_mapping[1], index_mapping._ConcatIndexMapping) and step.index_mapping[1].reverse
+            for mapping in step.index_mapping[::-1] if back else step.index_mapping:
                 if mapping is not None and reached.size:
                     if len(getattr(mapping, "offset", (0, 0))) != 2:
                         return None  # the library lost count, as of the outputs of a recurrent layer
@@ -215,6 +222,8 @@ def walk(graph: tp.DependencyGraph, module: Prunable, largest: int = BUDGET) -> 
                 return None
             key = (id(step.target), step.handler)
             known = found.get(key)
+            if known is not None and clashes is not None and _clash(known[1], reached):
+                clashes.append(step.target)
             if known is None:
                 found[key] = (step, reached)
             elif known[1] is not reached and (new := reached[:, ~np.isin(reached[0], known[1][0])]).size:
@@ -223,6 +232,15 @@ def walk(graph: tp.DependencyGraph, module: Prunable, largest: int = BUDGET) -> 
                 continue
             waiting.append((step, reached))
     return [*found.values()]
+
+
+def _clash(known: Indices, reached: Indices) -> bool:
+    """Whether an index that belongs to a channel is reached from another one, too."""
+    if known is reached or known.shape == reached.shape and (known == reached).all():
+        return False
+    span = 1 + max(known[1].max(), reached[1].max())
+    pairs, others = (indices[0] * span + indices[1] for indices in (known, reached))
+    return bool((np.isin(reached[0], known[0]) & ~np.isin(others, pairs)).any())
 
 
 def _narrowing(node: Any) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fcs_utils.pruning.flow import Consumer, Flow, Node
 from fcs_utils.pruning.graph import cut_by, walk
 from fcs_utils.pruning.kinds import TRANSPOSED, Prunable, depthwise, grouped, in_width, out_width
-from fcs_utils.pruning.shares import ANY, Shares, run_width, shares_of
+from fcs_utils.pruning.shares import ANY, Shares, run_width, runs_of, shares_of
 from fcs_utils.shortcuts import PadShortcut
 
 MIXING = Prunable | PadShortcut  # layers that mix channels, or move them: indices before and behind differ
@@ -27,7 +27,9 @@ class ChannelGroup:
 
     read_by, joined_by: the shortcuts of option A that read its channels, and those whose output is added to them. again: which
     modules are called more than once in a forward pass, and whether the channels flow into them. scattered: the readers whose
-    indices do not come in the order of the channels.
+    indices do not come in the order of the channels. uneven: those of the barriers that say that channels do not match one to one.
+    maps: by layer that loses other indices, for each of its own indices the channel that it belongs to, -1 for none. clash: whether
+    an index belongs to several channels. root: whether the channels decide for all these layers.
     """
 
     members: list[str]
@@ -41,6 +43,15 @@ class ChannelGroup:
     joined_by: list[str] = field(default_factory=list)
     again: dict[str, bool] = field(default_factory=dict)
     scattered: list[str] = field(default_factory=list)
+    uneven: list[str] = field(default_factory=list)
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    clash: bool = False
+    root: bool = False
+
+    def bar(self, reason: str) -> None:
+        """Enter why the channels stay, unless a layer is found whose channels decide for these."""
+        self.barriers.append(reason)
+        self.uneven.append(reason)
 
     def join(self, shares: Shares, what: str) -> None:
         """Enter what something asks of the choices of channels, or that it leaves no choice."""
@@ -68,7 +79,8 @@ class GroupFinder:
         if name in self.shared:
             return self.shared[name]
         group = ChannelGroup([name], [], [], [], out_width(module))
-        found = walk(self.graph, module, self.largest)
+        clashes: list[object] = []
+        found = walk(self.graph, module, self.largest, clashes)
         if found is None:
             group.barriers.append("its channels go through reshapes that cannot be followed")
         for dependency, indices in found or []:
@@ -79,8 +91,11 @@ class GroupFinder:
                 self.meet(group, module, target, called, torch.from_numpy(indices.copy()), reads)
             elif isinstance(target, nn.Parameter):
                 group.barriers.append(f"its channels meet {self.parameters[id(target)]}, a parameter that belongs to no layer")
+        group.clash = group.clash or bool(clashes)
+        if group.uneven and not (group.clash or group.again):
+            self.lead(group)
         self.surroundings(group)
-        group.large = len(found or []) > LARGE and len(group.members) > 1
+        group.large = len(found or []) > LARGE and len(group.members) > 1 and not group.uneven
         if group.large:
             self.shared |= dict.fromkeys(group.members, group)
         return group
@@ -112,18 +127,29 @@ class GroupFinder:
         elif isinstance(target, Prunable) and not reads:
             gate = all(node in self.gates for node in self.flow.outputs.get(called, [None]))
             (group.followers if depthwise(target) or gate else group.members).append(called)
-            if out_width(target) != channels:
-                group.barriers.append(f"shares a residual sum with {called}, whose channels do not match one to one")
+            owners, known = torch.full((out_width(target),), -1), indices < out_width(target)  # reshapes may count wrongly
+            owners[indices[known]] = pairs[1][known]
+            group.clash = group.clash or not known.all() or len(indices.unique()) < len(indices)
+            if not owners.equal(torch.arange(channels)):
+                group.maps[called] = owners
+            if len(owners) != channels:
+                group.bar(f"shares a residual sum with {called}, whose channels do not match one to one")
         elif isinstance(target, MIXING):
             width = run_width(indices) if len(indices) == channels else 1  # above 1 behind a PixelShuffle
             flat = any(len(shape) < 2 for shape in self.flow.shapes.get((called, "input"), ()))
-            if len(indices) % channels or flat or width is None:
-                group.barriers.append(f"{called} reads its channels in a way that cannot be followed")
+            odd = f"{called} reads its channels in a way that cannot be followed"
+            if flat or width is None:
+                group.barriers.append(odd)
+            elif len(indices) % channels:
+                group.bar(odd)
+                group.consumers.append(Consumer(called, _by_channel(pairs, channels)))
             else:
                 group.join(Shares(unit=width), f"a PixelShuffle in front of {called}")
-                if (pairs[1].reshape(channels, -1) != torch.arange(channels)[:, None]).any():
+                aligned = bool((pairs[1].reshape(channels, -1) == torch.arange(channels)[:, None]).all())
+                if not aligned:
                     group.scattered.append(called)
-                group.consumers.append(Consumer(called, indices.reshape(channels, -1)))
+                positions = indices.reshape(channels, -1) if aligned else _by_channel(pairs, channels)
+                group.consumers.append(Consumer(called, positions))
         elif not isinstance(target, (*CHANNELWISE, nn.GroupNorm)) and not cut_by(self.graph, target):
             group.barriers.append(f"read by {called}, a {type(target).__name__}, which mixes channels")
 
@@ -135,6 +161,16 @@ class GroupFinder:
             group.barriers.append(f"its channels share groups of {what} with others")
         else:
             group.join(found, what)
+
+    def lead(self, group: ChannelGroup) -> None:
+        """Let a group's channels decide for layers of other widths, where each index of these belongs to one of the channels."""
+        if any((owners < 0).any() for owners in group.maps.values()):
+            return
+        group.root, group.barriers = True, [reason for reason in group.barriers if reason not in group.uneven]
+        for name, owners in group.maps.items():
+            group.join(runs_of(_marked(owners, group.channels)), f"{name}, which meets a part of them")
+        for one in group.consumers:
+            group.join(runs_of((one.positions >= 0).any(1)), f"{one.name}, which reads a part of them")
 
     def surroundings(self, group: ChannelGroup) -> None:
         """Enter why a group's channels cannot go that the modules alone do not tell."""
@@ -175,3 +211,20 @@ class GroupFinder:
 def _reads_positions(target: nn.Module, indices: Tensor, reads: bool) -> bool:
     """Whether a convolution of one channel takes a layer's channels for positions, as ECA's does."""
     return isinstance(target, nn.Conv1d) and (in_width(target) if reads else out_width(target)) == 1 < len(indices)
+
+
+def _by_channel(pairs: Tensor, channels: int) -> Tensor:
+    """The indices of each channel (C, k), in their order; those that have fewer end in -1. pairs: (2, n), indices and channels."""
+    indices, owners = pairs[:, pairs[0].argsort()]
+    order = owners.argsort(stable=True)
+    counts = owners.bincount(minlength=channels)
+    places = torch.arange(len(owners)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    positions = torch.full((channels, int(counts.max())), -1)
+    positions[owners[order], places] = indices[order]
+    return positions
+
+
+def _marked(owners: Tensor, channels: int) -> Tensor:
+    marked = torch.zeros(channels, dtype=torch.bool)
+    marked[owners] = True
+    return marked

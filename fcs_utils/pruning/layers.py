@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
@@ -35,7 +37,8 @@ class Layer:
     to one beside its own. tap: the tensor that its consumers read. parted: consumers read different tensors, and the tap is the
     last one that they have in common. barrier: why no scope may shrink it. shares: which channels go only together, or in equal
     numbers. linear: whether it is a linear layer. calls: how often it runs in a forward pass. again: whether it or a module that
-    its channels meet runs more than once.
+    its channels meet runs more than once. root: the layer whose channels decide which of this one go, where their channels do not
+    match one to one. maps: of a root, by layer, for each of that layer's channels the one of its own that it belongs to.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Layer:
     linear: bool = False
     calls: int = 1
     again: bool = False
+    root: str | None = None
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
 
     def obstacle(self, scope: Scope = "inner") -> str | None:
         """Why a scope leaves this layer whole (M7), or None where it may shrink."""
@@ -65,6 +70,20 @@ class Layer:
             what = "a residual sum or a reader" if self.again else "a residual sum"
             return f"shares {what} with {', '.join(others[:NAMED])}{more}"
         return None
+
+    def follow(self, name: str, kept: Sequence[int]) -> list[int]:
+        """The channels that another layer keeps where this one, which decides for it, keeps these."""
+        owners = self.maps.get(name)
+        if owners is None:
+            return [*kept]
+        return torch.isin(owners, torch.tensor(kept)).nonzero()[:, 0].tolist()
+
+    def mean(self, name: str, scores: Tensor) -> Tensor:
+        """The scores of another layer's channels as scores of this one's (C,): means of those that belong to it, NaN for none."""
+        owners = self.maps.get(name)
+        if owners is None:
+            return scores
+        return scores.new_zeros(self.channels).index_add(0, owners, scores) / owners.bincount(minlength=self.channels)
 
 
 def trace_layers(model: nn.Module, example: Inputs, parameter: str = "images") -> dict[str, Layer]:
@@ -95,7 +114,11 @@ def _apart(layers: dict[str, Layer], segments: Segments) -> dict[str, Layer]:
     readers = {name: {c.name: c.positions for c in (*layer.consumers, *layer.shortcuts)} for name, layer in free.items()}
     halves: dict[str, Tensor] = {}
     for name, layer in free.items():
-        if name not in halves:
+        if name not in halves and layer.root:
+            root = layers[layer.root]
+            half = segments.half(root.channels, root.shares.unit)
+            halves |= {one: half[root.maps.get(one, torch.arange(root.channels))] for one in (layer.root, *root.coupled)}
+        elif name not in halves:
             halves |= dict.fromkeys((name, *layer.coupled), segments.half(layer.channels, layer.shares.unit))
     for name in sorted(segments.suspects(readers, halves)):
         if reader := segments.crossing(name, readers[name], layers[name].shares.unit):
@@ -115,16 +138,26 @@ class _Tracer:
         self.model, self.graph, self.flow = model, graph, flow
         self.all, self.groups = GroupFinder(model, graph, flow, walls), dict[str, ChannelGroup]()
         norms = [name for name, module in model.named_modules() if isinstance(module, NORMS)]
+        self.roots: dict[str, str] = {}  # by layer, the one whose channels decide
         self.norms = {node: name for name in norms for node in flow.outputs.get(name, ())}
 
     def layers(self) -> dict[str, Layer]:
         found = {name: module for name, module in candidates(self.model) if not self.is_head(name, module)}
+        reached = {name: module for name, module in found.items() if self.is_reached(name, module)}
+        self.groups = {name: self.all.group(name, module) for name, module in reached.items()}
+        for name, group in self.groups.items():
+            decides = not depthwise(reached[name]) and not self.all.gates.issuperset(self.flow.outputs[name])
+            if group.root and decides and name not in self.roots:
+                self.roots |= {one: name for one in group.members if one in self.groups and one not in self.roots}
         layers, ties = {name: self.layer(name, module) for name, module in found.items()}, tied_parameters(self.model)
         for name, module in found.items() if ties else ():
             if layers[name].barrier is None and (tie := unlike(self.graph, walk(self.graph, module, self.all.largest) or [], ties)):
                 places = ", ".join(f"{self.all.names[owner]}.{parameter}".lstrip(".") for owner, parameter in tie)
                 layers[name] = replace(layers[name], barrier=f"shares a parameter that would not shrink alike: {places}")
         return {name: self.with_beyond(layer) for name, layer in layers.items()}
+
+    def is_reached(self, name: str, module: Prunable) -> bool:
+        return module in self.graph.module2node and not {*self.flow.outputs.get(name, ())} <= {None}
 
     def is_head(self, name: str, module: Prunable) -> bool:
         """Whether a linear layer yields the network's outputs, as the last one of every classifier does."""
@@ -144,23 +177,26 @@ class _Tracer:
     def layer(self, name: str, module: Prunable) -> Layer:
         channels, nodes = out_width(module), self.flow.outputs.get(name, [])
         whole = Tap(name, "output", axis=self.flow.axes[name])
-        if module not in self.graph.module2node or {*nodes} <= {None}:
+        if name not in self.groups:
             return Layer(name, channels, None, (), (), (), whole, False, "the forward pass does not lead through it")
         barriers = []
         if depthwise(module):
             barriers.append("depthwise convolution: follows the layer before it")
         elif self.all.gates.issuperset(nodes):
             barriers.append("gates another layer's channels and follows that layer")
-        group = self.groups[name] = self.all.group(name, module)
-        barriers += group.barriers
+        group, root = self.groups[name], self.roots.get(name)
+        barriers += [reason for reason in group.barriers if root is None or reason not in group.uneven]
         if channels == 1:
             barriers.append("one channel only")
         coupled = tuple(group.members) if group.large else tuple(group.members[1:])
+        if root is not None:
+            coupled = tuple(one for one in self.groups[root].members if one != name)
         tap, parted = (whole, False) if barriers else find_tap(self.flow, name, channels, [*group.consumers, *group.read_by])
         consumers, followers, barrier = tuple(group.consumers), tuple(group.followers), next(iter(barriers), None)
         layer = Layer(name, channels, self.norm(name), consumers, followers, coupled, tap, parted, barrier)
         layer = replace(layer, shortcuts=tuple(group.read_by), shares=group.shares, linear=isinstance(module, nn.Linear))
-        return replace(layer, calls=len(nodes), again=bool(group.again))
+        layer = replace(layer, calls=len(nodes), again=bool(group.again), root=root)
+        return replace(layer, maps=group.maps) if root == name else layer
 
     def norm(self, name: str) -> str | None:
         """The BatchNorm that alone reads a layer, in each of its calls, and nothing else."""

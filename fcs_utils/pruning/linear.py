@@ -34,15 +34,19 @@ def read_together(module: Any, consumer: Consumer) -> list[tuple[slice, list[int
 def read_weights(model: nn.Module, consumer: Consumer) -> Tensor:
     """The consumer's weights that read a layer's C channels: (O, C, k), k kernel or map positions; float64.
 
-    They are zero where an output of a grouped convolution does not read a channel.
+    They are zero where an output of a grouped convolution does not read a channel, or where a channel is read less often than
+    others.
     """
     module: Any = model.get_submodule(consumer.name)
     weight = kernel(module)
     positions = consumer.positions.to(weight.device)
-    if weight.dim() == 2:
-        return weight[:, positions].double()
     if not grouped(module):
-        return weight[:, positions[:, 0]].flatten(2).double()
+        read = weight[:, positions.clamp_min(0)].double()
+        read = read.flatten(3) if read.dim() > 3 else read  # (O, C, places, kernel), of a linear layer (O, C, places)
+        if not consumer.even:
+            present = (positions >= 0).to(read)
+            read = read * (present if read.dim() == 3 else present[:, :, None])
+        return read.flatten(2)
     kernels = weight.flatten(2).double()  # (O, inputs of a group, k)
     read = kernels.new_zeros(len(kernels), len(positions), kernels.shape[2])
     for rows, channels in read_together(module, consumer):

@@ -75,6 +75,8 @@ def _obstacle(layer: Layer, statistics: ChannelStatistics | None, kept: int) -> 
         return "several of its channels become one on the way to a consumer"
     if layer.parted:
         return "its consumers read different tensors"
+    if not all(consumer.even and (layer.tap.axis == -1 or consumer.positions.shape[1] == 1) for consumer in layer.consumers):
+        return "a consumer reads some of its channels in several places"
     if statistics is None:
         return "no statistics of it"
     if statistics.count < (least := math.ceil(POSITIONS * kept)):

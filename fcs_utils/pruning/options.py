@@ -100,7 +100,7 @@ class PlanOptions:
             if reason := self._obstacle(members, layers, importances):
                 skipped |= dict.fromkeys(members, reason)
             else:
-                groups[name] = members
+                groups[layer.root if layer.root in members else name] = members
         for name, rate in (self.rates or {}).items():
             if rate and name in skipped:
                 raise refuse(f"rates.{name}", rate, f"0 here: {skipped[name]}")
@@ -118,6 +118,8 @@ class PlanOptions:
             return f"keep names {held[1]}" + ("" if held[0] in members and not of_sum else f", and so {held[0]} loses no channel")
         if missing := [member for member in members if member not in importances]:
             return "no importance given" + (f" for {', '.join(missing)}{of_sum}" if of_sum else "")
-        if self.statistics is not None and self.allocation == "sensitivity" and not any(m in self.statistics for m in members):
+        led = layers[layers[members[0]].root or members[0]].maps  # whose channels another one's decide
+        own = [member for member in members if member not in led]
+        if self.statistics is not None and self.allocation == "sensitivity" and not any(one in self.statistics for one in own):
             return "no statistics given"
         return None

@@ -67,7 +67,7 @@ class Segments:
             if reader not in inside or at.max() >= len(inside[reader]):
                 found.add(name)
             else:
-                inside[reader][at[halves[name]].flatten()] = True
+                inside[reader][_present(at[halves[name]])] = True
         names = [name for name in readers if name not in found]
         for second in (False, True):
             total = torch.zeros(())
@@ -103,7 +103,7 @@ class Segments:
     def crossing(self, name: str, readers: Mapping[str, Tensor], unit: int = 1) -> str | None:
         """A reader in which a channel reaches indices that are not its own, or None.
 
-        readers: by name, the input indices (C, k) of each of the layer's C channels. unit: neighbours that may mix.
+        readers: by name, the input indices (C, k) of each of the layer's C channels, -1 for none. unit: neighbours that may mix.
         """
         outputs = self.outputs[name]
         half = self.half(outputs[0].shape[self.axes[name]], unit)
@@ -111,7 +111,7 @@ class Segments:
             if not positions.max() < self._width(reader):
                 return reader
             own = torch.zeros(self._width(reader), dtype=torch.bool)
-            own[positions[half].flatten()] = True
+            own[_present(positions[half])] = True
             for seen in self.inputs[reader]:
                 for inside, others in ((own, ~half), (~own, half)) if seen.requires_grad else ():
                     masked = self._weighted(reader, seen, inside)
@@ -119,3 +119,7 @@ class Segments:
                     if any(self._reaches(name, gradient, others) for gradient in gradients):
                         return reader
         return None
+
+
+def _present(positions: Tensor) -> Tensor:
+    return positions[positions >= 0]

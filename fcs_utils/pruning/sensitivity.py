@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, first_line
 from fcs_utils.pruning.counts import Limits, select
-from fcs_utils.pruning.cutting import Cuts
+from fcs_utils.pruning.cutting import Cuts, Stays
 from fcs_utils.pruning.linear import POSITIONS, RIDGE, read_weights
 from fcs_utils.pruning.shares import Shares
 from fcs_utils.pruning.statistics import ChannelStatistics
@@ -54,19 +54,24 @@ def _root(gram: Tensor) -> Tensor:
 
 
 def evaluated_curve(
-    cuts: Cuts, members: Sequence[str], score: Tensor, shares: Shares, evaluate: Callable[[nn.Module], float], best: float
+    cuts: Cuts,
+    kept_by: Callable[[Sequence[int]], Stays],
+    score: Tensor,
+    shares: Shares,
+    evaluate: Callable[[nn.Module], float],
+    best: float,
 ) -> Tensor:
     """By how much a measure falls when one group keeps k channels, by k from 0 to C: measured at ``TRIED``, and straight between.
 
-    members: convolutions that lose the same channels. score: (C,), their importance. shares: the choices that they have.
-    evaluate: a network's accuracy or another measure, higher is better. best: the dense network's. Raises StudyError for a
-    measure that is no finite number.
+    kept_by: what each layer of the group keeps, for channels that the layer keeps that names it. score: (C,), their importance.
+    shares: the choices that they have. evaluate: a network's accuracy or another measure, higher is better. best: the dense
+    network's. Raises StudyError for a measure that is no finite number.
     """
     width, points = len(score), {len(score): 0.0}
     for share in TRIED:
         if (count := max(1, round(share * width / shares.step)) * shares.step) not in points:
             kept = select(score, count, shares)
-            points[count] = max(0.0, best - evaluated(evaluate, cuts.compact(dict.fromkeys(members, kept)), "evaluate"))
+            points[count] = max(0.0, best - evaluated(evaluate, cuts.compact(kept_by(kept)), "evaluate"))
     counts = sorted(points)
     known = torch.tensor([points[count] for count in counts], dtype=torch.float64)
     known = known.flip(0).cummax(0).values.flip(0)  # fewer channels are never counted as better

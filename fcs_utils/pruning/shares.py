@@ -63,6 +63,15 @@ def run_width(ids: Tensor) -> int | None:
     return width if equal and len(runs.unique()) == len(runs) else None
 
 
+def runs_of(covered: Tensor) -> Shares:
+    """What a module asks that meets some of the channels alone, covered (C,) bool: as many of each run of those and of the others.
+
+    All runs have one width, the largest that fits, as the halves of a chunk.
+    """
+    edges = (covered[1:] != covered[:-1]).nonzero()[:, 0] + 1
+    return Shares(parts=len(covered) // math.gcd(len(covered), *edges.tolist()))
+
+
 def shares_of(module: nn.Module, indices: Tensor, reads: bool) -> Shares | None:
     """What a grouped convolution or a GroupNorm asks of channels that are its own ``indices`` (C,); None if they cannot be cut.
 

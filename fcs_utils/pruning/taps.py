@@ -24,8 +24,9 @@ def find_tap(flow: Flow, name: str, channels: int, consumers: Sequence[Consumer]
     for node in ways[0]:
         for consumer in consumers:
             seen = read[consumer.name]
-            if node in seen and not consumer.laid_out and _shows(seen, ways):
-                indices, at = consumer.positions.shape[1], flow.axes[consumer.name]
+            indices, at = consumer.positions.shape[1], flow.axes[consumer.name]
+            once = consumer.even and not consumer.laid_out and (indices == 1 or at == -1)
+            if node in seen and once and _shows(seen, ways):
                 if indices == 1 and flow.shapes[consumer.name, "input"][0][at] == channels:
                     return Tap(consumer.name, "input", axis=at, calls=len(seen)), parted
                 size = _map_size(flow, ways, channels, indices) if indices > 1 else None

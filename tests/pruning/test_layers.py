@@ -185,8 +185,6 @@ MIXED = {
     "normalised": head(lambda y: mean(F.normalize(y, dim=1)), 6),
     "response norm": head(lambda y: mean(F.local_response_norm(y, 3, alpha=1.0)), 6),
     "channels last": head(lambda y: y.permute(0, 2, 3, 1).flatten(1), 6 * 36),
-    "two poolings": head(lambda y: torch.cat([mean(y), y.amax((2, 3))], 1), 12),
-    "CReLU": head(lambda y: mean(torch.cat([y.relu(), (-y).relu()], 1)), 12),
     "shuffled": head(lambda y: mean(F.pixel_shuffle(F.pad(y, (0, 0, 0, 0, 0, 2)), 2)), 2),
     "group norm": head(lambda y: mean(F.group_norm(y, 2)), 6),
     "gated halves": head(lambda y: mean(F.glu(y, 1)), 3),

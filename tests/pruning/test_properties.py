@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from fcs_utils.benchmarks.small import C2f
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.counts import Limits, keep_count, select
 from fcs_utils.pruning.criteria import importance, scoring
@@ -22,6 +23,7 @@ from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import ChannelStatistics, collect_statistics
 from fcs_utils.pruning.sums import EXTRAS, READINGS
 from fcs_utils.pruning.surgery import prune
+from tests.pruning.test_partial_sums import Ghost
 from tests.pruning.toys import zeroed
 
 
@@ -115,7 +117,11 @@ def networks(draw: st.DrawFn) -> nn.Module:
         return [conv, *norm, activation]
 
     for _ in range(draw(st.integers(1, 4))):
-        kind = draw(st.sampled_from(["plain", "plain", "residual", "depthwise", "grouped", "pool", "loop", "pair", "levels"]))
+        kind = draw(
+            st.sampled_from(
+                ["plain", "plain", "residual", "depthwise", "grouped", "pool", "loop", "pair", "levels", "halves", "ghost"]
+            )
+        )
         if kind == "plain":
             width = draw(st.integers(2, 9))
             layers += unit(channels, width)
@@ -127,6 +133,15 @@ def networks(draw: st.DrawFn) -> nn.Module:
             kind = "pair" if kind == "levels" and size == 2 else kind  # a GroupNorm refuses single numbers
             layers.append(Shared(kind, nn.Sequential(*unit(channels, width), *unit(width, width))))
             channels = width
+        elif kind == "halves":
+            width = 2 * draw(st.integers(2, 5))
+            layers.append(C2f(channels, width, draw(st.integers(1, 2))))
+            channels = width
+        elif kind == "ghost":
+            inside = 2 * draw(st.integers(2, 4))
+            layers.append(Ghost(channels, inside))
+            layers += [Residual(Ghost(inside, inside))] if draw(st.booleans()) else []
+            channels = inside
         elif kind == "depthwise":
             layers += unit(channels, channels, groups=channels)
         elif kind == "grouped":
@@ -171,8 +186,9 @@ def test_surgery_is_exact_and_plans_survive_json(network: nn.Module, criterion: 
         if name in plan.kept and name in scores and scope == "inner":
             keep = Limits().stepped(layer.shares).fit(keep_count(layer.channels, ratio), layer.channels)
             assert plan.kept[name] == select(scores[name], keep, layer.shares)
-    compact, want = prune(network, plan), zeroed(network, plan, images)
-    assert (compact(images) - want).norm() <= 1e-5 * want.norm() + 1e-6
+    # In float64: a GroupNorm of nearly constant maps makes differences of rounding several hundred times larger.
+    compact, want = prune(network, plan).double(), zeroed(network.double(), plan, images.double())
+    assert (compact(images.double()) - want).norm() <= 1e-9 * want.norm() + 1e-12
 
 
 @pytest.mark.slow

@@ -138,15 +138,6 @@ def test_surgery_is_exact_and_respects_the_groups(kind: str, tmp_path: Path) -> 
     ("net", "says"),
     [
         (
-            Net(
-                lambda n, x: mean(n.c(F.pixel_shuffle(n.a(x), 2) + F.interpolate(n.b(x), scale_factor=2.0))),
-                a=conv(3, 16),
-                b=conv(3, 4),
-                c=conv(4, 5),
-            ),
-            {"a": "b, whose channels do not match one to one", "b": "a, whose channels do not match one to one"},
-        ),
-        (
             Net(lambda n, x: mean(n.b(F.pixel_shuffle(n.a(x), 2))), a=conv(3, 4), b=conv(1, 5)),
             {"a": "none of its channels can go without others, because of a PixelShuffle in front of b"},
         ),

@@ -46,6 +46,6 @@ def zeroed(model: nn.Module, plan: PruningPlan, images: Tensor) -> Tensor:
     for name, layer in trace_layers(model, images).items():
         for consumer in (*layer.consumers, *layer.shortcuts) if name in plan.kept else ():
             dropped = sorted(set(range(layer.channels)) - set(plan.kept[name]))
-            lost.setdefault(consumer.name, []).extend(consumer.positions[dropped].flatten().tolist())
+            lost.setdefault(consumer.name, []).extend(i for i in consumer.positions[dropped].flatten().tolist() if i >= 0)
     with proof.zeroed(model, lost):
         return model(images)

@@ -1,0 +1,30 @@
+"""Splits and chunks in Torch-Pruning's dependency graph: which part each of their readers reads."""
+
+from __future__ import annotations
+
+import torch_pruning as tp
+from torch_pruning.dependency import index_mapping
+
+
+def count_parts(graph: tp.DependencyGraph) -> None:
+    """Tell the graph how wide the parts of a split or chunk are and which one each edge reads, where the library guesses both."""
+    nodes = [*graph.module2node.values()]
+    splits = [node for node in nodes if node.type == tp.ops.OPTYPE.SPLIT and getattr(node.grad_fn, "_saved_dim", None) == 1]
+    splits = [node for node in splits if hasattr(node.grad_fn, "_saved_split_size")]
+    for node in splits:
+        node.module.split_sizes = [node.grad_fn._saved_split_size] * len(node.outputs)
+        node.module.offsets = [number * node.grad_fn._saved_split_size for number in range(len(node.outputs) + 1)]
+    for node in nodes if splits else ():
+        if node.type == tp.ops.OPTYPE.CONCAT:
+            node.module.concat_sizes = None  # which follow from the parts
+    if splits:
+        index_mapping.update_index_mapping(graph)
+    for node in splits:
+        for reader in {*node.outputs}:
+            read = [number for before, number in reader.grad_fn.next_functions if before is node.grad_fn]
+            for source, target in ((node, reader), (reader, node)):
+                edges = [edge for edge in source.dependencies if edge.target is target]
+                for edge, number in zip(edges, read, strict=True) if len(edges) == len(read) else ():
+                    if isinstance(edge.index_mapping[0], index_mapping._SplitIndexMapping):
+                        start = number * node.grad_fn._saved_split_size
+                        edge.index_mapping[0].offset = [start, start + node.grad_fn._saved_split_size]
