@@ -20,7 +20,7 @@ from torch_pruning.dependency import Dependency, index_mapping
 from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs, first_of, parts_of
 from fcs_utils.pruning.kinds import Prunable, map_axes, out_width
-from fcs_utils.pruning.splits import count_parts
+from fcs_utils.pruning.splits import Chunked, count_parts
 from fcs_utils.running import run_network, shared, tensors_in
 from fcs_utils.shortcuts import PadShortcut
 
@@ -57,11 +57,12 @@ def dependency_graph(model: nn.Module, example: Inputs) -> tp.DependencyGraph:
     Raises StudyError for a network whose channels the library cannot follow, such as ShuffleNet's.
     """
     model.eval()
-    failed: list[StudyError] = []
+    failed, chunked = list[StudyError](), Chunked()
 
     def run(network: nn.Module, images: Inputs) -> Any:
         try:
-            return run_network(network, images)
+            with chunked:
+                return run_network(network, images)
         except StudyError as error:  # kept until the library has removed its hooks
             failed.append(error)
             return []
@@ -82,7 +83,7 @@ def dependency_graph(model: nn.Module, example: Inputs) -> tp.DependencyGraph:
         raise StudyError(f"the network's channels cannot be followed on images {shapes}: {error}") from error
     if failed:
         raise failed[0]
-    count_parts(graph)
+    count_parts(graph, chunked.nodes)
     if graph._2d_4d:  # else a linear layer reads the last of three axes, and so may slices
         for axes in map_axes(model) - {4}:
             _place_slices(graph, axes)
@@ -187,7 +188,8 @@ def walk(
 
     The first row holds an operation's own indices, the second the channels that they belong to; the channels come in order. None
     where reshapes make indices beyond ``largest``, the numbers that a tensor of this network holds, or too many of them. clashes:
-    gets the operations of which one index belongs to several channels, as where the halves of a layer are added.
+    gets the operations of which one index belongs to several channels, as where the halves of a layer are added, and splits whose
+    parts have sizes of their own.
     """
     cut, root = graph.get_pruner_of_module(module).prune_out_channels, graph.module2node[module]
     first, whole = Dependency(cut, cut, source=root, target=root), np.tile(np.arange(out_width(module)), (2, 1))
@@ -222,7 +224,8 @@ def walk(
                 return None
             key = (id(step.target), step.handler)
             known = found.get(key)
-            if known is not None and clashes is not None and _clash(known[1], reached):
+            fixed = getattr(step.target.module, "fixed", False)
+            if clashes is not None and (fixed or known is not None and _clash(known[1], reached)):
                 clashes.append(step.target)
             if known is None:
                 found[key] = (step, reached)

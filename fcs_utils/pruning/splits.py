@@ -1,16 +1,45 @@
-"""Splits and chunks in Torch-Pruning's dependency graph: which part each of their readers reads."""
+"""Chunks in Torch-Pruning's dependency graph: which part each of their readers reads."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch_pruning as tp
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch_pruning.dependency import index_mapping
 
+CHUNKS = {torch.chunk, torch.Tensor.chunk}
 
-def count_parts(graph: tp.DependencyGraph) -> None:
-    """Tell the graph how wide the parts of a split or chunk are and which one each edge reads, where the library guesses both."""
+
+class Chunked(TorchFunctionMode):
+    """Collects the autograd nodes of chunks while a network runs.
+
+    Those of splits look alike, but a size that is written into a network's code does not shrink with the channels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: set[Any] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in CHUNKS:
+            self.nodes |= {part.grad_fn for part in result if isinstance(part, Tensor)}
+        return result
+
+
+def count_parts(graph: tp.DependencyGraph, chunked: set[Any]) -> None:
+    """Tell the graph how wide the parts of a chunk are and which one each edge reads, where the library guesses both.
+
+    chunked: the autograd nodes of chunks. Other splits of channels are marked ``fixed``.
+    """
     nodes = [*graph.module2node.values()]
     splits = [node for node in nodes if node.type == tp.ops.OPTYPE.SPLIT and getattr(node.grad_fn, "_saved_dim", None) == 1]
-    splits = [node for node in splits if hasattr(node.grad_fn, "_saved_split_size")]
+    for node in splits:
+        node.module.fixed = node.grad_fn not in chunked
+    splits = [node for node in splits if not node.module.fixed]
     for node in splits:
         node.module.split_sizes = [node.grad_fn._saved_split_size] * len(node.outputs)
         node.module.offsets = [number * node.grad_fn._saved_split_size for number in range(len(node.outputs) + 1)]

@@ -208,7 +208,7 @@ WHOLE: dict[str, tuple[Callable[[], Net], dict[str, str]]] = {
     ),
     "parts of a fixed size": (
         lambda: Net(lambda n, x: mean(n.b((y := n.a(x).split(4, 1))[0]) + n.c(y[1])), a=conv(3, 8), b=conv(4, 2), c=conv(4, 2)),
-        {"a": "without some of its channels the network does not run"},
+        {"a": "reads its channels in a way that cannot be followed"},
     ),
 }
 
