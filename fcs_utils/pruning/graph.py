@@ -20,7 +20,7 @@ from torch_pruning.dependency import Dependency, index_mapping
 from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs, first_of, parts_of
 from fcs_utils.pruning.kinds import Prunable, map_axes, out_width
-from fcs_utils.pruning.splits import Chunked, count_parts
+from fcs_utils.pruning.splits import Chunked, count_parts, place_slices
 from fcs_utils.running import run_network, shared, tensors_in
 from fcs_utils.shortcuts import PadShortcut
 
@@ -86,33 +86,8 @@ def dependency_graph(model: nn.Module, example: Inputs) -> tp.DependencyGraph:
     count_parts(graph, chunked.nodes)
     if graph._2d_4d:  # else a linear layer reads the last of three axes, and so may slices
         for axes in map_axes(model) - {4}:
-            _place_slices(graph, axes)
+            place_slices(graph, axes)
     return graph
-
-
-def _place_slices(graph: tp.DependencyGraph, axes: int) -> None:
-    """Let slices of tensors of so many axes cut the channels where they cut axis 1.
-
-    The library takes the last of three axes for the channels, as in transformers, and every one of five.
-    """
-    kind = index_mapping._SliceIndexMapping
-    for node in graph.module2node.values():
-        sizes: Sequence[int] = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
-        if node.type != tp.ops.OPTYPE.SLICE or len(sizes) != axes:
-            continue
-        made, (dim, start, end) = node.module, (_signed(getattr(node.module, name)) for name in ("dim", "start", "end"))
-        start, end = (min(place + sizes[1] if place < 0 else place, sizes[1]) for place in (start, end))
-        for before in node.inputs:
-            for steps, target, back in ((before.dependencies, node, False), (node.dependencies, before, True)):
-                for step in steps:
-                    known = step.index_mapping[0]
-                    if step.target is target and (known is None or isinstance(known, kind)):
-                        step.index_mapping[0] = kind(1, start, made.step, end, back) if dim % axes == 1 else None
-
-
-def _signed(number: int) -> int:
-    """A number that autograd saved: it shows negative ones as if they had no sign."""
-    return number - 2**64 if number >= 2**63 else number
 
 
 class PerChannel(tp.BasePruningFunc):  # type: ignore[misc]

@@ -1,7 +1,8 @@
-"""Chunks in Torch-Pruning's dependency graph: which part each of their readers reads."""
+"""Chunks and slices in Torch-Pruning's dependency graph: which part each of their readers reads."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,3 +58,28 @@ def count_parts(graph: tp.DependencyGraph, chunked: set[Any]) -> None:
                     if isinstance(edge.index_mapping[0], index_mapping._SplitIndexMapping):
                         start = number * node.grad_fn._saved_split_size
                         edge.index_mapping[0].offset = [start, start + node.grad_fn._saved_split_size]
+
+
+def place_slices(graph: tp.DependencyGraph, axes: int) -> None:
+    """Let slices of tensors of so many axes cut the channels where they cut axis 1.
+
+    The library takes the last of three axes for the channels, as in transformers, and every one of five.
+    """
+    kind = index_mapping._SliceIndexMapping
+    for node in graph.module2node.values():
+        sizes: Sequence[int] = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
+        if node.type != tp.ops.OPTYPE.SLICE or len(sizes) != axes:
+            continue
+        made, (dim, start, end) = node.module, (_signed(getattr(node.module, name)) for name in ("dim", "start", "end"))
+        start, end = (min(place + sizes[1] if place < 0 else place, sizes[1]) for place in (start, end))
+        for before in node.inputs:
+            for steps, target, back in ((before.dependencies, node, False), (node.dependencies, before, True)):
+                for step in steps:
+                    known = step.index_mapping[0]
+                    if step.target is target and (known is None or isinstance(known, kind)):
+                        step.index_mapping[0] = kind(1, start, made.step, end, back) if dim % axes == 1 else None
+
+
+def _signed(number: int) -> int:
+    """A number that autograd saved: it shows negative ones as if they had no sign."""
+    return number - 2**64 if number >= 2**63 else number
