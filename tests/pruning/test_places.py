@@ -59,7 +59,8 @@ def test_a_bias_that_others_use_takes_up_no_constant() -> None:
 
 def test_why_a_layer_is_not_merged() -> None:
     def why(count: int | None = 8, kept: int = 3, **changes: Any) -> str | None:
-        layer: Any = SimpleNamespace(coupled=(), again=False, parted=False, consumers=[Consumer("c", torch.arange(3)[:, None])])
+        reader, tap = Consumer("c", torch.arange(3)[:, None]), SimpleNamespace(axis=1)
+        layer: Any = SimpleNamespace(coupled=(), again=False, parted=False, consumers=[reader], tap=tap)
         vars(layer).update(changes)
         statistics: Any = None if count is None else SimpleNamespace(count=count)
         return _obstacle(layer, statistics, kept)
@@ -73,6 +74,9 @@ def test_why_a_layer_is_not_merged() -> None:
     for consumers in ([laid_out], [laid_out, plain], [plain, laid_out]):
         assert why(consumers=consumers) == "several of its channels become one on the way to a consumer"
     assert why(parted=True) == "its consumers read different tensors"
+    twice = Consumer("c", torch.arange(6).reshape(3, 2))
+    assert why(consumers=[twice]) == "a consumer reads some of its channels in several places"
+    assert why(consumers=[twice], tap=SimpleNamespace(axis=-1)) is None
     assert why(count=None) == "no statistics of it"
 
 

@@ -31,7 +31,7 @@ def curve(score: Tensor, shares: Shares, measures: dict[int, float], best: float
         return measures[len(network.kept["a"])]
 
     cuts: Any = SimpleNamespace(compact=Kept)
-    return evaluated_curve(cuts, ["a", "b"], score, shares, evaluate, best).tolist(), tried
+    return evaluated_curve(cuts, lambda kept: {"a": kept, "b": kept}, score, shares, evaluate, best).tolist(), tried
 
 
 def test_a_measure_at_three_counts_and_straight_between() -> None:
