@@ -31,6 +31,7 @@ ALTS = (
     "similarity of all pairs of a layer's channels, ordered by bin",
     "a dropped channel's map beside that of the kept channel most similar to it",
 )
+PICTURE = ' class="picture"'  # pages show it in its own colours in the dark, too
 DRAWN = ("norms", "similarity", "pair", "curve")
 
 
@@ -216,8 +217,11 @@ class Explorer:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """JupyterLab shows the widget; rendered pages and GitHub, which have no kernel, show what it holds now."""
         live = {kind: content for kind, content in self.widget()._repr_mimebundle_().items() if kind == WIDGET}
-        contents = {alt: base64.b64encode(image.value).decode() for alt, image in self.pictures.items() if image.value}
-        images = "".join(f'<img alt="{alt}" src="data:image/png;base64,{content}">' for alt, content in contents.items())
+        images = ""
+        for alt, image in self.pictures.items():
+            if image.value:
+                kind, content = "" if image is self.norms else PICTURE, base64.b64encode(image.value).decode()
+                images += f'<img alt="{alt}"{kind} src="data:image/png;base64,{content}">'
         still = f"{self.numbers.value}{images}{self.why.value}"
         return {**live, "text/html": still, "text/plain": f"explorer of {self.here.network}"}
 
