@@ -6,10 +6,9 @@ import base64
 import hashlib
 import html
 import inspect
-import os
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import tostring
@@ -28,7 +27,6 @@ from fcs_utils.files import read_bytes, write_atomic
 from fcs_utils.report import figures
 from fcs_utils.report.chapters import NOTEBOOKS, Notebook
 from fcs_utils.report.claims import STATEMENTS, claim_verdicts
-from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.frames import Report
 from fcs_utils.report.leads import LEADS, answers
 from fcs_utils.report.notebook import html_table, save_figure
@@ -41,6 +39,7 @@ from fcs_utils.study.study import Study
 
 HERE = Path(__file__).parent / "templates"
 TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True)
+LINKED = {"svg": "SVG", "png": "PNG", "csv": "data", "py": "code"}  # a figure's files, by ending
 HEADING = re.compile(r'<h2 id="([^"]+)">(.+?)(?:<a class="anchor-link"|</h2>)', re.S)
 
 # What latex2mathml writes beside its entities, less whatever names an address or a style.
@@ -175,17 +174,10 @@ def _write_page(path: Path, title: str, body: str, shared: Mapping[str, Any], he
 def figure_links(store: Store, name: str, up: str) -> list[tuple[str, str]]:
     """Links from a page to a figure's pictures, its data, and the code that drew it. up: the relative path to ``work``.
 
-    A figure that a chapter draws itself has its code above it.
+    A figure that only a chapter draws has its code above it.
     """
-    places = [(store.figure(name, "svg"), "SVG"), (store.figure(name, "png"), "PNG"), (store.figure(name, "csv"), "data")]
-    links = [(up + path.relative_to(store.work).as_posix(), title) for path, title in places if path.exists()]
-    drawn_by = FIGURES.source(name) if name in FIGURES else Path(figures.__file__) if name == "cost_growth" else None
-    return links + ([(up + path_from(store.work, drawn_by), "code")] if drawn_by else [])
-
-
-def path_from(folder: Path, path: Path) -> str:
-    """A file's path relative to a folder, as links have it."""
-    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    places = [(store.figure(name, suffix), title) for suffix, title in LINKED.items()]
+    return [(up + path.relative_to(store.work).as_posix(), title) for path, title in places if path.exists()]
 
 
 def draw_figures(store: Store, report: Report) -> None:
@@ -195,10 +187,17 @@ def draw_figures(store: Store, report: Report) -> None:
     for name, figure in each(ready, "figure"):
         data = next((part for part in ready[name].args if isinstance(part, pd.DataFrame)), None)
         save_figure(store, figure, name, data)
+        _save_code(store, name, ready[name].func)
     for costs in kept(store, "scoring")[:1]:
         titles = {name: one.title for name, one in scoring.PROCEDURES.items()}
         frame = scoring.cost_frame(costs)
         save_figure(store, figures.cost_growth(frame, titles), "cost_growth", frame)
+        _save_code(store, "cost_growth", figures.cost_growth)
+
+
+def _save_code(store: Store, name: str, draw: Callable[..., object]) -> None:
+    # Beside the picture: a page may be read where the package is not.
+    write_atomic(store.figure(name, "py"), inspect.getsource(draw).encode())
 
 
 def shared_parts(study: Study) -> dict[str, Any]:

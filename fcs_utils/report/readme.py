@@ -6,6 +6,7 @@ The main README asks for its part in a comment that ``python -m cogapp -r README
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fcs_utils.report.comparisons import counted
 from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.findings import findings, headlines
 from fcs_utils.report.frames import Report, make_report
-from fcs_utils.report.pages import TEMPLATES, index_layout, path_from, title_and_question
+from fcs_utils.report.pages import TEMPLATES, index_layout, title_and_question
 from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.study import Study
 
@@ -86,11 +87,16 @@ def profile_readme(study: Study, report: Report) -> str:
     )
 
 
+def _path_from(folder: Path, path: Path) -> str:
+    """A file's path relative to a folder, as links have it."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
 def _figure_links(study: Study, name: str) -> dict[str, str]:
     """What a figure is made from: its data, where they are published, and the code that drew it."""
     data = study.store.published(study.store.figure(name, "csv"))
     links = {"data": data} if data.exists() else {}
-    return {title: path_from(study.store.root, path) for title, path in {**links, "code": FIGURES.source(name)}.items()}
+    return {title: _path_from(study.store.root, path) for title, path in {**links, "code": FIGURES.source(name)}.items()}
 
 
 def ledger_digest(report: Report) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ def out(smoke: Path, report: frames.Report, tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(publish, "execute_all", execute_all)
     # What records say and which figures are drawn are other tests' subjects, and take seconds.
-    monkeypatch.setattr(frames, "make_report", lambda _: report)
-    monkeypatch.setattr(frames.Report, "figures", lambda _: {"claims": blank})
+    monkeypatch.setattr(frames, "make_report", lambda _, **__: report)
+    monkeypatch.setattr(frames.Report, "figures", lambda _: {"claims": partial(blank)})
     monkeypatch.setattr(frames.figures, "cost_growth", blank)
     return tmp_path
 
