@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 LONGEST = 200  # characters of a value in an error
+COLOURS = re.compile(r"\x1b\[[\d;]*m")  # that some libraries put into their errors for a terminal
 # Where pydantic's words say what is wrong, or are a programmer's.
 WORDS = {
     "bool_parsing": "true or false",
@@ -78,7 +80,7 @@ def did_you_mean(value: object, names: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (COLOURS.sub("", str(error)).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

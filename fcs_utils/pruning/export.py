@@ -68,7 +68,8 @@ def export_onnx(model: Model, path: FilePath, example: Images) -> Path:
                 verbose=False,
             )
         except Exception as error:  # noqa: BLE001 - the exporter raises many kinds
-            raise StudyError(f"{type(model).__name__} cannot be exported to ONNX: {first_line(error)}") from error
+            why = first_line(error.__cause__ or error)  # its own words only say at which step it failed
+            raise StudyError(f"{type(model).__name__} cannot be exported to ONNX: {why}") from error
         content = made.read_bytes()
     _compare(session(content), inputs, tensors_in(outputs))
     write_atomic(path, content)

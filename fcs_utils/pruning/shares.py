@@ -48,7 +48,7 @@ class Shares:
         if (units.any(2) != units.all(2)).any():
             return f"channels {self.unit} by {self.unit} together, because a GroupNorm or a PixelShuffle joins them"
         if len(set(units.sum((1, 2)).tolist())) > 1:
-            return f"as many of each {channels // self.parts} channels, because a convolution has {self.parts} groups"
+            return f"as many of each {channels // self.parts} channels, because they are read in {self.parts} equal parts"
         return None
 
 

@@ -114,8 +114,8 @@ def test_what_a_module_asks_of_the_channels_at_its_indices(
         (Shares(unit=2), [1, 2], "channels 2 by 2 together, because a GroupNorm or a PixelShuffle joins them"),
         (Shares(unit=2), [0, 1, 2], "channels 2 by 2 together, because a GroupNorm or a PixelShuffle joins them"),
         (Shares(parts=2), [1, 2], None),
-        (Shares(parts=2), [0, 1], "as many of each 2 channels, because a convolution has 2 groups"),
-        (Shares(parts=2), [0, 1, 3], "as many of each 2 channels, because a convolution has 2 groups"),
+        (Shares(parts=2), [0, 1], "as many of each 2 channels, because they are read in 2 equal parts"),
+        (Shares(parts=2), [0, 1, 3], "as many of each 2 channels, because they are read in 2 equal parts"),
     ],
 )
 def test_why_channels_of_four_are_no_choice(shares: Shares, kept: list[int], fault: str | None) -> None:

@@ -192,7 +192,7 @@ def test_merge_rebuilds_within_a_group() -> None:
 @pytest.mark.parametrize(
     ("kind", "kept", "says"),
     [
-        ("read by groups", [0, 1, 2, 3, 4], "as many of each 4 channels, because a convolution has 2 groups"),
+        ("read by groups", [0, 1, 2, 3, 4], "as many of each 4 channels, because they are read in 2 equal parts"),
         ("normalised in groups", [0, 1, 2, 3], "channels 3 by 3 together"),
         ("both", [*range(4), *range(8, 10)], "as many of each 8 channels"),
     ],
