@@ -12,6 +12,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, create_model
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, allowed_by, refuse, refuse_field
@@ -20,7 +21,14 @@ from fcs_utils.inputs import Inputs, parts_of
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Ratio = Annotated[float, Field(gt=0, lt=1)]
+
+def _is_share(value: float) -> float:
+    if not 0 < value < 1:
+        raise PydanticCustomError("share", "Input should be above 0 and below 1")  # pydantic's own words name one of the bounds
+    return value
+
+
+Ratio = Annotated[float, AfterValidator(_is_share)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

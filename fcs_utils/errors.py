@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 LONGEST = 200  # characters of a value in an error
-COLOURS = re.compile(r"\x1b\[[\d;]*m")  # that some libraries put into their errors for a terminal
+ESCAPES = re.compile(r"\x1b\[[\d;]*m")  # that some libraries put into their errors for a terminal
 # Where pydantic's words say what is wrong, or are a programmer's.
 WORDS = {
     "bool_parsing": "true or false",
@@ -80,7 +80,7 @@ def did_you_mean(value: object, names: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its kind where it says nothing."""
-    return (COLOURS.sub("", str(error)).strip() or type(error).__name__).splitlines()[0]
+    return (ESCAPES.sub("", str(error)).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -188,7 +188,7 @@ WRONG: list[tuple[dict[str, object], str]] = [
     ({"seeds": (0, 5)}, "seed 5 is in seeds and in arms.further_seeds"),
     ({"seeds": (0, 101)}, "seed 101 is in seeds and in arms.pilot_seeds"),
     ({"ratios": (0.5, 0.3, 0.5)}, "ratios.*0.5 stands there twice"),
-    ({"ratios": (1.0,)}, "ratios.*less than 1"),
+    ({"ratios": (1.0,)}, "ratios.*above 0 and below 1"),
     ({"ratios": (float("nan"),)}, "ratios"),
     ({"criteria": ("fcs", "fcs")}, "criteria.*'fcs' stands there twice"),
     ({"criteria": ()}, "criteria.*at least 1"),
