@@ -60,11 +60,10 @@ def merge(
         for alike in readers.values():
             _fold(model, layers, alike, known, kept)
     if skipped:
-        warnings.warn(
-            f"merge left out {len(skipped)} of {len(plan.kept)} layers: "
-            + "; ".join(f"{name} ({why})" for name, why in skipped.items()),
-            stacklevel=5,  # the caller of prune
-        )
+        names = {why: ", ".join(name for name in skipped if skipped[name] == why) for why in skipped.values()}
+        listed = "; ".join(f"{which} ({why})" for why, which in names.items())
+        left_out = f"merge left out {len(skipped)} of {len(plan.kept)} layers: {listed}"
+        warnings.warn(left_out, stacklevel=5)  # the caller of prune
     return skipped
 
 
