@@ -29,6 +29,12 @@ def _grid(count: int, columns: int, size: float = 0.9) -> tuple[Figure, list[Axe
     return figure, list(axes.flat)
 
 
+def _show_map(axis: Axes, values: Tensor, beside: Tensor) -> None:
+    """Show a map (H, W); the colours span 0 and all values of ``beside``. Only maps that no ReLU has passed go below 0."""
+    lowest, highest = min(0.0, float(beside.min())), max(0.0, float(beside.max()))
+    axis.imshow(values, cmap="magma", vmin=lowest, vmax=highest if highest > lowest else 1.0)
+
+
 def map_gallery(image: Tensor, maps: Tensor, norms: Tensor, title: str, limit: int = 31) -> Figure:
     """One image (H, W, C uint8) and its channels' maps (C, H, W), largest norms (C,) first."""
     order = norms.argsort(descending=True)[:limit].tolist()
@@ -36,7 +42,7 @@ def map_gallery(image: Tensor, maps: Tensor, norms: Tensor, title: str, limit: i
     axes[0].imshow(image.squeeze(), cmap="gray")
     axes[0].set_title("image", fontsize=8)
     for axis, channel in zip(axes[1:], order, strict=False):
-        axis.imshow(maps[channel], cmap="magma", vmin=0)
+        _show_map(axis, maps[channel], maps[channel])
         axis.set_title(f"{channel}", fontsize=8)
     figure.suptitle(title, fontsize=11)
     return figure
@@ -130,7 +136,7 @@ def channel_pairs(images: Tensor, maps: Tensor, chosen: Sequence[tuple[str, int,
     for row, (name, i, j, similarity) in zip(axes[1:], chosen, strict=True):
         for n, one in enumerate(maps):
             for axis, channel in ((row[2 * n], i), (row[2 * n + 1], j)):
-                axis.imshow(one[channel], cmap="magma", vmin=0)
+                _show_map(axis, one[channel], one[channel])
                 axis.set_axis_off()
                 axis.set_title(str(channel), fontsize=7, pad=2)
         row[0].text(-0.15, 0.5, f"{name}\n{similarity:.2f}", transform=row[0].transAxes, ha="right", va="center", fontsize=9)
@@ -142,9 +148,8 @@ def dropped_beside_kept(image: Tensor, maps: Tensor, dropped: int, kept: int, si
     figure, axes = _grid(3, 3, 1.9)
     axes[0].imshow(image.squeeze(), cmap="gray")
     axes[0].set_title("image", fontsize=9)
-    top = float(maps[[dropped, kept]].max())
     for axis, channel, word in ((axes[1], dropped, "goes"), (axes[2], kept, "stays")):
-        axis.imshow(maps[channel], cmap="magma", vmin=0, vmax=top or 1)
+        _show_map(axis, maps[channel], maps[[dropped, kept]])
         axis.set_title(f"{channel} {word}", fontsize=9)
     figure.suptitle(f"cosine over all images {similarity:.3f}", fontsize=9)
     return figure

@@ -14,7 +14,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from fcs_utils.benchmarks.latency import stopwatch
-from fcs_utils.errors import refuse
+from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import write_json
 from fcs_utils.models import Cost, measure_cost
 from fcs_utils.pruning.counts import keep_count
@@ -97,7 +97,10 @@ class Whole:
 
 
 class Exploration:
-    """One trained network with the scores of its channels, gathered once: every answer takes a fraction of a second."""
+    """One trained network with the scores of its channels, gathered once: every answer takes a fraction of a second.
+
+    criteria: those that can score this network. left_out: why others cannot, by name.
+    """
 
     def __init__(self, subject: Subject) -> None:
         self.subject, self.dense, self.images, self.statistics = subject, subject.dense, subject.images, subject.statistics
@@ -107,8 +110,13 @@ class Exploration:
         self._watch = stopwatch(self.dense, self.images[:2], "pytorch", rounds=WATCH_ROUNDS)  # one for all goals
         self._scores = lru_cache(maxsize=64)(partial(importance, model=self.dense, seed=subject.place.seed, **known))
         self._whole = lru_cache(maxsize=64)(self._prune_all)
-        for criterion in subject.criteria:  # Taylor's gradients take longer than an answer may
-            self._scores(criterion, **self.options(Choice(self.layers[0], criterion)))
+        self.criteria, self.left_out = list[str](), dict[str, str]()
+        for criterion in subject.criteria:  # all of them now, because Taylor's gradients take longer than an answer may
+            try:
+                self._scores(criterion, **self.options(Choice(self.layers[0], criterion)))
+                self.criteria.append(criterion)
+            except StudyError as error:
+                self.left_out[criterion] = str(error)
 
     def options(self, choice: Choice) -> dict[str, Any]:
         """The part of a choice that its criterion takes. Raises StudyError for an unknown criterion."""
@@ -122,7 +130,9 @@ class Exploration:
         """
         if choice.layer not in self.layers:
             raise refuse("layer", choice.layer, ", ".join(self.layers))
-        pick("criterion", choice.criterion, self.subject.criteria)
+        if choice.criterion in self.left_out:
+            raise StudyError(self.left_out[choice.criterion])
+        pick("criterion", choice.criterion, self.criteria)
         known = self.statistics[choice.layer]
         similarity, bins = known.similarity(choice.reading).numpy(), assign_bins(known.l1, choice.bins).numpy()
         channels = np.arange(len(bins))

@@ -47,7 +47,7 @@ class Explorer:
         self.onnx = w.Checkbox(value=False, description="write ONNX, too", indent=False)
         self.save = w.Button(description="Prune and save", icon="scissors", button_style="primary")
         self.trace = w.Button(description="Accuracy over ratios", icon="line-chart", layout={"width": "auto"})
-        self.busy, self.versus = w.HTML(), w.HTML()
+        self.busy, self.versus, self.left_out = w.HTML(), w.HTML(), w.HTML()
         shown = {name: w.Image(format="png").add_class(f"fcs-{name}") for name in DRAWN}
         self.norms, self.similarity, self.pair, self.curve = shown.values()
         self.pictures = dict(zip(ALTS, shown.values(), strict=False))
@@ -112,11 +112,14 @@ class Explorer:
         for name, options in choices.items():
             controls[name].options, controls[name].value = options, getattr(subject.place, name)
             controls[name].layout.display = "" if len(options) > 1 or name == "network" else "none"
-        for name, options in (("layer", self.here.layers), ("criterion", subject.criteria), ("against", ["", *subject.criteria])):
+        criteria = self.here.criteria
+        for name, options in (("layer", self.here.layers), ("criterion", criteria), ("against", ["", *criteria])):
             before = controls[name].value
             controls[name].options = options
             controls[name].value = before if before in options else self.here.first if name == "layer" else options[0]
         controls["goal"].value = goal
+        left_out = (f"Left out for this network: {html.escape(reason)}." for reason in self.here.left_out.values())
+        self.left_out.value = "".join(f"<p>{words}</p>" for words in left_out)
         controls["image"].max = len(self.here.images) - 1
         self.own.back.layout.display = "none" if self.source is self.home else ""
         self.quiet = False
@@ -206,7 +209,17 @@ class Explorer:
         """Everything in one box: controls to the left, what they do to the right."""
         choice = [self.controls[name] for name in IN_A_COLUMN]
         files = [self.merge, self.onnx, self.save, self.said]
-        left = [w.HTML(TABLE_STYLE), *choice, self.busy, self.numbers, self.trace, *files, self.own.widget(), self.errors]
+        left = [
+            w.HTML(TABLE_STYLE),
+            *choice,
+            self.left_out,
+            self.busy,
+            self.numbers,
+            self.trace,
+            *files,
+            self.own.widget(),
+            self.errors,
+        ]
         controls = w.VBox(left, layout={"width": "330px", "max_width": "100%", "flex": "0 0 auto"})
         pair = w.VBox([w.HBox([self.controls["dropped"], self.controls["image"]], layout=ROW), self.pair])
         why = w.HBox([self.why, pair], layout=ROW)

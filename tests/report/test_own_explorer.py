@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,62 @@ def test_all_that_the_explorer_does_works_on_it(source: Subjects, here: Path) ->
     before = explored.images
     explorer.controls["seed"].value = 1  # other calibration pictures
     assert explorer.here.subject.place.seed == 1 and not explorer.here.images.equal(before)
+
+
+OTHER_KINDS = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Build(nn.Module):
+    \"\"\"Groups, a gate from a squeeze, a pixel shuffle, and a hidden linear layer; BatchNorm behind one layer alone.\"\"\"
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.first, self.norm, self.groups = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3, groups=4)
+        self.squeeze, self.gate, self.wide = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 32, 1)
+        self.last, self.group_norm = nn.Conv2d(8, 12, 3), nn.GroupNorm(4, 12)
+        self.hidden, self.out = nn.Linear(12, 10), nn.Linear(10, num_classes)
+
+    def forward(self, images):
+        maps = self.groups(F.relu(self.norm(self.first(images))))
+        maps = maps * self.gate(F.relu(self.squeeze(maps.mean((2, 3), keepdim=True)))).sigmoid()
+        maps = F.relu(self.group_norm(self.last(F.relu(F.pixel_shuffle(self.wide(maps), 2)))))
+        return self.out(F.relu(self.hidden(maps.mean((2, 3)))))
+"""
+
+
+def test_layers_of_other_kinds_and_criteria_that_cannot_score_them(here: Path) -> None:
+    (here / "otherkinds.py").write_text(OTHER_KINDS)
+    network = build_seeded(1, "otherkinds:Build", num_classes=3)
+    save_file(network.state_dict(), here / "other.safetensors")
+    source = own_source(
+        own_network("otherkinds:Build", "other.safetensors", "photos", 16), lambda name: here / f"{name}.safetensors"
+    )
+    explored = opened(source)
+    explorer = Explorer(source, explored, Choice("first", ratio=0.5))
+    layers = ("first", "groups", "squeeze", "wide", "last", "hidden")
+    assert explorer.controls["layer"].options == layers and "taylor" in explored.criteria
+    assert "bn_scale" not in explorer.controls["criterion"].options and [*explored.left_out] == ["bn_scale"]
+    assert "criterion &#x27;bn_scale&#x27; needs a BatchNorm" in explorer.left_out.value
+    with pytest.raises(StudyError, match="needs a BatchNorm"):
+        explored.layer(Choice("first", "bn_scale"))
+    for layer in layers:
+        explorer.controls["layer"].value = layer
+        for criterion in ("fcs", "kernel_l1", "taylor"):
+            choice = replace(explorer.choice, criterion=criterion)
+            frame, plan = explored.layer(choice), explored.whole(choice).plan
+            assert frame.index[frame.stays].tolist() == plan.kept[layer]
+            assert len(frame) == network.get_submodule(layer).weight.shape[0] == 2 * len(plan.kept[layer])
+        assert explorer.said.value == "" and all(
+            bytes(picture.value).startswith(b"\x89PNG") for picture in explorer.pictures.values()
+        )
+    assert not any(output.outputs for output in explorer.errors.children)
+    explorer.save.click()
+    (file,) = here.glob("otherkinds-Build-seed0-*.safetensors")
+    compact = load_compact(file, network.eval()).eval()
+    assert compact(explored.images).shape == (36, 3) and compact.hidden.weight.shape == (5, 6)
+    sys.modules.pop("otherkinds", None)
 
 
 def test_a_goal_in_latency_is_measured(source: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
