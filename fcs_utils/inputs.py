@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # Images alone, or all arguments of a forward pass, in order or by name: tensors with a row for each image.
 Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
-def call(model: nn.Module, images: Inputs) -> Any:
+def call(model: Callable[..., Any], images: Inputs) -> Any:
     """What a network returns."""
     if isinstance(images, Tensor):
         return model(images)
@@ -63,6 +63,11 @@ def laid_out(images: Inputs, layout: torch.memory_format) -> Inputs:
 def placed(images: Inputs, weight: Tensor) -> Inputs:
     """The images where a weight is, and of its type, but for whole numbers, which may be indices."""
     return of_each(images, lambda one: one.to(weight) if one.is_floating_point() else one.to(weight.device))
+
+
+def moved(images: Inputs, device: torch.device) -> Inputs:
+    """The images on a device."""
+    return of_each(images, lambda one: one.to(device))
 
 
 def noise_like(images: Inputs, count: int, generator: torch.Generator, share: float = 1.0) -> Inputs:

@@ -53,6 +53,14 @@ def by_replicate(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, bool]]:
     return [(part, not given) for given, part in runs.groupby("given", sort=True)]  # those trained here come first
 
 
+def await_seeds(rows: Sequence[Row], planned: int) -> list[Row]:
+    """The rows; those with fewer pairs than so many planned seeds only inform.
+
+    A verdict on part of the seeds would be a look at the results before the plan is done.
+    """
+    return [row | {"decisive": row["decisive"] and row["n"] >= planned} for row in rows]
+
+
 SHARES = {"near_duplicates": "channels with a near-duplicate beyond chance", "pairs": "pairs more similar than chance"}
 
 

@@ -102,8 +102,8 @@ def _row(record: Record) -> dict[str, Any]:
         }
     if record["kind"] == "pruned":
         before, after = result["before_recalibration"], result["before_tuning"]
-        row |= {"plain": before["test"], "test": after["test"], "validation": after["validation"], "kept": result["plan"]["kept"]}
-        return row
+        row |= {"plain": before["test"], "test": after["test"], "validation": after["validation"]}
+        return row | {"kept": result["plan"]["kept"]}
     history, seconds = result["history"], record["volatile"]["epoch_seconds"]
     row |= {"test": result["test"], "validation": result["validation"], "history": history}
     if not history:  # a given reference, which was not trained here
@@ -127,7 +127,7 @@ def similarity_frame(records: Iterable[Record]) -> pd.DataFrame:
         reference, result = record["config"]["reference"], record["result"]
         run = {"network": network_label(reference), "seed": reference["seed"], "given": reference.get("weights") is not None}
         run |= {"device_type": record["provenance"]["device_type"], "reference_sha256": result["reference_sha256"]}
-        run["chance"] = round(100 * (1 - record["config"]["similarity"]["quantile"]), 6)
+        run |= {"chance": round(100 * (1 - record["config"]["similarity"]["quantile"]), 6)}
         for state, layers in result["shares"].items():
             for layer, share in layers.items():
                 found = {"near_duplicates": 100 * share["twins"], "pairs": 100 * share["pairs"], "threshold": share["threshold"]}
@@ -168,7 +168,7 @@ class Report:
 
     missing: runs without a record, in words; they become a table of their own. best: the criterion that is the best reading of
     FCS. default: the one that the recipe's combinations are compared with. unfinished: what is not run, with its hours.
-    latency: what was measured of the compact networks.
+    latency: what was measured of the compact networks. planned: the number of seeds that a verdict waits for.
     """
 
     def __init__(
@@ -180,6 +180,7 @@ class Report:
         unfinished: pd.DataFrame | None = None,
         latency: Iterable[Mapping[str, Any]] = (),
         default: str = "",
+        planned: int = 0,
     ) -> None:
         self.unfinished = pd.DataFrame() if unfinished is None else unfinished
         self.missing, self.slack = missing, margin(validation_images)
@@ -210,7 +211,7 @@ class Report:
             self.schedules = self.arms[self.arms.method.map(is_searched)]
             found += schedules.c3(self.schedules) + schedules.c3_by_compute(self.schedules)
         self.compared, self.taught = figures.compared(self.tuned), arm_figures.taught(self.schedules)
-        self.ledger = claims.ledger(found)
+        self.ledger = claims.ledger(comparisons.await_seeds(found, planned))
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every published table by file name; one without rows is left out."""
@@ -236,19 +237,17 @@ class Report:
 
 
 def _open_ends(row: Mapping[str, Any]) -> str:
-    """Which ends of a row's interval are open: 'low', 'high', 'low, high', or none of them."""
+    """Which ends of a row's interval are open: 'low', 'high', both, or none."""
     return ", ".join(end for end in ("low", "high") if math.isinf(row[end]))
 
 
 def make_report(study: Study, *, allow_missing: bool = False) -> Report:
-    """Tables and verdicts from a profile's records, reading only.
-
-    Raises StudyError naming the missing ones; where they are allowed, they are listed in a table instead.
-    """
-    images, best, latency = study.settings.validation_images, study.profile.best, kept(study.store, "latency")[:1]
-    default = study.profile.recipe.default if study.profile.recipe else ""
+    """Tables and verdicts from a profile's records. Missing ones are a StudyError, or, where they are allowed, a table."""
+    profile = study.profile
+    about: dict[str, Any] = {"best": profile.best, "default": getattr(profile.recipe, "default", ""), "planned": len(profile.seeds)}
+    about |= {"validation_images": study.settings.validation_images, "latency": kept(study.store, "latency")[:1]}
     if not allow_missing:
-        return Report({stage: study.records([stage]) for stage in STAGES}, images, (), best, None, latency, default)
+        return Report({stage: study.records([stage]) for stage in STAGES}, **about)
     study.rates()
     runs = {stage: study.runs([stage]) if stage in study.grid else [] for stage in STAGES}
     missing = list(dict.fromkeys(word for stage in runs.values() for word in study.without_record(stage)))
@@ -257,4 +256,4 @@ def make_report(study: Study, *, allow_missing: bool = False) -> Report:
         for stage in study.missing()
         if stage not in study.grid
     ]
-    return Report(study.found(), images, missing, best, planning.not_run(study), latency, default)
+    return Report(study.found(), missing=missing, unfinished=planning.not_run(study), **about)

@@ -16,6 +16,7 @@ from fcs_utils.report.comparisons import counted
 from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.findings import findings, headlines
 from fcs_utils.report.frames import Report, make_report
+from fcs_utils.report.inference import TRAINED
 from fcs_utils.report.pages import TEMPLATES, index_layout, title_and_question
 from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.study import Study
@@ -29,15 +30,19 @@ TOPICS = {
     "C3 by compute": "Compute (C3)",
 }
 UNTRIED = "no verdict yet, for no network trained here has been compared"
+UNFINISHED = "no verdict yet, for not all planned seeds are done"
 
 
 def found(report: Report, words: Mapping[str, str]) -> str:
     """Each claim's topic and verdict, and what was found, as a Markdown list.
 
-    A claim on which only given networks have something to say has no verdict: they inform, and decide nothing.
+    A claim on which only given networks have something to say has no verdict: they inform, and decide nothing. Nor has one on
+    which fewer seeds do than the profile plans.
     """
-    verdicts, judged = claim_verdicts(report.ledger), {*report.ledger.claim[report.ledger.decisive]}
-    said = [(claim, word if claim in judged else UNTRIED) for claim, word in verdicts.items()]
+    ledger = report.ledger
+    verdicts, judged = claim_verdicts(ledger), {*ledger.claim[ledger.decisive]}
+    begun = {*ledger.claim[ledger.replicate == TRAINED]} - judged
+    said = [(claim, UNFINISHED if claim in begun else word if claim in judged else UNTRIED) for claim, word in verdicts.items()]
     return "\n".join(f"- **{TOPICS[claim]}: {word}.** {words[claim]}" for claim, word in said)
 
 

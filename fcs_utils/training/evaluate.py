@@ -9,14 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fcs_utils.data.dataset import Batch, Dataset, Split
+from fcs_utils.data.dataset import Dataset, Split
+from fcs_utils.inputs import call, moved
 from fcs_utils.running import evaluating
+from fcs_utils.training.fitting import InputBatch
 from fcs_utils.training.losses import distance
 from fcs_utils.training.passes import autocast
 
 
 @torch.no_grad()
-def predict(networks: Sequence[nn.Module], batches: Iterable[Batch], precision: str = "fp32") -> tuple[list[Tensor], Tensor]:
+def predict(networks: Sequence[nn.Module], batches: Iterable[InputBatch], precision: str = "fp32") -> tuple[list[Tensor], Tensor]:
     """Logits (N, K) float32 of each network and labels (N,), from one pass over the batches in eval mode, which is put back."""
     device = next((parameter.device for parameter in networks[0].parameters()), torch.device("cpu"))
     found: list[list[Tensor]] = [[] for _ in networks]
@@ -26,9 +28,9 @@ def predict(networks: Sequence[nn.Module], batches: Iterable[Batch], precision: 
             stack.enter_context(evaluating(network))
         stack.enter_context(autocast(device, precision))
         for images, labels in batches:
-            images = images.to(device)
+            images = moved(images, device)
             for network, logits in zip(networks, found, strict=True):
-                logits.append(network(images).float())
+                logits.append(call(network, images).float())
             truth.append(labels.to(device))
     return [torch.cat(logits) for logits in found], torch.cat(truth)
 
@@ -44,10 +46,10 @@ def top1(logits: Tensor, labels: Tensor) -> float:
     return 100 * (logits.argmax(1) == labels).sum().item() / len(labels)
 
 
-def evaluate(networks: Sequence[nn.Module], batches: Iterable[Batch], precision: str = "fp32") -> dict[str, float | None]:
+def evaluate(networks: Sequence[nn.Module], batches: Iterable[InputBatch], precision: str = "fp32") -> dict[str, float | None]:
     """Accuracy and loss of one network or of a network and its peer on validation batches, in eval mode.
 
-    batches: images (B, C, H, W) and labels (B,), gone through once. Returns ``validation`` (top-1 in percent),
+    batches: images (B, C, H, W), or all inputs, and labels (B,), gone through once. Returns ``validation`` (top-1 in percent),
     ``validation_loss`` (mean cross-entropy in nats), ``peer_validation`` and ``peer_kl``, which is KL(peer || first)
     in nats; the last two are None without a peer.
     """

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 
 import torch
 from torch import Tensor, nn
 
-from fcs_utils.data.dataset import Batch
 from fcs_utils.errors import StudyError, refuse
+from fcs_utils.inputs import Inputs, images_in_words, parts_of
 from fcs_utils.running import run_network, untouched
 from fcs_utils.training.arms import Arm
 from fcs_utils.training.losses import check_logits, check_range
+
+InputBatch = tuple[Inputs, Tensor]  # images (B, C, ...), or all inputs of a network, and labels (B,)
 
 
 def check_networks(networks: Sequence[nn.Module], arm: Arm) -> None:
@@ -27,19 +29,28 @@ def check_networks(networks: Sequence[nn.Module], arm: Arm) -> None:
         raise refuse("networks", f"on {', '.join(sorted(devices))}", "networks on one device")
 
 
-def checked_batch(batch: object, where: str) -> Batch:
-    """Images and labels. Raises StudyError for anything else, naming where it comes from."""
-    if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
+def checked_batch(batch: object, where: str) -> InputBatch:
+    """Images, or all inputs of a network, and labels. Raises StudyError for anything else, naming where it comes from."""
+    if not (isinstance(batch, tuple | list) and len(batch) == 2 and _are_inputs(batch[0]) and isinstance(batch[1], Tensor)):
         found = [type(part).__name__ for part in batch] if isinstance(batch, tuple | list) else type(batch).__name__
-        raise StudyError(f"{where} is not allowed: {found}; allowed: two tensors, (images, labels)")
+        raise StudyError(f"{where} is not allowed: {found}; allowed: (images, labels), or (inputs, labels) with several tensors")
     images, labels = batch
-    if not images.is_floating_point() or labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
-        found = f"images {images.dtype} {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}"
+    rows = all(one.shape[:1] == labels.shape for one in parts_of(images))
+    plain = isinstance(images, Tensor) and not images.is_floating_point()
+    if plain or labels.dtype != torch.int64 or not rows or not len(labels):
+        found = f"{images_in_words(images)}, labels {labels.dtype} {tuple(labels.shape)}"
         raise StudyError(f"{where} is not allowed: {found}; allowed: float images (B, C, ...) and int64 labels (B,)")
     return images, labels
 
 
-def first_look(epoch: object) -> tuple[Tensor, Tensor, int]:
+def _are_inputs(images: object) -> bool:
+    """Whether this is a tensor, or a sequence or dict of some."""
+    if isinstance(images, Mapping | tuple | list) and len(images):
+        return all(isinstance(one, Tensor) for one in parts_of(images))
+    return isinstance(images, Tensor)
+
+
+def first_look(epoch: object) -> tuple[Inputs, Tensor, int]:
     """The images and labels of the first batch of an epoch, and how many batches it has. Raises StudyError for no batches."""
     if not isinstance(epoch, Iterable):
         raise refuse("batches(seed, 1)", epoch, "an iterable of (images, labels)")
@@ -52,7 +63,7 @@ def first_look(epoch: object) -> tuple[Tensor, Tensor, int]:
 
 
 @torch.no_grad()
-def check_fit(networks: Sequence[nn.Module], trained: int, images: Tensor, labels: Tensor) -> int:
+def check_fit(networks: Sequence[nn.Module], trained: int, images: Inputs, labels: Tensor) -> int:
     """Try a batch in the modes of training, without a trace; returns the number of classes.
 
     Raises StudyError where it does not run or gives no logits, and for labels of other classes.

@@ -16,17 +16,17 @@ from pydantic import InstanceOf
 from torch import Tensor, nn
 
 from fcs_utils.config import Model, Seed, checked
-from fcs_utils.data.dataset import Batch
 from fcs_utils.errors import OutOfTime, StudyError, refuse
+from fcs_utils.inputs import Inputs, call, first_of, moved
 from fcs_utils.models import count_macs
 from fcs_utils.training.arms import Arm, get_arm
 from fcs_utils.training.checkpoint import Checkpoint
-from fcs_utils.training.fitting import check_fit, check_networks, checked_batch, first_look
+from fcs_utils.training.fitting import InputBatch, check_fit, check_networks, checked_batch, first_look
 from fcs_utils.training.losses import check_logits, check_range, on_the_host
 from fcs_utils.training.optimiser import Optimiser, Training
 from fcs_utils.training.passes import Execution, Pass, autocast, check_mode, training_passes
 
-Batches = Callable[[int, int], Iterable[Batch]]  # (seed, epoch), epochs from 1 on
+Batches = Callable[[int, int], Iterable[InputBatch]]  # (seed, epoch), epochs from 1 on
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ def fit(
 
     networks: the network under study, then its peer where the arm has one; all on one device.
     training: epochs, peak learning rate, momentum and weight decay of SGD under a one-cycle schedule.
-    batches: ``(seed, epoch) -> iterable of (images, labels)`` with images (B, C, ...) float and labels (B,) int64;
-    epochs count from 1 and must have equally many batches. Batches are moved to the networks' device. An iterable
-    without a length is gone through once before training, to count its batches.
+    batches: ``(seed, epoch) -> iterable of (images, labels)`` with images (B, C, ...) float and labels (B,) int64, or all inputs
+    of the networks in place of images, as for ``make_plan``; epochs count from 1 and must have equally many batches. Batches are
+    moved to the networks' device. An iterable without a length is gone through once before training, to count its batches.
     arm: one of tft, mlft, twin, kd, scratch, or an ``Arm``. seed: of the batches and of dropout.
     execution: precision and mode of passes. callbacks: evaluation, checkpoint, progress.
 
@@ -129,12 +129,12 @@ def fit_in_steps(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         sample, labels, steps = first_look(batches(seed, 1))
-        sample = sample.to(device)
+        sample = moved(sample, device)
         classes = check_fit(networks, arm.trained, sample, labels)
         rates = [training.learning_rate, arm.settings.get("peer_learning_rate") or training.learning_rate]
         learning = zip(networks[: arm.trained], rates, strict=False)
         optimisers = [Optimiser(network, training, rate, training.epochs * steps) for network, rate in learning]
-        macs = arm.macs_per_image([count_macs(network, sample[:1]) for network in networks])
+        macs = arm.macs_per_image([count_macs(network, first_of(sample)) for network in networks])
         with training_passes(networks, arm.trained, sample, how) as passes:
             torch.manual_seed(seed)  # for dropout, where a network has it
             update = _Update(arm, passes, optimisers, how)
@@ -151,19 +151,19 @@ class _Update:
     optimisers: Sequence[Optimiser]
     execution: Execution
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, images: Inputs, labels: Tensor) -> Tensor:
         """The losses (trained,) of a batch, detached."""
-        losses, trained, device = self.arm.losses(), self.arm.trained, images.device
+        losses, trained, device = self.arm.losses(), self.arm.trained, labels.device
         with autocast(device, self.execution.precision):
-            logits = [forward(images).float() for forward in self.passes[:trained]]
+            logits = [call(forward, images).float() for forward in self.passes[:trained]]
             with torch.no_grad():
-                logits += [forward(images).float() for forward in self.passes[trained:]]
+                logits += [call(forward, images).float() for forward in self.passes[trained:]]
         check_logits(logits, labels)
         found = losses(logits, labels)[:trained]
         if self.arm.sequential:
             self.optimisers[0].update(found[0])
             with autocast(device, self.execution.precision), torch.no_grad():
-                logits[0] = self.passes[0](images).float()
+                logits[0] = call(self.passes[0], images).float()
             found[1] = losses(logits, labels)[1]
             self.optimisers[1].update(found[1])
         else:  # targets are detached: no gradient crosses over
@@ -192,7 +192,7 @@ class _Run:
         self.history = [Epoch(**entry) for entry in restored]
         self.saved = len(self.history)
 
-    def train(self, training: Training, batches: Callable[[int], Iterable[Batch]]) -> Generator[None, None, list[Epoch]]:
+    def train(self, training: Training, batches: Callable[[int], Iterable[InputBatch]]) -> Generator[None, None, list[Epoch]]:
         last = self.history[-1] if self.history else None
         started, spent = time.perf_counter() - (last.seconds if last else 0.0), last.training_macs if last else 0
         for epoch in range(len(self.history) + 1, training.epochs + 1):
@@ -217,7 +217,7 @@ class _Run:
                 self._save()
         return self.history
 
-    def _epoch(self, epoch: int, batches: Iterable[Batch]) -> Generator[None, None, tuple[Tensor, int, Tensor]]:
+    def _epoch(self, epoch: int, batches: Iterable[InputBatch]) -> Generator[None, None, tuple[Tensor, int, Tensor]]:
         """Losses (trained,), summed over an epoch's batches, how many images these had, whether a label has no class: then NaN."""
         trained = len(self.optimisers)
         for number, network in enumerate(self.networks):
@@ -241,7 +241,7 @@ class _Run:
                 labels = labels.to(device)
                 strange |= (labels < 0).any() | (labels >= self.classes).any()
                 labels = labels.clamp(0, self.classes - 1)
-            total += self.update(images.to(device), labels.to(device))
+            total += self.update(moved(images, device), labels.to(device))
             done, seen = done + 1, seen + len(labels)
         else:
             if done == self.steps:

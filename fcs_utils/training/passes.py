@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import first_line, is_out_of_memory, refuse
+from fcs_utils.inputs import Inputs
 
-Pass = Callable[[Tensor], Tensor]
+Pass = Callable[..., Tensor]  # takes what the network takes
 Mode = Literal["plain", "compiled", "graphs"]
 FELL_BACK = ".*training goes on without it"  # of the warning
 
@@ -48,11 +49,13 @@ def autocast(device: torch.device, precision: str, cache: bool = True) -> torch.
 
 
 @contextmanager
-def training_passes(networks: Sequence[nn.Module], trained: int, images: Tensor, execution: Execution) -> Iterator[list[Pass]]:
+def training_passes(networks: Sequence[nn.Module], trained: int, images: Inputs, execution: Execution) -> Iterator[list[Pass]]:
     """A pass for each network, equal to the plain one up to rounding; the networks are plain again afterwards.
 
     trained: how many train, from the first on; the others get plain passes from graphs. images: a batch (B, C, H, W)
     on the networks' device, of the size that all batches have. The device must have the mode, see ``check_mode``.
+
+    Raises StudyError for graphs of networks with several inputs.
     """
     mode = execution.passes
     if mode == "plain":
@@ -62,6 +65,8 @@ def training_passes(networks: Sequence[nn.Module], trained: int, images: Tensor,
             yield [_compiled(network) for network in networks]
         finally:
             torch.compiler.reset()  # PyTorch compiles a class for some networks only, then silently runs further ones plainly
+    elif not isinstance(images, Tensor):
+        raise refuse("passes", mode, "plain, compiled (graphs are of networks with one input)")
     else:
         try:
             for network in networks[:trained]:
@@ -81,19 +86,19 @@ def _compiled(network: nn.Module) -> Pass:
     attempt: Pass = torch.compile(network)
     tried = False
 
-    def forward(images: Tensor) -> Tensor:
+    def forward(*inputs: Tensor, **named: Tensor) -> Tensor:
         nonlocal attempt, tried
         if tried:
-            return attempt(images)
+            return attempt(*inputs, **named)
         tried = True
         before = _buffers(network)
         try:
-            return attempt(images)
+            return attempt(*inputs, **named)
         except RuntimeError as error:  # all of the compiler's errors are RuntimeErrors
             _go_on_without("torch.compile", error)
             _put_back(network, before)
             attempt = network
-            return attempt(images)
+            return attempt(*inputs, **named)
 
     return forward
 

@@ -11,9 +11,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from fcs_utils.report.comparisons import await_seeds, judge
 from fcs_utils.report.figures import FIGURES
-from fcs_utils.report.frames import Report
+from fcs_utils.report.frames import Report, make_report
 from fcs_utils.report.readme import found
+from fcs_utils.study.study import Study
 from tests.conftest import ROOT
 
 PROFILES = sorted(path.parent.name for path in (ROOT / "results").glob("*/records.jsonl"))
@@ -53,9 +55,28 @@ def test_every_figure_is_described_in_a_line_of_its_own() -> None:
     assert all(line.endswith(".") and len(line.split()) > 5 and name not in line for name, line in about.items())
 
 
-def test_a_claim_that_only_given_networks_speak_of_has_no_verdict() -> None:
-    rows = [("C1a", True, "supported"), ("C1a", False, "undecided"), ("C1b", False, "supported"), ("C2", True, "undecided")]
-    report: Any = SimpleNamespace(ledger=pd.DataFrame(rows, columns=["claim", "decisive", "verdict"]))
-    first, second, third = found(report, dict.fromkeys(("C1a", "C1b", "C2"), "So it is.")).splitlines()
+def test_a_claim_without_a_decisive_comparison_has_no_verdict() -> None:
+    seeds, networks = "trained seed", "network"
+    rows = [("C1a", True, "supported", seeds), ("C1a", False, "undecided", seeds), ("C1b", False, "supported", networks)]
+    rows += [("C2", True, "undecided", seeds), ("C3", False, "supported", seeds), ("C3", False, "supported", networks)]
+    report: Any = SimpleNamespace(ledger=pd.DataFrame(rows, columns=["claim", "decisive", "verdict", "replicate"]))
+    first, second, third, fourth = found(report, dict.fromkeys(("C1a", "C1b", "C2", "C3"), "So it is.")).splitlines()
     assert first == "- **Redundancy (C1a): supported.** So it is." and third.endswith("reading): undecided.** So it is.")
     assert "own question): no verdict yet, for no network trained here has been compared.** So it is." in second
+    assert fourth == "- **Epochs (C3): no verdict yet, for not all planned seeds are done.** So it is."
+
+
+def test_a_comparison_decides_once_all_planned_seeds_are_there() -> None:
+    rows = [judge("C2", label, "question", differences) for label, differences in (("all", [1.0, 2.0, 3.0]), ("two", [1.0, 2.0]))]
+    waiting = await_seeds([*rows, judge("C2", "informs", "question", [1.0] * 4, decisive=False)], 3)
+    assert [(row["label"], row["decisive"]) for row in waiting] == [("all", True), ("two", False), ("informs", False)]
+    assert [row["decisive"] for row in await_seeds(rows, 0)] == [True, True]
+
+
+def test_part_of_a_profile_s_seeds_gives_no_verdict() -> None:
+    study = Study("quick", ROOT / "results")
+    report = make_report(study, allow_missing=True)
+    decided = set(report.ledger.claim[report.ledger.decisive])
+    some = {stage: [one for one in records if one["config"]["reference"]["seed"] < 4] for stage, records in study.found().items()}
+    part = Report(some, study.settings.validation_images, planned=len(study.profile.seeds))
+    assert len(decided) >= 4 and len(part.ledger) and not part.ledger.decisive.any()
