@@ -17,6 +17,7 @@ from fcs_utils.pruning.graph import dependency_graph, traceable, walk
 from fcs_utils.pruning.groups import MIXING
 from fcs_utils.pruning.kinds import Prunable, depthwise, out_width
 from fcs_utils.pruning.shares import cut_of
+from fcs_utils.pruning.splits import resizes
 from fcs_utils.pruning.ties import tie_again, tied_parameters
 from fcs_utils.running import in_turn
 
@@ -140,12 +141,13 @@ def _parts(
     assert isinstance(module, Prunable)
     for dependency, pairs in walk(graph, module, clashes=clashes) or []:
         target = dependency.target.module
-        if target not in called:  # an operation, not a layer
-            continue
-        written = graph.is_out_channel_pruning_fn(dependency.handler)
         indices: dict[int, list[int]] = {}
         for index, channel in pairs.T.tolist():
             indices.setdefault(channel, []).append(index)
+        parts += [Part(called[owner], cut, False, indices) for owner, cut in resizes(target)]
+        if target not in called:  # an operation, not a layer
+            continue
+        written = graph.is_out_channel_pruning_fn(dependency.handler)
         reads = isinstance(target, MIXING) and not depthwise(target) and not written
         parts.append(Part(called[target], cut_of(target, written, dependency.handler), reads, indices))
         if written and isinstance(target, Prunable) and called[target] not in layers:

@@ -20,7 +20,7 @@ from torch_pruning.dependency import Dependency, index_mapping
 from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs, first_of, parts_of
 from fcs_utils.pruning.kinds import Prunable, map_axes, out_width
-from fcs_utils.pruning.splits import Chunked, count_parts, place_slices
+from fcs_utils.pruning.splits import Parted, count_parts, place_slices, sizes_of
 from fcs_utils.running import run_network, shared, tensors_in
 from fcs_utils.shortcuts import PadShortcut
 
@@ -57,11 +57,11 @@ def dependency_graph(model: nn.Module, example: Inputs) -> tp.DependencyGraph:
     Raises StudyError for a network whose channels the library cannot follow, such as ShuffleNet's.
     """
     model.eval()
-    failed, chunked = list[StudyError](), Chunked()
+    failed, parted = list[StudyError](), Parted()
 
     def run(network: nn.Module, images: Inputs) -> Any:
         try:
-            with chunked:
+            with parted:
                 return run_network(network, images)
         except StudyError as error:  # kept until the library has removed its hooks
             failed.append(error)
@@ -83,7 +83,7 @@ def dependency_graph(model: nn.Module, example: Inputs) -> tp.DependencyGraph:
         raise StudyError(f"the network's channels cannot be followed on images {shapes}: {error}") from error
     if failed:
         raise failed[0]
-    count_parts(graph, chunked.nodes)
+    count_parts(graph, parted.chunks, sizes_of(parted.splits, model, example))
     if graph._2d_4d:  # else a linear layer reads the last of three axes, and so may slices
         for axes in map_axes(model) - {4}:
             place_slices(graph, axes)

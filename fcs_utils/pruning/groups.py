@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 import torch_pruning as tp
@@ -29,7 +30,8 @@ class ChannelGroup:
     modules are called more than once in a forward pass, and whether the channels flow into them. scattered: the readers whose
     indices do not come in the order of the channels. uneven: those of the barriers that say that channels do not match one to one.
     maps: by layer that loses other indices, for each of its own indices the channel that it belongs to, -1 for none. clash: whether
-    an index belongs to several channels. root: whether the channels decide for all these layers.
+    an index belongs to several channels. root: whether the channels decide for all these layers. parted: by part of a chunk or a
+    split, which of the channels it gets (C,).
     """
 
     members: list[str]
@@ -47,6 +49,7 @@ class ChannelGroup:
     maps: dict[str, Tensor] = field(default_factory=dict)
     clash: bool = False
     root: bool = False
+    parted: list[Tensor] = field(default_factory=list)
 
     def bar(self, reason: str) -> None:
         """Enter why the channels stay, unless a layer is found whose channels decide for these."""
@@ -91,9 +94,14 @@ class GroupFinder:
                 self.meet(group, module, target, called, torch.from_numpy(indices.copy()), reads)
             elif isinstance(target, nn.Parameter):
                 group.barriers.append(f"its channels meet {self.parameters[id(target)]}, a parameter that belongs to no layer")
+            elif bounds := getattr(target, "bounds", None):
+                inside = [indices[1][(indices[0] >= start) & (indices[0] < end)] for start, end in pairwise(bounds)]
+                group.parted += [_marked(torch.from_numpy(own), group.channels) for own in inside]
         group.clash = group.clash or bool(clashes)
         if group.uneven and not (group.clash or group.again):
             self.lead(group)
+        for covered in group.parted if group.root or not group.uneven else ():
+            group.join(runs_of(covered), "a split that parts them")
         self.surroundings(group)
         group.large = len(found or []) > LARGE and len(group.members) > 1 and not group.uneven
         if group.large:
