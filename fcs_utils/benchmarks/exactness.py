@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs, call, count_of, noise_like, placed
-from fcs_utils.pruning.kinds import depthwise
+from fcs_utils.pruning.kinds import depthwise, multiplier
 from fcs_utils.pruning.proof import zeroed
 from fcs_utils.running import shared, tensors_in
 
@@ -73,7 +73,8 @@ def lost_inputs(dense: nn.Module, narrow: nn.Module) -> list[int] | None:
     if wide.shape == left.shape and groups == others:
         return [] if wide.equal(left) else None
     if depthwise(dense):
-        return [] if others == getattr(narrow, "in_channels", 0) == getattr(narrow, "out_channels", 0) else None
+        inputs, outputs = getattr(narrow, "in_channels", 0), getattr(narrow, "out_channels", 0)
+        return [] if others == inputs and outputs == inputs * multiplier(dense) else None
     if getattr(dense, "transposed", False):
         if groups != 1 or others != 1:
             return None  # no network here has them

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -16,6 +15,7 @@ from fcs_utils.inputs import Inputs, blank_like, placed
 from fcs_utils.pruning.graph import dependency_graph, traceable, walk
 from fcs_utils.pruning.groups import MIXING
 from fcs_utils.pruning.kinds import Prunable, depthwise, out_width
+from fcs_utils.pruning.moves import Graph
 from fcs_utils.pruning.shares import cut_of
 from fcs_utils.pruning.splits import resizes
 from fcs_utils.pruning.ties import tie_again, tied_parameters
@@ -127,19 +127,17 @@ class Cuts:
                     yield part, [index for channel, indices in part.indices.items() if channel not in stays for index in indices]
 
 
-def _parts(
-    graph: tp.DependencyGraph, name: str, called: Mapping[nn.Module, str]
-) -> tuple[list[Part], dict[str, dict[int, list[int]]], bool]:
+def _parts(graph: Graph, name: str, called: Mapping[nn.Module, str]) -> tuple[list[Part], dict[str, dict[int, list[int]]], bool]:
     """The parts of a layer's group, and which indices of the layers among them belong to each of its channels, itself first.
 
     Last whether its channels decide for all of these: each of their indices belongs to one channel.
     """
     parts: list[Part] = []
     layers: dict[str, dict[int, list[int]]] = {}
-    clashes, whole = list[object](), True
+    ties, whole = list[object](), True
     module = next(one for one, path in called.items() if path == name)
     assert isinstance(module, Prunable)
-    for dependency, pairs in walk(graph, module, clashes=clashes) or []:
+    for dependency, pairs in walk(graph, module, ties=ties) or []:
         target = dependency.target.module
         indices: dict[int, list[int]] = {}
         for index, channel in pairs.T.tolist():
@@ -153,4 +151,4 @@ def _parts(
         if written and isinstance(target, Prunable) and called[target] not in layers:
             layers[called[target]] = indices
             whole = whole and sum(map(len, indices.values())) == out_width(target)
-    return parts, layers, whole and not clashes
+    return parts, layers, whole and not ties

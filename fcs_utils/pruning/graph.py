@@ -6,28 +6,24 @@ for ever. Here each operation passes an index on once, so a walk takes as long a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 import torch_pruning as tp
-from numpy.typing import NDArray
 from torch import nn
 from torch_pruning.dependency import Dependency, index_mapping
 
 from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs, first_of, parts_of
 from fcs_utils.pruning.kinds import Prunable, map_axes, out_width
+from fcs_utils.pruning.moves import Graph, Indices, Moving, clash
 from fcs_utils.pruning.splits import Parted, count_parts, place_slices, sizes_of
 from fcs_utils.running import run_network, shared, tensors_in
 from fcs_utils.shortcuts import PadShortcut
 
-Indices = NDArray[np.int64]
-# Operators that move channels and that the library takes for element-wise, by the name of their autograd node: how many
-# neighbouring channels before them become one behind them. An entry here is all that such an operator needs.
-NARROWING: dict[str, Callable[[Any], int]] = {"PixelShuffleBackward0": lambda node: int(node._saved_upscale_factor**2)}
 BUDGET = 1 << 22  # indices that one walk may make besides those it began with; reshapes of attention make them without end
 # Layers with weights of their own, one or more a channel, that the library knows how to cut.
 KNOWN = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU, nn.GroupNorm, nn.LayerNorm)
@@ -51,36 +47,45 @@ def traceable(model: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(name not in frozen)
 
 
-def dependency_graph(model: nn.Module, example: Inputs) -> tp.DependencyGraph:
+def dependency_graph(model: nn.Module, example: Inputs) -> Graph:
     """The dependency graph of a network; call inside ``traceable``; it is left in eval mode.
 
-    Raises StudyError for a network whose channels the library cannot follow, such as ShuffleNet's.
+    Raises StudyError for a network whose channels the library cannot follow.
     """
     model.eval()
-    failed, parted = list[StudyError](), Parted()
+    try:
+        return _graph_of(model, example, guess=True)
+    except StudyError:
+        raise
+    except Exception:  # the library fails at reshapes that it takes for something else
+        try:
+            return _graph_of(model, example, guess=False)
+        except Exception as error:  # any error in the library means the same here
+            shapes = ", ".join(str(tuple(one.shape)) for one in parts_of(example))
+            raise StudyError(f"the network's channels cannot be followed on images {shapes}: {error}") from error
+
+
+def _graph_of(model: nn.Module, example: Inputs, guess: bool) -> Graph:
+    failed, parted, moving = list[StudyError](), Parted(), Moving()
 
     def run(network: nn.Module, images: Inputs) -> Any:
         try:
-            with parted:
+            with parted, moving:
                 return run_network(network, images)
         except StudyError as error:  # kept until the library has removed its hooks
             failed.append(error)
             return []
 
-    try:
-        graph = tp.DependencyGraph().build_dependency(
-            model,
-            example_inputs=first_of(example),
-            forward_fn=run,
-            output_transform=lambda output: [tensor for tensor in tensors_in(output) if tensor.grad_fn],
-            customized_pruners=cutters(model),
-            # One slope for all channels loses none. As an operation it has a node for each of its calls, which need not agree.
-            ignored_layers=[one for one in model.modules() if isinstance(one, nn.PReLU) and one.num_parameters == 1],
-            verbose=False,
-        )
-    except Exception as error:  # any error in the library means the same here
-        shapes = ", ".join(str(tuple(one.shape)) for one in parts_of(example))
-        raise StudyError(f"the network's channels cannot be followed on images {shapes}: {error}") from error
+    graph = Graph(moving, guess).build_dependency(
+        model,
+        example_inputs=first_of(example),
+        forward_fn=run,
+        output_transform=lambda output: [tensor for tensor in tensors_in(output) if tensor.grad_fn],
+        customized_pruners=cutters(model),
+        # One slope for all channels loses none. As an operation it has a node for each of its calls, which need not agree.
+        ignored_layers=[one for one in model.modules() if isinstance(one, nn.PReLU) and one.num_parameters == 1],
+        verbose=False,
+    )
     if failed:
         raise failed[0]
     count_parts(graph, parted.chunks, sizes_of(parted.splits, model, example))
@@ -157,51 +162,40 @@ def cut_by(graph: tp.DependencyGraph, module: object) -> bool:
 
 
 def walk(
-    graph: tp.DependencyGraph, module: Prunable, largest: int = BUDGET, clashes: list[Any] | None = None
+    graph: Graph, module: Prunable, largest: int = BUDGET, ties: list[Any] | None = None
 ) -> list[tuple[Dependency, Indices]] | None:
     """What shrinks when a layer loses all its output channels: operations and indices (2, n), in order of discovery.
 
     The first row holds an operation's own indices, the second the channels that they belong to; the channels come in order. None
-    where reshapes make indices beyond ``largest``, the numbers that a tensor of this network holds, or too many of them. clashes:
-    gets the operations of which one index belongs to several channels, as where the halves of a layer are added, and splits whose
-    parts have sizes of their own.
+    where reshapes make indices beyond ``largest``, the numbers that a tensor of this network holds, or too many of them. ties: gets
+    pairs of channels (2, n) that one index of an operation belongs to, as where the halves of a layer are multiplied, and None for
+    a split whose parts have sizes of their own.
     """
     cut, root = graph.get_pruner_of_module(module).prune_out_channels, graph.module2node[module]
     first, whole = Dependency(cut, cut, source=root, target=root), np.tile(np.arange(out_width(module)), (2, 1))
     found: dict[tuple[int, Any], tuple[Dependency, Indices]] = {(id(root), cut): (first, whole)}
     waiting, passed, made, most = [(first, whole)], set(), 0, BUDGET + 64 * whole.size
+    joined = [] if ties is None else ties
     while waiting:
         done, indices = waiting.pop()
         passed.add(id(done.target))
         for step in done.target.dependencies:
             if not step.is_triggered_by(done.handler):
                 continue
-            reached = indices
-            if (width := _narrowing(done.target)) > 1 and step.target in done.target.outputs:
-                reached = np.stack([reached[0] // width, reached[1]])
-            # From a concatenation back into a part: first out of the one, then into the other.
-            back = isinstance(step.index_mapping[1], index_mapping._ConcatIndexMapping) and step.index_mapping[1].reverse
-            for mapping in step.index_mapping[::-1] if back else step.index_mapping:
-                if mapping is not None and reached.size:
-                    if len(getattr(mapping, "offset", (0, 0))) != 2:
-                        return None  # the library lost count, as of the outputs of a recurrent layer
-                    # The library guesses how many indices a reshape makes of one, at times absurdly many or fewer than none.
-                    if not 0 < (longer := getattr(mapping, "_stride", 1) * reached.size) <= most:
-                        return None
-                    reached = _mapped(mapping, reached)
-                    made += longer
-            if (width := _narrowing(step.target)) > 1 and step.target in done.target.inputs:
-                reached = np.stack([(reached[0][:, None] * width + np.arange(width)).ravel(), reached[1].repeat(width)])
-                made += reached.size
+            if (over := _along(graph, done.target, step, indices, joined, most)) is None:
+                return None
+            reached, longer = over
+            made += longer
             if not reached.size:
                 continue
-            if made > most or reached[0].max() >= largest:
+            if made > most or reached[0].max() >= largest or getattr(step.target.module, "unknown", False):
                 return None
             key = (id(step.target), step.handler)
             known = found.get(key)
-            fixed = getattr(step.target.module, "fixed", False)
-            if clashes is not None and (fixed or known is not None and _clash(known[1], reached)):
-                clashes.append(step.target)
+            if getattr(step.target.module, "fixed", False):
+                joined.append(None)
+            if ties is not None and known is not None and (met := clash(known[1], reached)) is not None:
+                joined.append(met)
             if known is None:
                 found[key] = (step, reached)
             elif known[1] is not reached and (new := reached[:, ~np.isin(reached[0], known[1][0])]).size:
@@ -212,19 +206,31 @@ def walk(
     return [*found.values()]
 
 
-def _clash(known: Indices, reached: Indices) -> bool:
-    """Whether an index that belongs to a channel is reached from another one, too."""
-    if known is reached or known.shape == reached.shape and (known == reached).all():
-        return False
-    span = 1 + max(known[1].max(), reached[1].max())
-    pairs, others = (indices[0] * span + indices[1] for indices in (known, reached))
-    return bool((np.isin(reached[0], known[0]) & ~np.isin(others, pairs)).any())
-
-
-def _narrowing(node: Any) -> int:
-    """How many neighbouring channels before an operator become one behind it; indices at its node are those before it."""
-    entry = NARROWING.get(node.grad_fn.name()) if node.grad_fn is not None else None
-    return entry(node.grad_fn) if entry else 1
+def _along(graph: Graph, source: Any, step: Dependency, indices: Indices, ties: list[Any], most: int) -> tuple[Indices, int] | None:
+    """A node's indices at the other end of an edge, and how many numbers that made; None where they cannot be followed."""
+    made = 0
+    if (moved := graph.moves.get(source)) and step.target in source.inputs:
+        if (over := moved.back(indices, ties)) is None:
+            return None
+        indices = over
+        made += indices.size
+    # From a concatenation back into a part: first out of the one, then into the other.
+    back = isinstance(step.index_mapping[1], index_mapping._ConcatIndexMapping) and step.index_mapping[1].reverse
+    for mapping in step.index_mapping[::-1] if back else step.index_mapping:
+        if mapping is not None and indices.size:
+            if len(getattr(mapping, "offset", (0, 0))) != 2:
+                return None  # the library lost count, as of the outputs of a recurrent layer
+            # The library guesses how many indices a reshape makes of one, at times absurdly many or fewer than none.
+            if not 0 < (longer := getattr(mapping, "_stride", 1) * indices.size) <= most:
+                return None
+            indices = _mapped(mapping, indices)
+            made += longer
+    if indices.size and (moved := graph.moves.get(step.target)) and step.target in source.outputs:
+        if (over := moved.onwards(indices, ties)) is None:
+            return None
+        indices = over
+        made += indices.size
+    return indices, made
 
 
 def _mapped(mapping: Any, pairs: Indices) -> Indices:

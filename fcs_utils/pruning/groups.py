@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
 from fcs_utils.pruning.flow import Consumer, Flow, Node
 from fcs_utils.pruning.graph import cut_by, walk
 from fcs_utils.pruning.kinds import TRANSPOSED, Prunable, depthwise, grouped, in_width, out_width
-from fcs_utils.pruning.shares import ANY, Shares, run_width, runs_of, shares_of
+from fcs_utils.pruning.moves import Graph, Indices
+from fcs_utils.pruning.shares import ANY, Shares, runs_of, shares_of, tying
 from fcs_utils.shortcuts import PadShortcut
 
 MIXING = Prunable | PadShortcut  # layers that mix channels, or move them: indices before and behind differ
@@ -31,7 +31,7 @@ class ChannelGroup:
     indices do not come in the order of the channels. uneven: those of the barriers that say that channels do not match one to one.
     maps: by layer that loses other indices, for each of its own indices the channel that it belongs to, -1 for none. clash: whether
     an index belongs to several channels. root: whether the channels decide for all these layers. parted: by part of a chunk or a
-    split, which of the channels it gets (C,).
+    split, which of the channels it gets (C,). tied: whether some of the channels go only together, since they meet in an operation.
     """
 
     members: list[str]
@@ -50,6 +50,7 @@ class ChannelGroup:
     clash: bool = False
     root: bool = False
     parted: list[Tensor] = field(default_factory=list)
+    tied: bool = False
 
     def bar(self, reason: str) -> None:
         """Enter why the channels stay, unless a layer is found whose channels decide for these."""
@@ -68,7 +69,7 @@ class ChannelGroup:
 class GroupFinder:
     """Reads the groups of one network off its graphs. walls: the nodes of the layers that mix channels."""
 
-    def __init__(self, model: nn.Module, graph: tp.DependencyGraph, flow: Flow, walls: set[Node]) -> None:
+    def __init__(self, model: nn.Module, graph: Graph, flow: Flow, walls: set[Node]) -> None:
         self.model, self.graph, self.flow, self.walls = model, graph, flow, walls
         self.names = {module: name for name, module in model.named_modules()}
         self.parameters = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -82,26 +83,32 @@ class GroupFinder:
         if name in self.shared:
             return self.shared[name]
         group = ChannelGroup([name], [], [], [], out_width(module))
-        clashes: list[object] = []
-        found = walk(self.graph, module, self.largest, clashes)
+        ties: list[Indices | None] = []
+        found = walk(self.graph, module, self.largest, ties)
         if found is None:
             group.barriers.append("its channels go through reshapes that cannot be followed")
+        joined = [one for one in ties if one is not None]
+        asked = tying(group.channels, joined) if ties and len(joined) == len(ties) else None
+        group.tied = asked is not None
+        group.clash, units = bool(ties) and asked is None, asked.units(group.channels) if asked else None
         for dependency, indices in found or []:
             target = dependency.target.module
             called = self.names.get(target)
             if called is not None:
                 reads = not self.graph.is_out_channel_pruning_fn(dependency.handler)
-                self.meet(group, module, target, called, torch.from_numpy(indices.copy()), reads)
+                pairs = torch.from_numpy(indices.copy())
+                self.meet(group, module, target, called, pairs if units is None or not reads else _to_all(pairs, units), reads)
             elif isinstance(target, nn.Parameter):
                 group.barriers.append(f"its channels meet {self.parameters[id(target)]}, a parameter that belongs to no layer")
             elif bounds := getattr(target, "bounds", None):
                 inside = [indices[1][(indices[0] >= start) & (indices[0] < end)] for start, end in pairwise(bounds)]
                 group.parted += [_marked(torch.from_numpy(own), group.channels) for own in inside]
-        group.clash = group.clash or bool(clashes)
         if group.uneven and not (group.clash or group.again):
             self.lead(group)
         for covered in group.parted if group.root or not group.uneven else ():
             group.join(runs_of(covered), "a split that parts them")
+        if asked and (group.root or not group.uneven):
+            group.join(asked, "an operation in which they meet, such as a PixelShuffle")
         self.surroundings(group)
         group.large = len(found or []) > LARGE and len(group.members) > 1 and not group.uneven
         if group.large:
@@ -140,19 +147,16 @@ class GroupFinder:
             group.clash = group.clash or not known.all() or len(indices.unique()) < len(indices)
             if not owners.equal(torch.arange(channels)):
                 group.maps[called] = owners
-            if len(owners) != channels:
                 group.bar(f"shares a residual sum with {called}, whose channels do not match one to one")
         elif isinstance(target, MIXING):
-            width = run_width(indices) if len(indices) == channels else 1  # above 1 behind a PixelShuffle
             flat = any(len(shape) < 2 for shape in self.flow.shapes.get((called, "input"), ()))
             odd = f"{called} reads its channels in a way that cannot be followed"
-            if flat or width is None:
+            if flat or not group.tied and len(indices.unique()) < len(indices):
                 group.barriers.append(odd)
             elif len(indices) % channels:
                 group.bar(odd)
                 group.consumers.append(Consumer(called, _by_channel(pairs, channels)))
             else:
-                group.join(Shares(unit=width), f"a PixelShuffle in front of {called}")
                 aligned = bool((pairs[1].reshape(channels, -1) == torch.arange(channels)[:, None]).all())
                 if not aligned:
                     group.scattered.append(called)
@@ -230,6 +234,13 @@ def _by_channel(pairs: Tensor, channels: int) -> Tensor:
     positions = torch.full((channels, int(counts.max())), -1)
     positions[owners[order], places] = indices[order]
     return positions
+
+
+def _to_all(pairs: Tensor, units: Tensor) -> Tensor:
+    """Indices and channels (2, n) with each index given to all channels of a unit, sorted by channels. units: (C,), of one size."""
+    members = units.argsort(stable=True).reshape(int(units.max()) + 1, -1)[units[pairs[1]]]
+    given = torch.stack([members.flatten(), pairs[0].repeat_interleave(members.shape[1])])
+    return given.unique(dim=1).flip(0)
 
 
 def _marked(owners: Tensor, channels: int) -> Tensor:

@@ -40,11 +40,18 @@ def channel_axis(module: object) -> int:
 
 def depthwise(module: object) -> bool:
     """Whether a module is a convolution that treats each channel by itself."""
-    return isinstance(module, DIRECT) and module.groups == module.in_channels == module.out_channels > 1
+    return multiplier(module) > 0
+
+
+def multiplier(module: object) -> int:
+    """How many outputs a depthwise convolution has for each input; 0 for other modules."""
+    if not isinstance(module, DIRECT) or not module.groups == module.in_channels > 1:
+        return 0
+    return module.out_channels // module.in_channels
 
 
 def grouped(module: object) -> bool:
-    """Whether a module is a convolution of several groups that mix channels, or give several outputs for one input."""
+    """Whether a module is a convolution of several groups that mix channels."""
     return isinstance(module, DIRECT) and module.groups > 1 and not depthwise(module)
 
 

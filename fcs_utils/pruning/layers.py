@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
 from fcs_utils.inputs import Inputs, first_of, of_each
@@ -15,6 +14,7 @@ from fcs_utils.pruning.flow import Consumer, Flow, Node, Tap, candidates, run_on
 from fcs_utils.pruning.graph import dependency_graph, traceable, walk
 from fcs_utils.pruning.groups import CHANNELWISE, MIXING, NORMS, ChannelGroup, GroupFinder
 from fcs_utils.pruning.kinds import Prunable, check_images, depthwise, out_width
+from fcs_utils.pruning.moves import Graph
 from fcs_utils.pruning.segments import Segments
 from fcs_utils.pruning.shares import ANY, Shares
 from fcs_utils.pruning.taps import find_tap
@@ -116,12 +116,12 @@ def _apart(layers: dict[str, Layer], segments: Segments) -> dict[str, Layer]:
     for name, layer in free.items():
         if name not in halves and layer.root:
             root = layers[layer.root]
-            half = segments.half(root.channels, root.shares.unit)
+            half = segments.half(root.channels, root.shares)
             halves |= {one: half[root.maps.get(one, torch.arange(root.channels))] for one in (layer.root, *root.coupled)}
         elif name not in halves:
-            halves |= dict.fromkeys((name, *layer.coupled), segments.half(layer.channels, layer.shares.unit))
+            halves |= dict.fromkeys((name, *layer.coupled), segments.half(layer.channels, layer.shares))
     for name in sorted(segments.suspects(readers, halves)):
-        if reader := segments.crossing(name, readers[name], layers[name].shares.unit):
+        if reader := segments.crossing(name, readers[name], layers[name].shares):
             layers[name] = replace(layers[name], barrier=f"channels mix on the way to {reader}")
     return layers
 
@@ -134,7 +134,7 @@ def prunable_layers(model: nn.Module, images: Inputs, scope: Scope = "inner") ->
 class _Tracer:
     """Reads the layers of one network off its graphs. walls: the nodes of the layers that mix channels."""
 
-    def __init__(self, model: nn.Module, graph: tp.DependencyGraph, flow: Flow, walls: set[Node]) -> None:
+    def __init__(self, model: nn.Module, graph: Graph, flow: Flow, walls: set[Node]) -> None:
         self.model, self.graph, self.flow = model, graph, flow
         self.all, self.groups = GroupFinder(model, graph, flow, walls), dict[str, ChannelGroup]()
         norms = [name for name, module in model.named_modules() if isinstance(module, NORMS)]
@@ -145,7 +145,7 @@ class _Tracer:
         found = {name: module for name, module in candidates(self.model) if not self.is_head(name, module)}
         reached = {name: module for name, module in found.items() if self.is_reached(name, module)}
         self.groups = {name: self.all.group(name, module) for name, module in reached.items()}
-        for name, group in self.groups.items():
+        for name, group in sorted(self.groups.items(), key=lambda one: one[1].tied):  # those that go one by one first
             decides = not depthwise(reached[name]) and not self.all.gates.issuperset(self.flow.outputs[name])
             if group.root and decides and name not in self.roots:
                 self.roots |= {one: name for one in group.members if one in self.groups and one not in self.roots}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs, count_of, noise_like
 from fcs_utils.pruning.kinds import channel_axis
+from fcs_utils.pruning.shares import ANY, Shares
 from fcs_utils.running import run_network, tensors_in
 
 
@@ -48,11 +49,12 @@ class Segments:
             self.inputs.clear()
             run_network(model, example)
 
-    def half(self, channels: int, unit: int = 1) -> Tensor:
-        """A random half of the channels, (C,) bool, the first in it and the last not. unit: neighbours that stay together."""
-        half = torch.rand(channels // unit, generator=self.generator) < 0.5
+    def half(self, channels: int, shares: Shares = ANY) -> Tensor:
+        """A random half of the units of channels, (C,) bool, the first in it and the last not."""
+        units = shares.units(channels)
+        half = torch.rand(int(units[-1]) + 1, generator=self.generator) < 0.5
         half[0], half[-1] = True, False
-        return half.repeat_interleave(unit)
+        return half[units]
 
     def suspects(self, readers: Mapping[str, Mapping[str, Tensor]], halves: Mapping[str, Tensor]) -> set[str]:
         """Layers from which a channel may reach another one's indices, found in two passes for all of them.
@@ -100,13 +102,14 @@ class Segments:
             return False
         return bool(gradient.movedim(self.axes[name], 1)[:, channels.to(gradient.device)].count_nonzero())
 
-    def crossing(self, name: str, readers: Mapping[str, Tensor], unit: int = 1) -> str | None:
+    def crossing(self, name: str, readers: Mapping[str, Tensor], shares: Shares = ANY) -> str | None:
         """A reader in which a channel reaches indices that are not its own, or None.
 
-        readers: by name, the input indices (C, k) of each of the layer's C channels, -1 for none. unit: neighbours that may mix.
+        readers: by name, the input indices (C, k) of each of the layer's C channels, -1 for none.
+        shares: the channels of a unit may mix.
         """
         outputs = self.outputs[name]
-        half = self.half(outputs[0].shape[self.axes[name]], unit)
+        half = self.half(outputs[0].shape[self.axes[name]], shares)
         for reader, positions in readers.items():
             if not positions.max() < self._width(reader):
                 return reader

@@ -1,13 +1,17 @@
-"""Channels that go only together, or in equal numbers: those of GroupNorm and of grouped convolutions."""
+"""Channels that go only together, or in equal numbers: those of GroupNorm, of grouped convolutions and of gated linear units."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
@@ -20,39 +24,68 @@ class Shares:
 
     unit: so many neighbours go together, such as those of one group of a GroupNorm, or of one map behind a PixelShuffle. parts:
     the channels lie in so many equal runs, such as the groups of a grouped convolution, and each run keeps as many as the others.
+    alike: they lie in so many equal runs, such as the halves of a gated linear unit, and each run keeps the same places.
     """
 
     unit: int = 1
     parts: int = 1
+    alike: int = 1
 
     @property
     def step(self) -> int:
         """The number of channels that stay is a multiple of it."""
-        return self.unit * self.parts
+        return self.unit * math.lcm(self.parts, self.alike)
 
     def joined(self, other: Shares) -> Shares:
         """The choices that both allow."""
-        return Shares(math.lcm(self.unit, other.unit), math.lcm(self.parts, other.parts))
+        return Shares(*(math.lcm(getattr(self, one.name), getattr(other, one.name)) for one in fields(self)))
+
+    def arranged(self, values: Tensor) -> Tensor:
+        """Numbers of C channels as (alike, parts of a run, units of a part, channels of a unit)."""
+        return values.reshape(self.alike, math.lcm(self.parts, self.alike) // self.alike, -1, self.unit)
+
+    def units(self, channels: int) -> Tensor:
+        """Which unit each of C channels belongs to, counted through the first run, (C,)."""
+        firsts = torch.arange(channels // self.alike // self.unit)
+        return firsts.repeat_interleave(self.unit).repeat(self.alike)
 
     def order(self, importance: Tensor) -> list[int]:
         """All C channels, the most important first. The first ``n * step`` are a choice, whatever n; a unit counts by its mean."""
-        channels = torch.arange(len(importance)).reshape(self.parts, -1, self.unit)
-        ranks = importance.cpu().double().reshape(channels.shape).mean(2).argsort(dim=1, descending=True, stable=True)
-        return channels[torch.arange(self.parts)[:, None], ranks].transpose(0, 1).flatten().tolist()
+        channels = self.arranged(torch.arange(len(importance)))
+        ranks = self.arranged(importance.cpu().double()).mean((0, 3)).argsort(dim=1, descending=True, stable=True)
+        return channels[:, torch.arange(len(ranks))[:, None], ranks].permute(2, 0, 1, 3).flatten().tolist()
 
     def fault(self, kept: Sequence[int], channels: int) -> str | None:
         """Why these channels are no choice, or None where they are."""
         stays = torch.zeros(channels, dtype=torch.bool)
         stays[list(kept)] = True
-        units = stays.reshape(self.parts, -1, self.unit)
+        units = self.arranged(stays)
+        if (units.any(0) != units.all(0)).any():
+            return f"the same places of each {channels // self.alike} channels, because these meet, as in a gated linear unit"
+        units = units[0]
         if (units.any(2) != units.all(2)).any():
             return f"channels {self.unit} by {self.unit} together, because a GroupNorm or a PixelShuffle joins them"
-        if len(set(units.sum((1, 2)).tolist())) > 1:
+        if len(set(stays.reshape(self.parts, -1).sum(1).tolist())) > 1:
             return f"as many of each {channels // self.parts} channels, because they are read in {self.parts} equal parts"
         return None
 
 
 ANY = Shares()
+
+
+def tying(channels: int, ties: Iterable[NDArray[np.int64]]) -> Shares | None:
+    """What pairs of channels (2, n) ask that go only together; None where these are no neighbours or equal places of runs."""
+    pairs = np.concatenate([np.zeros((2, 0), np.int64), *ties], 1)
+    links = coo_array((np.ones(pairs.shape[1]), (pairs[0], pairs[1])), (channels, channels))
+    _, owners = connected_components(links, directed=False)
+    sizes = {*np.bincount(owners).tolist()}
+    for unit in range(1, max(sizes) + 1) if len(sizes) == 1 else ():
+        shares = Shares(unit, 1, max(sizes) // unit)
+        if max(sizes) % unit == 0 and channels % shares.step == 0:
+            found = shares.units(channels).numpy()
+            if len({*zip(found.tolist(), owners.tolist(), strict=True)}) == channels // max(sizes):
+                return shares
+    return None
 
 
 def run_width(ids: Tensor) -> int | None:

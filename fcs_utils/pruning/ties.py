@@ -9,8 +9,8 @@ import torch_pruning as tp
 from torch import nn
 
 from fcs_utils.errors import StudyError
-from fcs_utils.pruning.graph import Indices
 from fcs_utils.pruning.kinds import Prunable
+from fcs_utils.pruning.moves import Indices
 
 Place = tuple[nn.Module, str]  # a module, and the name under which it has a parameter
 

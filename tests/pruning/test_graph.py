@@ -34,8 +34,8 @@ def test_a_flattened_channel_takes_its_positions_along_up_to_a_bound() -> None:
     [
         # A flatten makes 4 of each of the 6 numbers, and on the way back it looks at 4 times these 24.
         ([nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)], 6, 24 + 96),
-        # Two by two, 8 channels and their indices become 4 times 16 numbers on the way back.
-        ([nn.Conv2d(1, 8, 3, padding=1), nn.PixelShuffle(2), nn.Conv2d(2, 2, 1)], 16, 64),
+        # Two by two, 8 channels and their indices are 16 numbers behind, and 4 times as many on the way back.
+        ([nn.Conv2d(1, 8, 3, padding=1), nn.PixelShuffle(2), nn.Conv2d(2, 2, 1)], 16, 16 + 64),
     ],
 )
 def test_a_walk_that_makes_more_indices_than_its_budget_ends(

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
-from fcs_utils.models import build_seeded
 from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.layers import trace_layers
 from fcs_utils.pruning.plan import make_plan
@@ -129,11 +128,11 @@ WHOLE = {
         lambda: Net(lambda n, x: mean(n.b(n.a(n.a(x).relu()).relu())), a=conv(3, 3), b=conv(3, 2)),
         "a is called more than once",
     ),
-    "one input a group": (
-        lambda: Net(lambda n, x: mean(n.b(n.a(x))), a=conv(3, 6), b=nn.Conv2d(6, 12, 1, groups=6)),
-        "none of its channels can go without others, because of the grouped convolution b",
-    ),
     "one output a group": (
+        lambda: Net(lambda n, x: mean(n.b(n.a(x))), a=nn.Conv2d(6, 3, 1, groups=3), b=conv(3, 2)),
+        "none of its channels can go without others, because of the grouped convolution a",
+    ),
+    "depthwise": (
         lambda: Net(lambda n, x: mean(n.b(n.a(x))), a=nn.Conv2d(3, 3, 1, groups=3), b=conv(3, 2)),
         "depthwise",
     ),
@@ -187,7 +186,6 @@ MIXED = {
     "channels last": head(lambda y: y.permute(0, 2, 3, 1).flatten(1), 6 * 36),
     "shuffled": head(lambda y: mean(F.pixel_shuffle(F.pad(y, (0, 0, 0, 0, 0, 2)), 2)), 2),
     "group norm": head(lambda y: mean(F.group_norm(y, 2)), 6),
-    "gated halves": head(lambda y: mean(F.glu(y, 1)), 3),
 }
 
 
@@ -227,9 +225,7 @@ def test_one_image_is_traced_as_a_batch() -> None:
     assert trace_layers(net, torch.zeros(1, 2, 7, 7))["0"].obstacle() is None
 
 
-def test_networks_whose_channels_cannot_be_followed_say_so() -> None:
-    with pytest.raises(StudyError, match="cannot be followed"):
-        trace_layers(build_seeded(0, "torchvision/shufflenet_v2_x0_5", num_classes=2), torch.zeros(1, 3, 64, 64))
+def test_a_network_without_convolutions_is_refused() -> None:
     with pytest.raises(StudyError, match="no convolution"):
         trace_layers(nn.Linear(3, 2), torch.zeros(1, 3, 8, 8))
 

@@ -202,10 +202,6 @@ WHOLE: dict[str, tuple[Callable[[], Net], dict[str, str]]] = {
         ),
         dict.fromkeys("abcd", "whose channels do not match one to one"),
     ),
-    "halves that are multiplied": (
-        lambda: Net(lambda n, x: mean(n.b((y := n.a(x).chunk(2, 1))[0] * y[1].sigmoid())), a=conv(3, 8), b=conv(4, 2)),
-        {"a": "b reads its channels in a way that cannot be followed"},
-    ),
     "parts of a fixed size": (
         lambda: Net(lambda n, x: mean(n.b((y := n.a(x).split(4, 1))[0]) + n.c(y[1])), a=conv(3, 8), b=conv(4, 2), c=conv(4, 2)),
         {"a": "reads its channels in a way that cannot be followed"},

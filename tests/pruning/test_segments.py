@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.pruning.segments import Segments
+from fcs_utils.pruning.shares import Shares
 from tests.pruning.toys import Net, conv, mean
 
 IN_ORDER = torch.arange(6)[:, None]
@@ -58,14 +59,14 @@ def test_a_reader_that_was_not_seen_crosses() -> None:
 
 def test_neighbours_of_one_unit_may_mix() -> None:
     found = segments(one_way(2, 3))
-    assert {found.crossing("a", {"b": IN_ORDER}, unit=2) for _ in range(20)} == {None}
+    assert {found.crossing("a", {"b": IN_ORDER}, Shares(unit=2)) for _ in range(20)} == {None}
     assert {found.crossing("a", {"b": IN_ORDER}) for _ in range(20)} == {None, "b"}  # by chance in one half or in two
 
 
 def test_a_half_begins_in_and_ends_out_and_keeps_units_together() -> None:
     found = segments(lambda h: h)
     for unit in (1, 2, 5):
-        halves = torch.stack([found.half(1000, unit) for _ in range(10)])
+        halves = torch.stack([found.half(1000, Shares(unit)) for _ in range(10)])
         assert halves.shape == (10, 1000) and halves[:, 0].all() and not halves[:, -1].any()
         parts = halves.reshape(10, -1, unit)
         assert parts.any(2).equal(parts.all(2)) and 4500 < halves.sum() < 5500

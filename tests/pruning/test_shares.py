@@ -139,7 +139,7 @@ def test_surgery_is_exact_and_respects_the_groups(kind: str, tmp_path: Path) -> 
     [
         (
             Net(lambda n, x: mean(n.b(F.pixel_shuffle(n.a(x), 2))), a=conv(3, 4), b=conv(1, 5)),
-            {"a": "none of its channels can go without others, because of a PixelShuffle in front of b"},
+            {"a": "none of its channels can go without others, because of an operation in which they meet, such as a PixelShuffle"},
         ),
         (
             Net(lambda n, x: mean(n.c(n.b(n.a(x)))), a=conv(3, 8), b=nn.ConvTranspose2d(8, 8, 2, groups=2), c=conv(8, 3)),

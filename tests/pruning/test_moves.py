@@ -1,0 +1,301 @@
+"""Operators that move channels: shuffles, gated linear units and depthwise convolutions of several outputs for each input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fcs_utils.benchmarks.exactness import inexactness
+from fcs_utils.errors import StudyError
+from fcs_utils.pruning.by_hand import plan_by_hand
+from fcs_utils.pruning.criteria import importance
+from fcs_utils.pruning.export import export_onnx, has_onnx, load_compact, save_compact
+from fcs_utils.pruning.layers import trace_layers
+from fcs_utils.pruning.moves import MULTIPLIED, across, meeting, shuffle
+from fcs_utils.pruning.plan import make_plan
+from fcs_utils.pruning.shares import Shares, tying
+from fcs_utils.pruning.statistics import collect_statistics
+from fcs_utils.pruning.surgery import prune, recalibrate
+from tests.pruning.axes import settled
+from tests.pruning.toys import Net, conv, mean
+
+IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+Forward = Callable[[nn.Module, Tensor], Tensor]
+
+
+def shuffled(x: Tensor, groups: int = 2) -> Tensor:
+    batch, channels, height, width = x.shape
+    return x.view(batch, groups, channels // groups, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+
+
+class Stage(nn.Module):
+    """Two units of ShuffleNetV2 (Ma et al. 2018): (N, inputs, H, W) to (N, 2 half, H, W)."""
+
+    def __init__(self, inputs: int, half: int) -> None:
+        super().__init__()
+        self.one = nn.Sequential(*depth(inputs), nn.Conv2d(inputs, half, 1), nn.BatchNorm2d(half), nn.ReLU())
+        self.two, self.three = self.branch(inputs, half), self.branch(half, half)
+
+    @staticmethod
+    def branch(inputs: int, half: int) -> nn.Sequential:
+        inside = (nn.Conv2d(inputs, half, 1), nn.BatchNorm2d(half), nn.ReLU(), *depth(half))
+        return nn.Sequential(*inside, nn.Conv2d(half, half, 1), nn.BatchNorm2d(half), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        stays, goes = shuffled(torch.cat([self.one(x), self.two(x)], 1)).chunk(2, 1)
+        return shuffled(torch.cat([stays, self.three(goes)], 1))
+
+
+def depth(channels: int) -> tuple[nn.Module, ...]:
+    return conv(channels, channels, groups=channels), nn.BatchNorm2d(channels)
+
+
+def chain(forward: Forward, **layers: nn.Module) -> Callable[[], Net]:
+    return lambda: Net(lambda n, x: mean(n.b(forward(n, n.a(x)))), **layers)
+
+
+# By network, how many channels are left at a ratio of a half, by layer, and which choices its first layer has.
+NETS: dict[str, tuple[Callable[[], nn.Module], dict[str, int], Shares]] = {
+    "a shuffle": (chain(lambda n, x: shuffled(x.relu()), a=conv(3, 8), b=conv(8, 4)), {"a": 4}, Shares(alike=2)),
+    "a shuffle of the library": (
+        chain(lambda n, x: F.channel_shuffle(x, 3), a=conv(3, 12), b=conv(12, 4)),
+        {"a": 6},
+        Shares(alike=3),
+    ),
+    "a shuffle of permutations": (
+        chain(lambda n, x: x.unflatten(1, (2, -1)).permute(0, 2, 1, 3, 4).contiguous().flatten(1, 2), a=conv(3, 8), b=conv(8, 4)),
+        {"a": 4},
+        Shares(alike=2),
+    ),
+    "there and back": (chain(lambda n, x: x.flatten(2).relu().view(x.shape), a=conv(3, 8), b=conv(8, 4)), {"a": 4}, Shares()),
+    "a stage of ShuffleNetV2": (
+        lambda: Net(lambda n, x: mean(n.b(n.stage(n.a(x).relu()))), a=conv(3, 6), stage=Stage(6, 8), b=conv(16, 4)),
+        {"a": 3, "stage.two.0": 4, "stage.two.5": 4, "stage.one.2": 4, "stage.three.0": 4, "stage.three.5": 4},
+        Shares(),
+    ),
+    "a gated linear unit": (chain(lambda n, x: F.glu(x, 1), a=conv(3, 8), b=conv(4, 4)), {"a": 4}, Shares(alike=2)),
+    "a gate of chunks": (
+        chain(lambda n, x: (y := n.norm(x).chunk(2, 1))[0] * y[1].sigmoid(), a=conv(3, 8), norm=nn.BatchNorm2d(8), b=conv(4, 4)),
+        {"a": 4},
+        Shares(parts=2, alike=2),
+    ),
+    "a gate in a residual sum": (
+        lambda: Net(lambda n, x: mean(n.b((y := n.a(x).relu()) + F.glu(n.c(y), 1))), a=conv(3, 4), c=conv(4, 8), b=conv(4, 4)),
+        {"a": 2, "c": 4},
+        Shares(),
+    ),
+    "a gate of a linear layer": (
+        lambda: Net(lambda n, x: n.b(F.glu(n.c(mean(n.a(x))))), a=conv(3, 6), c=nn.Linear(6, 8), b=nn.Linear(4, 4)),
+        {"a": 3, "c": 4},
+        Shares(),
+    ),
+    "a gate of grouped convolutions": (
+        chain(lambda n, x: F.glu(n.c(x), 1), a=conv(3, 6), c=conv(6, 12, groups=2), b=conv(6, 4)),
+        {"a": 4, "c": 6},  # as many of each half of a's channels
+        Shares(parts=2),
+    ),
+    "two outputs for each input": (
+        chain(lambda n, x: n.norm(n.d(x.relu())), a=conv(3, 6), d=conv(6, 12, groups=6), norm=nn.BatchNorm2d(12), b=conv(12, 4)),
+        {"a": 3, "d": 6},
+        Shares(),
+    ),
+    "two outputs in a residual sum": (
+        lambda: Net(
+            lambda n, x: mean(n.b(n.c(x) + n.d(n.a(x)))), a=conv(3, 4), d=conv(4, 12, groups=4), c=conv(3, 12), b=conv(12, 4)
+        ),
+        {"a": 2, "c": 6, "d": 6},
+        Shares(),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NETS)
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:merge left out")
+def test_surgery_is_exact(kind: str, tmp_path: Path) -> None:
+    build, left, shares = NETS[kind]
+    torch.manual_seed(0)
+    net = settled(build(), IMAGES)
+    assert trace_layers(net, IMAGES)["a"].shares == shares
+    statistics = collect_statistics(net, IMAGES)
+    for criterion in ("kernel_l1", "fcs_linear"):
+        scores = importance(criterion, model=net, statistics=statistics)
+        plan = make_plan(net, IMAGES, scores, ratio=0.5, scope="all")
+        assert {name: len(plan.kept[name]) for name in left} == left
+        compact = prune(net, plan)
+        assert inexactness(net, compact, IMAGES[:1]) is None
+    recalibrate(compact, IMAGES)
+    save_compact(tmp_path / "compact.safetensors", compact, plan)
+    assert load_compact(tmp_path / "compact.safetensors", build()).eval()(IMAGES).equal(compact(IMAGES))
+    merged = prune(net, plan, compensate="merge", statistics=statistics)
+    assert merged(IMAGES).shape == net(IMAGES).shape and merged(IMAGES).isfinite().all()
+
+
+def test_which_channels_belong_together_by_hand() -> None:
+    layers = trace_layers(settled(NETS["a shuffle"][0](), IMAGES), IMAGES)
+    # Channels 0 and 4 come to lie at 0 and 1, 1 and 5 at 2 and 3.
+    assert layers["a"].consumers[0].positions.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]] * 2
+    layers = trace_layers(settled(NETS["a gated linear unit"][0](), IMAGES), IMAGES)
+    assert layers["a"].consumers[0].positions[:, 0].tolist() == [0, 1, 2, 3] * 2
+    layers = trace_layers(settled(NETS["two outputs for each input"][0](), IMAGES), IMAGES)
+    assert layers["a"].consumers[0].positions.tolist() == [[2 * n, 2 * n + 1] for n in range(6)]
+    assert layers["a"].root == "a" and layers["a"].maps["d"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert layers["d"].barrier == "depthwise convolution: follows the layer before it"
+
+
+def test_a_stage_of_shufflenet_by_hand() -> None:
+    net = settled(NETS["a stage of ShuffleNetV2"][0](), IMAGES)
+    layers = trace_layers(net, IMAGES)
+    first = layers["stage.one.2"]
+    # The first shuffle puts channel n of both branches at 2 n and 2 n + 1. The first half of these, from n = 0 to 3, stays, and the
+    # second shuffle puts these eight beside the eight of the third branch. So channel n decides for its channels 2 n and 2 n + 1.
+    assert first.root == "stage.one.2" and first.shares == Shares(parts=2)
+    assert set(first.coupled) == {"stage.two.5", "stage.three.5"}
+    assert {name: owners.tolist() for name, owners in first.maps.items()} == {"stage.three.5": [0, 0, 1, 1, 2, 2, 3, 3]}
+    reads = {consumer.name: consumer.positions.tolist() for consumer in first.consumers}
+    assert reads["stage.three.0"] == [[-1, -1]] * 4 + [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert reads["b"] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]] + [[-1] * 4] * 4
+    plan = plan_by_hand(net, IMAGES, {"stage.one.2": [0, 3, 4, 5]})
+    assert plan.kept["stage.three.5"] == [0, 1, 6, 7] and plan.kept["stage.two.5"] == [0, 3, 4, 5]
+    assert inexactness(net, prune(net, plan), IMAGES[:1]) is None
+    with pytest.raises(StudyError, match="as many of each 4 channels"):
+        plan_by_hand(net, IMAGES, {"stage.one.2": [0, 1, 2, 4]})
+
+
+@pytest.mark.parametrize(
+    ("kept", "says"),
+    [
+        ([0, 1, 4, 6], "the same places of each 4 channels, because these meet"),
+        ([0, 1, 2, 3], "the same places"),
+        ([0, 2, 4, 6], None),
+    ],
+)
+def test_a_gate_keeps_the_same_places_of_both_halves(kept: list[int], says: str | None) -> None:
+    net = settled(NETS["a gated linear unit"][0](), IMAGES)
+    if says:
+        with pytest.raises(StudyError, match=says):
+            plan_by_hand(net, IMAGES, {"a": kept})
+    else:
+        assert prune(net, plan_by_hand(net, IMAGES, {"a": kept})).b.weight.equal(net.b.weight[:, [0, 2]])
+
+
+def test_the_mean_of_both_halves_decides() -> None:
+    net = settled(NETS["a gated linear unit"][0](), IMAGES)
+    plan = make_plan(net, IMAGES, {"a": torch.tensor([5.0, 1, 2, 3, 0, 1, 4, 1])}, ratio=0.5)  # means 2.5, 1, 3, 2
+    assert plan.kept == {"a": [0, 2, 4, 6]}
+
+
+def test_units_by_hand() -> None:
+    assert shuffle(6, 2).before.tolist() == [0, 1, 2, 0, 1, 2] and shuffle(6, 2).behind.tolist() == [0, 0, 1, 1, 2, 2]
+    ties: list[object] = []
+    pairs = np.array([[1, 4, 5], [1, 4, 5]])  # channels 1 and 4 share unit 1, 5 is in unit 2
+    found = across(shuffle(6, 2).before, shuffle(6, 2).behind, pairs, ties)
+    assert found is not None and found.T.tolist() == [[2, 1], [3, 1], [2, 4], [3, 4], [4, 5], [5, 5]]
+    assert [one.tolist() for one in ties] == [[[1], [4]]]
+    assert across(np.arange(2), np.arange(2), np.array([[2], [0]]), ties) is None  # an index that the operator does not have
+    assert meeting(np.array([[3, 1, 3, 1], [0, 0, 2, 0]])).tolist() == [[0], [2]]
+
+
+@pytest.mark.parametrize(
+    ("channels", "ties", "asks"),
+    [
+        (6, [], Shares()),
+        (6, [(0, 3), (1, 4), (2, 5)], Shares(alike=2)),
+        (6, [(0, 1), (2, 3), (4, 5)], Shares(unit=2)),
+        (8, [(0, 1), (2, 3), (4, 5), (6, 7), (0, 4), (2, 6)], Shares(unit=2, alike=2)),
+        (6, [(0, 1)], None),  # others go alone
+        (6, [(0, 5), (1, 4), (2, 3)], None),
+    ],
+)
+def test_what_ties_ask_by_hand(channels: int, ties: list[tuple[int, int]], asks: Shares | None) -> None:
+    assert tying(channels, [np.array(ties).reshape(-1, 2).T]) == asks
+
+
+def test_choices_of_equal_places_by_hand() -> None:
+    both = Shares(parts=2).joined(Shares(alike=2))
+    assert both.step == 2 and Shares(parts=4, alike=2).step == 4 and Shares(3, 2, 4).step == 12
+    # Places 0 to 3 of both halves have means 1, 4, 3, 2.
+    assert both.order(torch.tensor([0.0, 4, 6, 2, 2, 4, 0, 2])) == [1, 5, 2, 6, 3, 7, 0, 4]
+    # Of each quarter as many as of the others: the better of places 0 and 1, and of 2 and 3, then the rest.
+    assert Shares(parts=4, alike=2).order(torch.tensor([0.0, 4, 6, 2, 2, 4, 0, 2])) == [1, 2, 5, 6, 0, 3, 4, 7]
+    assert Shares(unit=2, alike=2).units(8).tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+
+
+def test_the_outputs_of_one_input_go_together() -> None:
+    layer = conv(3, 6, groups=3)
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    with pytest.raises(StudyError, match="the 2 outputs of an input of a depthwise convolution must go together"):
+        MULTIPLIED.prune_out_channels(layer, [0])
+    MULTIPLIED.prune_out_channels(layer, [2, 3])
+    assert (layer.in_channels, layer.groups, layer.out_channels) == (2, 2, 4)
+    assert layer.weight.equal(weight[[0, 1, 4, 5]]) and layer.bias.equal(bias[[0, 1, 4, 5]])
+
+
+WHOLE: dict[str, tuple[Callable[[], Net], str]] = {
+    # Four channels a group, written into the code: without some of them, the last reshape fails or groups differ.
+    "groups of a fixed size": (
+        chain(lambda n, x: x.view(len(x), -1, 4, 8, 8).transpose(1, 2).reshape(len(x), -1, 8, 8), a=conv(3, 8), b=conv(8, 4)),
+        "without some",
+    ),
+    "an order that is no shuffle": (
+        chain(lambda n, x: x[:, [1, 0, 2, 3]], a=conv(3, 4), b=conv(4, 4)),
+        "channels mix on the way to b",
+    ),
+    "gates of other places": (
+        chain(lambda n, x: (y := x.chunk(2, 1))[0] * y[1].flip(1), a=conv(3, 8), b=conv(4, 4)),
+        "channels mix on the way to b",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_what_stays_whole_and_why(case: str) -> None:
+    build, says = WHOLE[case]
+    net = settled(build(), IMAGES)
+    layers = trace_layers(net, IMAGES)
+    with pytest.raises(StudyError, match=f"nothing to prune: a: .*{says}"):
+        make_plan(net, IMAGES, {"a": torch.arange(float(layers["a"].channels))}, ratio=0.5, scope="all")
+
+
+class Turned(nn.Module):
+    """Units like those of ShuffleNetV2 around an operation at which the library's graph fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 8), conv(8, 4)
+        self.branches = nn.ModuleList(nn.Sequential(conv(4, 6), nn.ReLU(), conv(6, 4)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        for branch in self.branches:
+            stays, goes = y.unflatten(1, (2, -1)).flip(1).reshape(y.shape).chunk(2, 1)
+            y = torch.cat([stays, branch(goes)], 1)
+        return mean(self.b(y.unflatten(1, (2, -1)).flip(1).reshape(y.shape)))
+
+
+def test_layers_beside_a_reshape_that_cannot_be_followed_shrink() -> None:
+    net = settled(Turned(), IMAGES)
+    barriers = {name: layer.barrier for name, layer in trace_layers(net, IMAGES).items()}
+    inside, others = [f"branches.{n}.0" for n in range(3)], ["a", *(f"branches.{n}.2" for n in range(3))]
+    reason = "its channels go through reshapes that cannot be followed"
+    assert barriers == dict.fromkeys(inside) | dict.fromkeys(others, reason) | {"b": "its channels are the network's outputs"}
+    plan = make_plan(net, IMAGES, importance("kernel_l1", model=net), ratio=0.5)
+    assert {name: len(kept) for name, kept in plan.kept.items()} == dict.fromkeys(inside, 3)
+    assert inexactness(net, prune(net, plan), IMAGES[:1]) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["a stage of ShuffleNetV2", "a gate in a residual sum", "two outputs in a residual sum"])
+@torch.no_grad()
+def test_onnx(kind: str, tmp_path: Path) -> None:
+    if not has_onnx():
+        pytest.skip("needs onnx")
+    net = settled(NETS[kind][0](), IMAGES)
+    plan = make_plan(net, IMAGES, importance("kernel_l1", model=net), ratio=0.5, scope="all")
+    assert export_onnx(prune(net, plan), tmp_path / "net.onnx", IMAGES).exists()
