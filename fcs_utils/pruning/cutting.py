@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -14,7 +15,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs, blank_like, placed
 from fcs_utils.pruning.graph import dependency_graph, traceable, walk
 from fcs_utils.pruning.groups import MIXING
-from fcs_utils.pruning.kinds import Prunable, depthwise, out_width
+from fcs_utils.pruning.kinds import Prunable, depthwise, held_axis, out_width
 from fcs_utils.pruning.moves import Graph
 from fcs_utils.pruning.shares import cut_of
 from fcs_utils.pruning.splits import resizes
@@ -45,6 +46,19 @@ class Part:
     cut: Any
     reads: bool
     indices: Mapping[int, list[int]]
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """Removes indices from an axis of a parameter of a module."""
+
+    name: str
+    axis: int
+
+    def __call__(self, module: nn.Module, gone: Sequence[int]) -> None:
+        wide = module.get_parameter(self.name).detach()
+        keep = sorted({*range(wide.shape[self.axis])} - {*gone})
+        module._parameters[self.name] = nn.Parameter(wide.index_select(self.axis, torch.tensor(keep, device=wide.device)))
 
 
 class Cuts:
@@ -143,6 +157,9 @@ def _parts(graph: Graph, name: str, called: Mapping[nn.Module, str]) -> tuple[li
         for index, channel in pairs.T.tolist():
             indices.setdefault(channel, []).append(index)
         parts += [Part(called[owner], cut, False, indices) for owner, cut in resizes(target)]
+        if isinstance(target, nn.Parameter) and (axis := held_axis(target, pairs[0].tolist())) is not None:
+            places = [(called[one], key) for one in called for key, held in one._parameters.items() if held is target]
+            parts += [Part(owner, Narrow(key, axis), False, indices) for owner, key in places]
         if target not in called:  # an operation, not a layer
             continue
         written = graph.is_out_channel_pruning_fn(dependency.handler)

@@ -151,7 +151,8 @@ def channels_held(module: nn.Module) -> int:
 def _per_channel_types(model: nn.Module) -> list[type]:
     fits: dict[type, bool] = {}
     for module in model.modules():
-        if not isinstance(module, (*KNOWN, PadShortcut, nn.MultiheadAttention, nn.Embedding, nn.RNNBase)):
+        plain = type(module) is nn.Module  # the library would take every module for one of this type
+        if not plain and not isinstance(module, (*KNOWN, PadShortcut, nn.MultiheadAttention, nn.Embedding, nn.RNNBase)):
             fits[type(module)] = fits.get(type(module), True) and channels_held(module) > 0
     return [kind for kind, good in fits.items() if good]
 

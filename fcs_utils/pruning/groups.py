@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fcs_utils.pruning.flow import Consumer, Flow, Node
 from fcs_utils.pruning.graph import cut_by, walk
-from fcs_utils.pruning.kinds import TRANSPOSED, Prunable, depthwise, grouped, in_width, out_width
+from fcs_utils.pruning.kinds import TRANSPOSED, Prunable, depthwise, grouped, held_axis, in_width, out_width
 from fcs_utils.pruning.moves import Graph, Indices
 from fcs_utils.pruning.shares import ANY, Shares, runs_of, shares_of, tying
 from fcs_utils.shortcuts import PadShortcut
@@ -72,7 +72,9 @@ class GroupFinder:
     def __init__(self, model: nn.Module, graph: Graph, flow: Flow, walls: set[Node]) -> None:
         self.model, self.graph, self.flow, self.walls = model, graph, flow, walls
         self.names = {module: name for name, module in model.named_modules()}
-        self.parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.parameters: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self.parameters.setdefault(id(parameter), []).append(name)
         self.gates, self.largest = flow.gates(walls), 4 * flow.largest
         self.to_results = flow.leading_to(flow.results, walls)
         joined = {node for node in flow.order if node.name().startswith("Cat")}  # side by side is no sum
@@ -99,7 +101,9 @@ class GroupFinder:
                 pairs = torch.from_numpy(indices.copy())
                 self.meet(group, module, target, called, pairs if units is None or not reads else _to_all(pairs, units), reads)
             elif isinstance(target, nn.Parameter):
-                group.barriers.append(f"its channels meet {self.parameters[id(target)]}, a parameter that belongs to no layer")
+                places = self.parameters[id(target)]
+                if len(places) > 1 or held_axis(target, indices[0].tolist()) is None:
+                    group.barriers.append(f"its channels meet {places[0]}, a parameter that does not lie along them alone")
             elif bounds := getattr(target, "bounds", None):
                 inside = [indices[1][(indices[0] >= start) & (indices[0] < end)] for start, end in pairwise(bounds)]
                 group.parted += [_marked(torch.from_numpy(own), group.channels) for own in inside]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -53,6 +55,12 @@ def multiplier(module: object) -> int:
 def grouped(module: object) -> bool:
     """Whether a module is a convolution of several groups that mix channels."""
     return isinstance(module, DIRECT) and module.groups > 1 and not depthwise(module)
+
+
+def held_axis(parameter: Tensor, indices: Collection[int]) -> int | None:
+    """The one axis of a parameter whose places are these indices, all of them; None where there is none, or several."""
+    axes = [axis for axis, size in enumerate(parameter.shape) if {*range(size)} == {*indices}]
+    return axes[0] if len(axes) == 1 else None
 
 
 def map_axes(model: nn.Module) -> set[int]:

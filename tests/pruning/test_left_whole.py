@@ -63,6 +63,7 @@ VECTORS = {
     "layer scale": lambda: Affine((8, 1, 1)),
     "scale of buffers": lambda: Affine((1, 8, 1, 1), buffer=True),
     "slopes": lambda: nn.PReLU(8),
+    "a block's parameter": lambda: Holder(False),
 }
 
 
@@ -111,7 +112,6 @@ class Holder(nn.Module):
 WHOLE = {
     "filters of buffers": (Blur, "norm.kernel"),
     "a matrix of its own": (Mixture, "norm.weights"),
-    "a block's parameter": (lambda: Holder(False), "norm.gain"),
     "a block's buffer": (lambda: Holder(True), "norm.gain"),
 }
 
