@@ -27,11 +27,11 @@ class ChannelGroup:
     """What a layer's channels meet. members: itself and the layers that lose the same channels.
 
     read_by, joined_by: the shortcuts of option A that read its channels, and those whose output is added to them. again: which
-    modules are called more than once in a forward pass, and whether the channels flow into them. scattered: the readers whose
-    indices do not come in the order of the channels. uneven: those of the barriers that say that channels do not match one to one.
-    maps: by layer that loses other indices, for each of its own indices the channel that it belongs to, -1 for none. clash: whether
-    an index belongs to several channels. root: whether the channels decide for all these layers. parted: by part of a chunk or a
-    split, which of the channels it gets (C,). tied: whether some of the channels go only together, since they meet in an operation.
+    modules are called more than once in a forward pass, and whether the channels flow into them. uneven: those of the barriers
+    that say that channels do not match one to one. maps: by layer that loses other indices, for each of its own indices the
+    channel that it belongs to, -1 for none. clash: whether an index belongs to several channels that are no unit. root: whether
+    the channels decide for all these layers. parted: by part of a chunk or a split, which of the channels it gets (C,). tied:
+    whether some of the channels go only together, since they meet in an operation.
     """
 
     members: list[str]
@@ -44,7 +44,6 @@ class ChannelGroup:
     read_by: list[Consumer] = field(default_factory=list)
     joined_by: list[str] = field(default_factory=list)
     again: dict[str, bool] = field(default_factory=dict)
-    scattered: list[str] = field(default_factory=list)
     uneven: list[str] = field(default_factory=list)
     maps: dict[str, Tensor] = field(default_factory=dict)
     clash: bool = False
@@ -162,8 +161,6 @@ class GroupFinder:
                 group.consumers.append(Consumer(called, _by_channel(pairs, channels)))
             else:
                 aligned = bool((pairs[1].reshape(channels, -1) == torch.arange(channels)[:, None]).all())
-                if not aligned:
-                    group.scattered.append(called)
                 positions = indices.reshape(channels, -1) if aligned else _by_channel(pairs, channels)
                 group.consumers.append(Consumer(called, positions))
         elif not isinstance(target, (*CHANNELWISE, nn.GroupNorm)) and not cut_by(self.graph, target):
@@ -220,8 +217,6 @@ class GroupFinder:
                 group.barriers.append(f"{often}, and not each time with channels that go together")
             elif called in group.members and not self.gates.isdisjoint(outputs):
                 group.barriers.append(f"{often}, and only some of its calls gate another layer's channels")
-        if group.scattered:
-            group.barriers.append(f"{group.scattered[0]} reads the channels of several calls in different places")
 
 
 def _reads_positions(target: nn.Module, indices: Tensor, reads: bool) -> bool:

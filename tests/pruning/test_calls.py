@@ -134,6 +134,21 @@ NETS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         lambda: Net(lambda n, x: mean(both(lambda y: n.b(n.slope(n.a(y))), x)), a=conv(3, 6), b=conv(6, 4), slope=nn.PReLU(6)),
         {"a"},
     ),
+    "branches side by side": (
+        lambda: Net(lambda n, x: mean(n.b(torch.cat([n.a(x), n.a(x.flip(3))], 1))), a=conv(3, 4), b=conv(8, 2)),
+        {"a"},
+    ),
+    "layers side by side in two orders": (
+        lambda: Net(
+            lambda n, x: mean(n.b(torch.cat([n.a(x), n.c(x)], 1)) + n.b(torch.cat([n.c(x), n.a(x)], 1))),
+            **{"a": conv(3, 4), "c": conv(3, 4), "b": conv(8, 2)},
+        ),
+        {"a", "c"},
+    ),
+    "one reader of both halves": (
+        lambda: Net(lambda n, x: mean(sum(n.b(y) for y in n.a(x).relu().chunk(2, 1))), a=conv(3, 8), b=conv(4, 2)),
+        {"a"},
+    ),
 }
 
 

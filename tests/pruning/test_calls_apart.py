@@ -50,21 +50,6 @@ APART: dict[str, tuple[Callable[[], Net], dict[str, str]]] = {
         lambda: Net(lambda n, x: mean(n.b(n.a(x).relu()) + n.b(n.a(x.flip(3)).softmax(1))), a=conv(3, 4), b=conv(4, 2)),
         {"a": "channels mix on the way to b"},
     ),
-    "side by side": (
-        lambda: Net(lambda n, x: mean(n.b(torch.cat([n.a(x), n.a(x.flip(3))], 1))), a=conv(3, 4), b=conv(8, 2)),
-        {"a": "b reads the channels of several calls in different places"},
-    ),
-    "side by side in two orders": (
-        lambda: Net(
-            lambda n, x: mean(n.b(torch.cat([n.a(x), n.c(x)], 1)) + n.b(torch.cat([n.c(x), n.a(x)], 1))),
-            **{"a": conv(3, 4), "c": conv(3, 4), "b": conv(8, 2)},
-        ),
-        {"a": "b reads the channels of several calls in different places", "c": "b reads the channels of several calls"},
-    ),
-    "halves": (
-        lambda: Net(lambda n, x: mean(sum(n.b(y) for y in n.a(x).relu().chunk(2, 1))), a=conv(3, 8), b=conv(4, 2)),
-        {"a": "b reads its channels in a way that cannot be followed"},
-    ),
     "a gate in one call": (
         lambda: Net(
             lambda n, x: mean(n.b((y := n.a(x).relu()) * n.up(y).sigmoid()) + n.b(n.up(y))),
