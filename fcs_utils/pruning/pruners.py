@@ -6,6 +6,7 @@ Only what follows from its choice is this study's: the plan, the surgery, its pr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch_pruning.pruner.importance import Importance
 
 from fcs_utils.config import Images, Labels, Model, Ratio, checked
-from fcs_utils.errors import StudyError, refuse
+from fcs_utils.errors import StudyError, first_line, is_out_of_memory, refuse
 from fcs_utils.inputs import Inputs, first_of, split_batches
 from fcs_utils.pruning.baselines import check_classes, check_labels
 from fcs_utils.pruning.costs import Costs
@@ -170,7 +171,7 @@ def pruner_plan(
     scope: the library may prune the layers that ``make_plan`` would prune, and no others. The model stays as it was.
 
     Raises StudyError for a name that is no pruner, labels that do not fit, importances that are not finite, macs that the pruner
-    does not reach, and where the plan does not say exactly what the library prunes.
+    does not reach, where the library fails, and where the plan does not say exactly what it prunes.
 
         plan = pruner_plan("tp_group_taylor_global", model=model, images=images, labels=labels, macs=0.5)
     """
@@ -181,7 +182,7 @@ def pruner_plan(
     whole = make_plan(model, example, importance("kernel_l1", model=model), ratio=0.5, scope=scope)  # every layer loses some
     costs, cuts = Costs(model, example, trace_layers(model, example)), Cuts(model, whole.kept, example)
     network = duplicate(model)
-    with traceable(network):
+    with traceable(network), _in_one_line():
         library = _Library(name, network.eval(), images, labels, list(whole.kept))
         kept = cache(library.kept)
         share = cache(lambda ratio: costs.measured(cuts.compact(kept(ratio))))
@@ -201,6 +202,19 @@ def pruner_plan(
         ranking=(ranking := ranking_of(name)),
         rounding="chip" if ranking == "layer" else "study",  # the library rounds as CHIP does
     )
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """The library's own errors as StudyError."""
+    try:
+        yield
+    except StudyError:
+        raise
+    except Exception as error:  # the library raises many kinds
+        if is_out_of_memory(error):
+            raise
+        raise StudyError(f"Torch-Pruning's pruner fails on this network: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _nearest(ratios: Sequence[float], share: Any, macs: float) -> float:
