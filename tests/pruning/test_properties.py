@@ -23,7 +23,9 @@ from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import ChannelStatistics, collect_statistics
 from fcs_utils.pruning.sums import EXTRAS, READINGS
 from fcs_utils.pruning.surgery import prune
+from tests.pruning.test_moves import Stage
 from tests.pruning.test_partial_sums import Ghost
+from tests.pruning.test_splits import Res2
 from tests.pruning.toys import zeroed
 
 
@@ -101,9 +103,38 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
+class Scaled(Residual):
+    """A residual block whose output meets a parameter that belongs to no layer."""
+
+    def __init__(self, body: nn.Module, channels: int) -> None:
+        super().__init__(body)
+        self.scale = nn.Parameter(torch.rand(channels, 1, 1) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.scale * self.body(x)
+
+
+class Gated(nn.Module):
+    """The halves of a body's output, one times the sigmoid of the other."""
+
+    def __init__(self, body: nn.Module, chunks: bool) -> None:
+        super().__init__()
+        self.body, self.chunks = body, chunks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.chunks:
+            one, two = self.body(x).chunk(2, 1)
+            return one * two.sigmoid()
+        return F.glu(self.body(x), 1)
+
+
+KINDS = ["plain", "plain", "residual", "depthwise", "grouped", "pool", "loop", "pair", "levels", "halves", "ghost"]
+KINDS += ["parts", "stage", "shuffle", "gate", "multiplied", "scaled"]  # operators that move channels, and what they need
+
+
 @st.composite
 def networks(draw: st.DrawFn) -> nn.Module:
-    """Small classifiers: convolutions, norms or none, activations, pools, residual, depthwise, grouped and shared blocks."""
+    """Small classifiers: convolutions, norms or none, activations, pools, and blocks of the kinds above."""
     torch.manual_seed(draw(st.integers(0, 10_000)))
     layers: list[nn.Module] = []
     channels, size = 3, 8
@@ -117,11 +148,7 @@ def networks(draw: st.DrawFn) -> nn.Module:
         return [conv, *norm, activation]
 
     for _ in range(draw(st.integers(1, 4))):
-        kind = draw(
-            st.sampled_from(
-                ["plain", "plain", "residual", "depthwise", "grouped", "pool", "loop", "pair", "levels", "halves", "ghost"]
-            )
-        )
+        kind = draw(st.sampled_from(KINDS))
         if kind == "plain":
             width = draw(st.integers(2, 9))
             layers += unit(channels, width)
@@ -144,6 +171,23 @@ def networks(draw: st.DrawFn) -> nn.Module:
             channels = inside
         elif kind == "depthwise":
             layers += unit(channels, channels, groups=channels)
+        elif kind == "multiplied":
+            layers += unit(channels, width := channels * draw(st.integers(2, 3)), groups=channels)
+            layers += unit(width, channels := draw(st.integers(2, 9)))
+        elif kind == "parts":
+            layers.append(Res2(channels, draw(st.integers(2, 3)), draw(st.integers(2, 4)), first=draw(st.booleans())))
+        elif kind == "stage":
+            layers.append(Stage(channels, half := draw(st.integers(2, 5))))
+            channels = 2 * half
+        elif kind == "shuffle":
+            layers.append(nn.ChannelShuffle(draw(st.sampled_from([n for n in range(1, channels + 1) if channels % n == 0]))))
+        elif kind == "gate":
+            width = draw(st.integers(2, 5))
+            layers.append(Gated(nn.Sequential(*unit(channels, 2 * width)), chunks=draw(st.booleans())))
+            channels = width
+        elif kind == "scaled":
+            body = nn.Sequential(*unit(channels, width := draw(st.integers(2, 6))), *unit(width, channels))
+            layers.append(Scaled(body, channels))
         elif kind == "grouped":
             groups, inside, width = draw(st.sampled_from([2, 3])), 12, draw(st.sampled_from([6, 12, 18]))
             layers += [*unit(channels, inside), *unit(inside, width, groups=groups)]
