@@ -159,15 +159,17 @@ def _text_sum(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def read_or_set_aside(path: Path, check: Callable[[dict[str, Any]], object] = lambda value: None) -> dict[str, Any] | None:
+def read_or_set_aside(
+    path: Path, check: Callable[[dict[str, Any]], object] = lambda value: None, read: Callable[..., Any] = read_checksummed
+) -> dict[str, Any] | None:
     """What ``write_checksummed`` wrote, or None where there is no file or a damaged or wrong one, which is set aside.
 
-    check: raises StudyError for a whole file with wrong content.
+    check, read: raise StudyError, the first for a whole file with wrong content.
     """
     if not path.exists():
         return None
     try:
-        value = read_checksummed(path)
+        value: dict[str, Any] = read(path)
         check(value)
         return value
     except StudyError as error:

@@ -16,7 +16,7 @@ from fcs_utils.data.dataset import data_folder
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import write_atomic
 from fcs_utils.report.chapters import KEEPS_FIGURES, NOTEBOOKS, ROOT, Notebook, pick_notebooks
-from fcs_utils.report.states import PAGES, holds, inputs_of, intact, keep_state, made_by
+from fcs_utils.report.states import PAGES, common_inputs, holds, inputs_of, intact, keep_state, made_by
 from fcs_utils.study.cluster import Mark, marked, on_cluster
 from fcs_utils.study.pool import processes
 from fcs_utils.study.records import Store
@@ -61,7 +61,8 @@ def build(
     if inputs != inputs_of(store):
         inputs, report = _render_overview(study)
     stale = _stale(store, wanted)
-    read = {number: inputs_of(store, notebook) for number, notebook in stale.items()}  # what changes meanwhile is not in the copies
+    common = common_inputs(store)
+    read = {number: inputs_of(store, one, common) for number, one in stale.items()}  # what changes meanwhile is not in the copies
 
     def done(number: str, notebook: Notebook) -> None:
         keep_state(store, number, read[number], made_by(store, notebook))
@@ -247,4 +248,5 @@ def _current(store: Store, wanted: Mapping[str, Notebook]) -> bool:
 
 def _stale(store: Store, wanted: Mapping[str, Notebook]) -> dict[str, Notebook]:
     """The notebooks whose executed copy or figures are missing, changed, or made from something else."""
-    return {number: notebook for number, notebook in wanted.items() if not holds(store, number, inputs_of(store, notebook))}
+    common = common_inputs(store)
+    return {number: one for number, one in wanted.items() if not holds(store, number, inputs_of(store, one, common))}

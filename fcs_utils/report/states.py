@@ -15,6 +15,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.files import LARGEST_TENSORS, read_bytes, read_json, write_json
 from fcs_utils.report.chapters import NOTEBOOKS, PACKAGE, ROOT, Notebook
 from fcs_utils.study.records import Store
+from fcs_utils.unchanged import while_unchanged
 
 PAGES = "pages"  # the state of everything but the notebooks
 
@@ -68,21 +69,38 @@ def made_by(store: Store, notebook: Notebook) -> list[Path]:
 
 def _file_sum(path: Path) -> str:
     try:
-        return hashlib.sha256(read_bytes(path, LARGEST_TENSORS)).hexdigest()
+        return _content_sum(path)
     except StudyError:  # no such file
         return ""
 
 
-def inputs_of(store: Store, notebook: Notebook | None = None) -> str:
+def _sum_of(path: Path, content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+_content_sum = while_unchanged(_sum_of, LARGEST_TENSORS)  # every page and notebook asks for the same records and sources
+
+
+def inputs_of(store: Store, notebook: Notebook | None = None, common: str | None = None) -> str:
     """Hash of all that a notebook's outcome, or the other pages, depend on: sources, package, lock, records and settings.
 
-    What a machine measured is left to the state's files: notebook 08 makes it.
+    common: of ``common_inputs``, for who asks about many notebooks. What a machine measured is left to the state's files: notebook
+    08 makes it.
     """
-    package = [path for path in PACKAGE.rglob("*.*") if path.is_file() and path.suffix != ".pyc"]
     sources = [notebook.source] if notebook else [one.source for one in NOTEBOOKS.values()]
     measured = [] if notebook and not notebook.measures_time else [store.published(store.measurements())]
-    files = [ROOT / "requirements.lock", *sorted(package), *sources, *measured]
-    digest = hashlib.sha256()
-    for path in (*files, store.there(store.settings()), store.packed(), *store.all_records()):
+    return _sum_over([*sources, *measured], common or common_inputs(store))
+
+
+def common_inputs(store: Store) -> str:
+    """Hash of what the outcomes of all notebooks and pages depend on; there may be a file for each of many thousand records."""
+    package = [path for path in PACKAGE.rglob("*.*") if path.is_file() and path.suffix != ".pyc"]
+    records = [store.packed(), *store.all_records()]
+    return _sum_over([ROOT / "requirements.lock", *sorted(package), store.there(store.settings()), *records], "")
+
+
+def _sum_over(files: Iterable[Path], start: str) -> str:
+    digest = hashlib.sha256(start.encode())
+    for path in files:
         digest.update(f"{path.name} {_file_sum(path)}\n".encode())
     return digest.hexdigest()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, Literal
 
 from fcs_utils.builders import code_of_network
 from fcs_utils.errors import refuse
+from fcs_utils.files import canonical_json
 from fcs_utils.pruning.criteria import check_options, code_of
 from fcs_utils.study.catalogue import STAGES, Stage
 from fcs_utils.study.profiles import Profile
@@ -33,6 +35,7 @@ def grid(profile: Profile, precision: Precision, rates: Rates | None = None) -> 
     rates: the chosen learning rates; without them the stages ``AFTER_RATES`` are left out, for they are not known yet.
     Raises StudyError for an unknown criterion or option, and for a criterion that is in no module.
     """
+    _code_with.cache_clear()  # a notebook may have entered a criterion again
     ablations, arms = profile.ablations, profile.arms
     trained = [one for one in profile.networks if one.network in arms.networks]
     references = _references(profile, precision, profile.networks, profile.seeds)
@@ -158,9 +161,16 @@ def _recipe(profile: Profile, references: Iterable[Run], rates: Rates) -> list[R
 
 def _prune_run(profile: Profile, run: Run, criterion: str, ratio: float | None, **more: Any) -> Run:
     name, options = parse_criterion(criterion)
-    check_options(name, more.setdefault("options", options))
-    known = {"criterion": name, "ratio": ratio, "calibration": profile.calibration, "source": code_of(name)}
+    source = _code_with(name, canonical_json(more.setdefault("options", options)))
+    known = {"criterion": name, "ratio": ratio, "calibration": profile.calibration, "source": source}
     return run.model_copy(update={"pruning": Pruning(**{**known, **more})})
+
+
+@cache  # for one grid
+def _code_with(criterion: str, options: str) -> str | None:
+    """The code of a criterion, see ``code_of``, after checking its options, which are JSON here."""
+    check_options(criterion, json.loads(options))
+    return code_of(criterion)
 
 
 def _tune_run(profile: Profile, run: Run, method: str, **training: Any) -> Run:

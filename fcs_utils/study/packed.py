@@ -5,59 +5,72 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from fcs_utils.errors import StudyError
-from fcs_utils.files import check_checksum, parse_json, read_bytes
+from fcs_utils.files import check_checksum, parse_json
+from fcs_utils.study.right import is_right, text_digest
+from fcs_utils.unchanged import keeping_all, while_unchanged
 
 Record = dict[str, Any]
 MOST_CHANNELS = 1_000_000  # of a layer: a damaged range must not take the memory
-_read: dict[Path, tuple[tuple[int, int], dict[str, Record]]] = {}  # by file: its time and size, and what it held
 
 
-def read_lines(path: Path) -> dict[str, Record]:
+class Packed(dict[str, Record]):
+    """The records of a file by identity. unchecked: those whose content was not looked at yet, with what their text goes by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unchecked: dict[str, str] = {}
+
+
+def read_lines(path: Path) -> Packed:
     """The records of a file by identity, read once and again when the file has changed; none where there is no file.
 
     A line that is damaged is named in a warning and left out, and so is a run with two results. Raises StudyError for a file
     that cannot be read.
     """
     try:
-        state = path.stat()
-        stamp = (state.st_mtime_ns, state.st_size)
-        if path not in _read or _read[path][0] != stamp:
-            _read[path] = (stamp, _by_identity(path))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
-    return _read[path][1]
+        return _by_identity(path)
+    except StudyError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return Packed()
+        raise
 
 
-def _by_identity(path: Path) -> dict[str, Record]:
+@while_unchanged
+def _by_identity(path: Path, content: bytes) -> Packed:
     """The records of a file; none of a run that has two with other results: nobody knows which is right."""
-    found: dict[str, Record] = {}
+    found = Packed()
     torn = set()
-    for name, record in _parse_lines(path):
-        if found.setdefault(name, record)["result"] != record["result"]:
-            torn.add(name)
+    with keeping_all():
+        for digest, record in _parse_lines(path, content):
+            name = record["id"]
+            if name not in found and not is_right(digest):
+                found.unchecked[name] = digest
+            if found.setdefault(name, record)["result"] != record["result"]:
+                torn.add(name)
     for name in sorted(torn):
         del found[name]
-        warnings.warn(f"{path} has two records of run {name} with other results; this run is done again", stacklevel=4)
+        warnings.warn(f"{path} has two records of run {name} with other results; this run is done again", stacklevel=5)
     return found
 
 
-def _parse_lines(path: Path) -> Iterator[tuple[str, Record]]:
-    for number, line in enumerate(read_bytes(path).splitlines(), 1):
+def _parse_lines(path: Path, content: bytes) -> Iterator[tuple[str, Record]]:
+    for number, line in enumerate(content.splitlines(), 1):
         where = f"line {number} of {path}"
         try:
-            record = check_checksum(_change_plan(parse_json(line, where), _unpack_plan), where)
+            record, digest = _change_plan(parse_json(line, where), _unpack_plan), text_digest("line", line)
+            if not is_right(digest):
+                check_checksum(record, where)
             if not isinstance(record["id"], str):
                 raise TypeError("its id is no text")
-            yield record["id"], record
+            yield digest, record
         except (StudyError, ValueError, LookupError, TypeError, AttributeError) as error:
             why = str(error) if isinstance(error, StudyError) else f"{where} is damaged ({error})"
-            warnings.warn(f"{why}; this run is done again, the other lines count", stacklevel=4)
+            warnings.warn(f"{why}; this run is done again, the other lines count", stacklevel=5)
 
 
 def to_lines(records: Mapping[str, Record]) -> bytes:
@@ -87,7 +100,13 @@ def _pack(channels: list[int]) -> str:
 
 
 def _unpack_plan(text: str) -> list[int]:
-    ends = [list(map(int, part.split("-"))) for part in text.split()]
-    if sum(end[-1] - end[0] + 1 for end in ends) > MOST_CHANNELS:
+    runs = [_ends_of(part) for part in text.split()]
+    if sum(end - first for first, end in runs) > MOST_CHANNELS:
         raise ValueError("a layer with too many channels")
-    return [channel for end in ends for channel in range(end[0], end[-1] + 1)]
+    return [channel for first, end in runs for channel in range(first, end)]
+
+
+@lru_cache(2**16)  # most of a study's plans are made of the same parts
+def _ends_of(part: str) -> tuple[int, int]:
+    ends = list(map(int, part.split("-")))
+    return ends[0], ends[-1] + 1

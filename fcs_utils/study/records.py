@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +15,13 @@ import torch
 
 from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import StudyError
-from fcs_utils.files import read_checksummed, read_or_set_aside, write_checksummed
+from fcs_utils.files import check_checksum, parse_json, read_or_set_aside, write_checksummed
 from fcs_utils.machine import pick_precision
 from fcs_utils.study.contents import SETTINGS, check_record, conform
-from fcs_utils.study.packed import Record, read_lines, to_lines
+from fcs_utils.study.packed import Packed, Record, read_lines, to_lines
+from fcs_utils.study.right import found_right, is_right, share, text_digest
 from fcs_utils.study.runs import Run, parse_run
+from fcs_utils.unchanged import keeping_all, while_unchanged
 
 ABANDONED = 3600.0  # seconds after which nobody writes to a temporary file any more
 
@@ -101,18 +103,43 @@ def read_record(store: Store, run: Run) -> Record | None:
     A published record counts before one of this machine; where the two differ in their result, a warning says so. One that
     is damaged, wrong or of another run is named and left out, so that the run is done again.
     """
-    packed, path = read_packed(store).get(run.identity), store.record(run.kind, run.identity)
-    loose = read_or_set_aside(path, lambda record: check_record(record, path, run))
+    name, published = run.identity, read_packed(store)
+    packed, path = published.get(name), store.record(run.kind, name)
+    loose = read_or_set_aside(path, lambda record: _check_name(record, path, name), _own_record)
     if packed is None:
         return loose
-    try:
-        check_record(packed, f"record {run.identity} in {store.packed()}", run)
-    except StudyError as error:
-        warnings.warn(f"{error}; this run is done again", stacklevel=2)
-        return loose
+    if name in published.unchecked:
+        try:
+            check_record(packed, f"record {name} in {store.packed()}", run)
+        except StudyError as error:
+            warnings.warn(f"{error}; this run is done again", stacklevel=2)
+            return loose
+        found_right(published.unchecked.pop(name))
     if loose is not None and loose["result"] != packed["result"]:
         warnings.warn(f"{path} has another result than {store.packed()}, which is used", stacklevel=2)
     return packed
+
+
+@contextmanager
+def reading_many() -> Iterator[None]:
+    """For who reads the records of whole stages: faster, and what is found right need not be checked by other processes."""
+    with keeping_all():
+        yield
+    share()
+
+
+@while_unchanged
+def _own_record(path: Path, content: bytes) -> Record:
+    record, digest = parse_json(content, str(path)), text_digest("file", content)
+    if not is_right(digest):
+        check_record(check_checksum(record, str(path)), path)
+        found_right(digest)
+    return record
+
+
+def _check_name(record: Record, path: Path, name: str) -> None:
+    if record["id"] != name:
+        raise StudyError(f"{path} is the record of another run")
 
 
 def write_record(store: Store, record: Record) -> None:
@@ -120,7 +147,7 @@ def write_record(store: Store, record: Record) -> None:
     write_checksummed(store.record(record["kind"], record["id"]), record)
 
 
-def read_packed(store: Store) -> dict[str, Record]:
+def read_packed(store: Store) -> Packed:
     """The published records by identity. They are shared: do not change them."""
     return read_lines(store.packed())
 
@@ -130,9 +157,9 @@ def pack(store: Store) -> bytes:
 
     Raises StudyError for a wrong record of this machine, and for one whose result is not the published one's.
     """
-    found = dict(read_packed(store))
+    found: dict[str, Record] = {**read_packed(store)}
     for path in store.all_records():
-        check_record(own := read_checksummed(path), path)
+        own = _own_record(path)
         if own["result"] != found.setdefault(own["id"], own)["result"]:
             raise StudyError(f"{path} has another result than the published record of the same run; remove one of the two")
     return to_lines(found)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from functools import lru_cache
 from itertools import groupby
 from typing import Annotated, Any, Literal
 
@@ -228,8 +230,7 @@ class Run(Config):
     @property
     def identity(self) -> str:
         """16 hex digits of SHA-256 over the schema and every value that is not a default: a new option orphans no old record."""
-        content = {"schema": SCHEMA, "run": self.model_dump(mode="json", exclude_defaults=True)}
-        return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
+        return _identity(self.model_dump_json(exclude_defaults=True))
 
     def parent(self) -> Run | None:
         """The run whose network this one starts from."""
@@ -238,6 +239,11 @@ class Run(Config):
         if self.pruning or self.similarity:
             return Run(reference=self.reference)
         return None
+
+
+@lru_cache(2**16)  # by content: a run that changes, or a changed copy, has another identity
+def _identity(content: str) -> str:
+    return hashlib.sha256(canonical_json({"schema": SCHEMA, "run": json.loads(content)}).encode()).hexdigest()[:16]
 
 
 def parse_run(value: Any) -> Run:

@@ -24,7 +24,7 @@ from fcs_utils.study.packed import Record
 from fcs_utils.study.pool import report_macs
 from fcs_utils.study.profiles import Profile, check_fields, get_profile, import_plugins
 from fcs_utils.study.rates import choose_learning_rates, margin
-from fcs_utils.study.records import Settings, Store, read_record, write_record
+from fcs_utils.study.records import Settings, Store, read_record, reading_many, write_record
 from fcs_utils.study.runs import SCHEMA, Run, describe
 from fcs_utils.study.schedule import Schedule, check_needs, expected_macs, perform
 from fcs_utils.study.selection import parse_only
@@ -39,8 +39,7 @@ class Study:
     passes: how training passes are done; records say it, because results differ by rounding, as between machines.
     plugins: modules that add criteria or arms, besides those that the profile names.
     Raises StudyError for an unknown profile or a wrong field of one, an unknown device, passes that it lacks, and a plugin that
-    cannot be imported.
-    Nothing is created before ``run``.
+    cannot be imported. In the results folder, nothing is created before ``run``.
     """
 
     @checked
@@ -118,6 +117,7 @@ class Study:
         """The record of a run, or None where it has not been done."""
         return read_record(self.store, run)
 
+    @reading_many()
     def records(self, stages: Iterable[Stage] | None = None, only: Sequence[str] = ()) -> list[Record]:
         """The records of some stages, reading only. Raises StudyError naming the missing ones."""
         found = [(run, self.record(run)) for run in self.runs(stages, only)]
@@ -128,6 +128,7 @@ class Study:
             )
         return [record for _, record in found if record is not None]
 
+    @reading_many()
     def found(self) -> dict[Stage, list[Record]]:
         """The records that are there, by stage, each once in a stage."""
         self.rates()
@@ -220,8 +221,7 @@ class Study:
         """
         if (record := self.record(run)) is not None:
             return record
-        parent = run.parent()
-        parent_record = self.ensure(parent, wait=wait) if parent else None
+        parent_record = self.ensure(parent, wait=wait) if (parent := run.parent()) else None
         with self.bench.in_hand(run, wait=wait):
             if (record := self.record(run)) is None:  # no other process was faster
                 record = self._done(run, parent_record, on_macs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from functools import partial
@@ -12,9 +13,9 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
 
-from fcs_utils import files
+from fcs_utils import files, unchanged
 from fcs_utils.errors import StudyError
-from fcs_utils.report import frames, pages, publish
+from fcs_utils.report import frames, pages, publish, states
 from fcs_utils.report.chapters import NOTEBOOKS
 from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
@@ -180,3 +181,25 @@ def test_a_record_that_comes_while_notebooks_run_is_not_taken_for_read(out: Path
         patched.setattr(publish, "execute_all", meanwhile)
         build(out)
     assert publish._stale(store, WANTED).keys() == WANTED.keys()
+
+
+def test_ten_notebooks_ask_for_the_records_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, summed, read = Store(tmp_path, "smoke"), [], []
+    paths = [store.record("pruned", f"{number:016}") for number in range(3)]
+    for path in paths:
+        files.write_atomic(path, b"{}")
+    real_sum, real_read = states._file_sum, unchanged.read_bytes
+    monkeypatch.setattr(states, "_file_sum", lambda path: summed.append(path) or real_sum(path))
+    monkeypatch.setattr(unchanged, "read_bytes", lambda path, most: read.append(path) or real_read(path, most))
+    publish._stale(store, NOTEBOOKS)
+    assert [summed.count(path) for path in paths] == [1, 1, 1] == [read.count(path) for path in paths]
+    monkeypatch.setattr(unchanged, "TICK", 0)  # as if the files had been there for long
+    publish._stale(store, NOTEBOOKS)
+    publish._stale(store, NOTEBOOKS)
+    before, count = states.inputs_of(store), len(read)
+    assert states.inputs_of(store, NOTEBOOKS["01"]) == states.inputs_of(store, NOTEBOOKS["01"], states.common_inputs(store))
+    assert len(read) == count  # nothing has changed
+    state = paths[1].stat()
+    paths[1].write_bytes(b"[]")  # of the same size, and with the same time
+    os.utime(paths[1], ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert states.inputs_of(store) != before and read[count:] == [paths[1]]
