@@ -131,6 +131,11 @@ def pick_workers(workers: int | None, device: torch.device) -> int:
         return workers
     if device.type != "cpu":
         return 1
+    return cores()
+
+
+def cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no affinity
 
 

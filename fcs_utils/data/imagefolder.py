@@ -10,16 +10,20 @@ import io
 import json
 import os
 import stat
+import threading
 import warnings
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from fcs_utils.data.archives import ENDINGS, entries, walk_folder
+from fcs_utils.data.side_by_side import in_order
 from fcs_utils.errors import StudyError
 from fcs_utils.files import read_tensors, set_aside, write_tensors
 
@@ -28,6 +32,9 @@ FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")  # Pillow knows more, and starts
 PARTS = ("train", "test", "val")
 DECODER = 2  # raised when decoding changes, so that no older cache is used
 LARGEST_IMAGE, LARGEST_DATA = 2**26, 2**33  # pixels of an image, bytes of all images once they are decoded
+LARGE_IMAGE = 2**22  # pixels of an image that is decoded while no other large one is
+ONE_LARGE = threading.Lock()
+Use = TypeVar("Use")
 
 
 def cache_folder() -> Path:
@@ -140,7 +147,26 @@ def _decode(source: Path, size: int) -> Decoded:
 def _collect(source: Path, size: int) -> tuple[Places, set[PurePosixPath], dict[str, list[PurePosixPath]]]:
     """Decoded images by place, all folders, and what is not read by reason."""
     found: Places = {}
-    folders, unread, names = set(), defaultdict(list), set()
+    folders: set[PurePosixPath] = set()
+    unread: dict[str, list[PurePosixPath]] = defaultdict(list)
+
+    def decoded(image: tuple[PurePosixPath, bytes]) -> tuple[PurePosixPath, np.ndarray]:
+        path, content = image
+        try:
+            return path, decode_image(content, size)
+        except Exception as error:  # Pillow raises many kinds for a damaged file
+            raise StudyError(f"image {str(path)!r} in {source} cannot be decoded: {error}; replace or remove it") from error
+
+    for path, pixels in in_order(_contents(source, size, folders, unread), decoded, lambda image: len(image[1])):
+        found.setdefault(path.parents[2], defaultdict(list))[path.parts[-3]].append((path.parts[-2], path.name, pixels))
+    return found, folders, unread
+
+
+def _contents(
+    source: Path, size: int, folders: set[PurePosixPath], unread: dict[str, list[PurePosixPath]]
+) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """Each image's path and content. Adds the folders that are there, and what is not read by reason."""
+    names = set()
     for path, content, why in tqdm(entries(source, SUFFIXES), f"decoding {source.name}", unit="file", leave=False):
         folders.add(path if content is None and not why else path.parent)
         if why:
@@ -153,40 +179,43 @@ def _collect(source: Path, size: int) -> tuple[Places, set[PurePosixPath], dict[
             names.add(path)
             if len(names) * 3 * size * size > LARGEST_DATA:
                 raise StudyError(f"{source}: decoded images take more than {LARGEST_DATA:,} bytes; NAME@SIZE makes them smaller")
-            try:
-                pixels = decode_image(content, size)
-            except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for a damaged file
-                raise StudyError(f"image {str(path)!r} in {source} cannot be decoded: {error}; replace or remove it") from error
-            found.setdefault(path.parents[2], defaultdict(list))[path.parts[-3]].append((path.parts[-2], path.name, pixels))
-    return found, folders, unread
+            yield path, content
 
 
 def decode_image(content: bytes, size: int) -> np.ndarray:
     """An image file as RGB pixels (size, size, 3) uint8: the shorter side resized, the centre cropped."""
     from PIL import Image, ImageOps
 
-    return np.asarray(ImageOps.fit(as_rgb(content), (size, size), Image.Resampling.BILINEAR))
+    return as_rgb(content, lambda image: np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)))
 
 
-def as_rgb(content: bytes) -> Any:
-    """An image file as Pillow's RGB image, turned as its EXIF data says. Transparent parts become white.
+def as_rgb(content: bytes, use: Callable[[Any], Use] = lambda image: image) -> Use:
+    """What is made of an image file as Pillow's RGB image, turned as its EXIF data says. Transparent parts become white.
 
+    use: makes it; by default, it is the image itself. Where several threads decode, one of them at a time has a large image.
     Raises StudyError for too many pixels and for floating-point ones, and Pillow's own errors for a broken file.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-        if opened.width * opened.height > LARGEST_IMAGE:  # the header says so before memory is taken
+        if (pixels := opened.width * opened.height) > LARGEST_IMAGE:  # the header says so before memory is taken
             raise StudyError(f"{opened.width} x {opened.height} pixels are too many")
-        image: Any = ImageOps.exif_transpose(opened)
-        if image.mode == "F":
-            raise StudyError("its pixels are floating-point numbers")
-        if image.mode.startswith("I"):  # 16 bits a pixel; convert would cut off all above 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        elif image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+        with ONE_LARGE if pixels > LARGE_IMAGE else nullcontext():
+            return use(_rgb(opened))
+
+
+def _rgb(opened: Any) -> Any:
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(opened)
+    if image.mode == "F":
+        raise StudyError("its pixels are floating-point numbers")
+    if image.mode.startswith("I"):  # 16 bits a pixel; convert would cut off all above 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _labels(folders: set[PurePosixPath], root: PurePosixPath, test: str) -> set[str]:

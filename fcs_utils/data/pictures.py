@@ -27,6 +27,7 @@ from fcs_utils.data.archives import LARGEST_FILE
 from fcs_utils.data.dataset import Batch
 from fcs_utils.data.imagefolder import as_rgb
 from fcs_utils.data.listing import Listing, check_present, list_pictures
+from fcs_utils.data.side_by_side import in_order
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import read_bytes, write_atomic
 from fcs_utils.machine import free_memory
@@ -40,8 +41,8 @@ SHARE = 0.25  # of the free memory, up to which pictures are kept
 def decode(path: Path, size: int) -> Tensor:
     """A picture as uint8 (3, H, W), its shorter side ``MARGIN`` times the size. Raises StudyError, naming it, for a broken one."""
     try:
-        image = as_rgb(read_bytes(path, LARGEST_FILE))
-        resized = v2.functional.resize(image, [round(MARGIN * size)], antialias=True)
+        wanted = [round(MARGIN * size)]
+        resized = as_rgb(read_bytes(path, LARGEST_FILE), lambda image: v2.functional.resize(image, wanted, antialias=True))
     except StudyError:
         raise
     except Exception as error:  # Pillow raises many kinds for a damaged file
@@ -183,7 +184,8 @@ def load_pictures(
         resident = needed < SHARE * free_memory()
     shown = partial(tqdm, desc=f"decoding {Path(source).name}", unit="picture", leave=False)
     parts = {"train": listing.train, "val": listing.val} if resident else {}
-    kept = {part: [decode(path, size) for path, _ in shown(listed)] for part, listed in parts.items()}
+    decoded = partial(in_order, work=lambda picture: decode(picture[0], size), weight=lambda picture: 0, together=4)
+    kept = {part: [*decoded(shown(listed))] for part, listed in parts.items()}
     return PictureSet(Path(source).name, listing, size, mean, std, 0 if resident else workers, kept)
 
 
