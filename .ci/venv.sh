@@ -20,7 +20,7 @@ make_venv() {
     if [ -x .venv/bin/python ] && [ "$(cat .venv/installed 2>/dev/null)" = "$want" ]; then
         return
     fi
-    echo "installing locked packages into .venv (several GB, some minutes; once)" >&2
+    echo "installing locked packages into .venv (about 6 GB, most of it CUDA, see README.md; some minutes; once)" >&2
     "$python" -m venv .venv || {
         echo "error: '$python -m venv .venv' failed (Debian: apt-get install python3-venv)" >&2
         return 1

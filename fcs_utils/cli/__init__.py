@@ -24,9 +24,9 @@ ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc
 def console() -> int:
     """What ``fcs-mlft`` and ``python -m fcs_utils`` start.
 
-    glibc reads its settings when a process starts, so on Linux this one starts itself again with them.
+    glibc reads its settings when a process starts, so on Linux this one starts itself again with them, but for help.
     """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:  # what the user has set is left alone
+    if sys.platform == "linux" and not ({"GLIBC_TUNABLES"} & {*os.environ} or {"-h", "--help"} & {*sys.argv}):  # the user's stay
         os.environ["GLIBC_TUNABLES"] = ALLOCATOR
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is meant
     try:
