@@ -60,7 +60,7 @@ def measure_deployed(wanted: Deployed) -> dict[str, Any]:
         dense = build_seeded(0, name, num_classes=1000).eval()
         networks = {"dense": dense}
         for multiple in wanted.multiples:
-            plan = _by_norms(dense, example, scope=scope, multiple=multiple, macs=wanted.macs)
+            plan = plan_by_norms(dense, example, scope=scope, multiple=multiple, macs=wanted.macs)
             networks[f"multiple-{multiple}"] = prune(dense, plan).eval()
         macs = {one: count_macs(network, example) for one, network in networks.items()}
         taken = latencies(networks, example, batches=wanted.batches, rounds=wanted.rounds, threads=wanted.threads)
@@ -72,7 +72,8 @@ def measure_deployed(wanted: Deployed) -> dict[str, Any]:
     return {**asked, "rows": rows, "goals": goals, "layers": layers}
 
 
-def _by_norms(dense: nn.Module, example: Tensor, **options: Any) -> PruningPlan:
+def plan_by_norms(dense: nn.Module, example: Tensor, **options: Any) -> PruningPlan:
+    """A plan by the L1 norms of kernels; example: a batch as the network takes it. options: as ``make_plan`` takes them."""
     return make_plan(dense, example, importance("kernel_l1", model=dense), **options)
 
 
@@ -80,7 +81,7 @@ def _timed(name: str, example: Tensor, goal: float, wanted: Deployed) -> dict[st
     """A plan for a share of the dense latency, and the share when its network is measured anew."""
     dense = build_seeded(0, name, num_classes=1000).eval()
     watch = partial(stopwatch, dense, example, "pytorch", rounds=wanted.rounds, threads=wanted.threads)
-    plan = _by_norms(dense, example, scope="all", latency=goal, measure=watch())
+    plan = plan_by_norms(dense, example, scope="all", latency=goal, measure=watch())
     again = watch()
     return {"asked": goal, "macs": float(plan.macs_left or 0), "reached": again(prune(dense, plan)) / again(dense)}
 

@@ -66,8 +66,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
         print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
     except KeyboardInterrupt as error:
         kept = {
-            "speed": "this measurement is not kept",
-            "latency": "this measurement is not kept",
+            **dict.fromkeys(("speed", "latency"), "the measurement in progress is not kept"),
             "prune": "nothing is written before the end",
             "networks": "networks that are done are kept in the file of --rows, if there is one",
         }.get(options.command, "records made so far are kept, start again to go on")
@@ -109,9 +108,8 @@ def _dispatch(options: argparse.Namespace) -> None:
     names = studies(options.profile, options.datasets)
     if options.list and options.fresh:
         raise refuse("fresh", True, "without --list, which changes nothing")
-    if (
-        len(names) > 1 or options.fresh
-    ) and not options.list:  # report missing data before results are set aside or hours are spent
+    # Missing data is reported before results are set aside or hours are spent.
+    if (len(names) > 1 or options.fresh) and not options.list:
         for study in (_open(name, options) for name in names):
             if options.fresh or study.missing():
                 _ = study.bench.dataset
@@ -221,9 +219,11 @@ def _prune(options: argparse.Namespace) -> None:
 
 def _latency(options: argparse.Namespace) -> None:
     from fcs_utils.benchmarks.deployed import Deployed, bound_table, deployed_table, goals_table, median_miss
-    from fcs_utils.study.measurements import deploy_here
+    from fcs_utils.benchmarks.widths import Widths, widths_table
+    from fcs_utils.study.measurements import deploy_here, widths_here
 
     store = _open(options.profile, options).store
+    print(widths_table(widths_here(store, Widths())).to_string(index=False), end="\n\n", flush=True)
     found = deploy_here(store, Deployed())
     for made in (deployed_table, bound_table, goals_table):
         print(made(found).to_string(index=False), end="\n\n")

@@ -23,6 +23,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from fcs_utils.benchmarks import scoring
 from fcs_utils.benchmarks.latency import deployment_table
+from fcs_utils.benchmarks.widths import widths_table
 from fcs_utils.files import read_bytes, write_atomic
 from fcs_utils.report import figures
 from fcs_utils.report.chapters import NOTEBOOKS, Notebook
@@ -157,6 +158,9 @@ def _all_tables(store: Store, report: Report) -> tuple[dict[str, pd.DataFrame], 
     measured, machines = {}, {}
     for found in kept(store, "latency")[:1]:
         measured["deployment"] = deployment_table(found)
+    for found in kept(store, "widths")[:1]:
+        measured["widths"], machine = widths_table(found), found["machine"]
+        machines["widths"] = f"{machine['device']}, threads: {machine['threads']}, torch {machine['torch']}, {found['precision']}"
     for costs in kept(store, "scoring")[:1]:
         measured["cost"], machine = scoring.cost_table(scoring.cost_frame(costs)), costs["machine"]
         machines["cost"] = f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}"

@@ -67,12 +67,14 @@ JOB = _shape(network=str, width=Positive, images=Count)
 SCORED = _shape(JOB, method=str, memory=bool, seconds=Positive | None, forward_seconds=Positive | None, bytes=int | None)
 TIMED = _shape(JOB, batch_size=Count, what=str, way=str, images_per_second=Positive)
 TURNS = _shape(network=str, macs=_by_name(Count), milliseconds=_by_name(_list(Positive)))
+WIDE = _shape(network=str, macs=_by_name(Count), seconds=_by_name(Annotated[_list(Positive), Len(1)]))
 ON_CLUSTER = _shape(workers=Count, runs_per_second=Positive, idle_per_second=Positive)
 GRID_OF_IDLE = _shape(runs=Count, per_second=Positive, bytes=Count, bytes_per_run=float)
 MEASUREMENTS = _shape(
     scoring=_shape(MEASURED, jobs=list, rows=_list(SCORED)) | None,
     speed=_shape(measured=_list(_shape(MEASURED, precision=str, jobs=list, rows=_list(TIMED)))) | None,
     cluster=_shape(MEASURED, here_per_second=Positive, rows=_list(ON_CLUSTER), overhead_seconds=Positive, grid=GRID_OF_IDLE) | None,
+    widths=_shape(MEASURED, precision=str, asked=dict, rows=_list(WIDE)) | None,
     latency=_shape(MEASURED, onnxruntime=str | None, runs=list, rows=_list(TURNS)) | None,
 )
 

@@ -13,6 +13,7 @@ from fcs_utils.benchmarks.latency import latencies
 from fcs_utils.benchmarks.scoring import Scoring, measure_scoring, scoring_jobs
 from fcs_utils.benchmarks.speed import Speed, listed, measure_speeds, speed_jobs
 from fcs_utils.benchmarks.speed_tables import machine_name
+from fcs_utils.benchmarks.widths import Widths, measure_widths
 from fcs_utils.files import read_or_set_aside, write_checksummed
 from fcs_utils.machine import describe_machine, describe_moment
 from fcs_utils.models import count_macs
@@ -21,7 +22,7 @@ from fcs_utils.study.contents import MEASUREMENTS, conform
 from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
 
-Measured = Literal["scoring", "speed", "latency", "deployed", "cluster"]
+Measured = Literal["scoring", "speed", "latency", "deployed", "widths", "cluster"]
 
 
 def _measured(path: Path) -> dict[str, Any]:
@@ -78,6 +79,13 @@ def deploy_here(store: Store, wanted: Deployed) -> dict[str, Any]:
     """Measure how much faster networks of ImageNet's size are, and keep it; needs idle cores and 16 GB of memory."""
     found = measure_deployed(wanted)
     keep(store, "deployed", found)
+    return found
+
+
+def widths_here(store: Store, wanted: Widths) -> dict[str, Any]:
+    """Measure how much faster small networks are with and without counts that fit vectors, and keep it; needs an idle core."""
+    found = measure_widths(wanted)
+    keep(store, "widths", found)
     return found
 
 

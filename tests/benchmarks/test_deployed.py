@@ -22,6 +22,7 @@ from fcs_utils.models import build_seeded, count_macs
 from fcs_utils.pruning.export import export_onnx
 from fcs_utils.study import measurements
 from fcs_utils.study.records import Store
+from tests.benchmarks.test_widths import FOUND as SMALL
 from tests.conftest import warm
 
 FOUND = {
@@ -103,6 +104,7 @@ def test_the_command_measures_keeps_and_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(measurements, "measure_deployed", lambda wanted: FOUND)
+    monkeypatch.setattr(measurements, "measure_widths", lambda wanted: SMALL)
     assert main(["latency", "--profile", "smoke", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "2.00x (1.75 to 2.25)" in said and "1.43x" in said and "off by 5.5 % at most" in said
