@@ -195,27 +195,27 @@ class _Parents:
         pass  # ``untouched`` removes the hooks
 
 
-def _operations(model: nn.Module, example: Inputs) -> dict[str, dict[Any, int]]:
-    """Operations of one image by module name, and of all under "Global"."""
+def count_macs(model: nn.Module, example: Inputs) -> int:
+    """Multiply-adds of convolutions and matrix products for one image; example: (N, C, ...)."""
+    return all_macs(model, example)[0]
+
+
+def module_macs(model: nn.Module, example: Inputs) -> dict[str, int]:
+    """Multiply-adds of one image by convolution or linear layer; example: (N, C, ...)."""
+    return all_macs(model, example)[1]
+
+
+def all_macs(model: nn.Module, example: Inputs) -> tuple[int, dict[str, int]]:
+    """What ``count_macs`` and ``module_macs`` return, of one forward pass."""
     with torch.no_grad(), untouched(model):
         counter = FlopCounterMode(display=False)
         counter.mod_tracker = _Parents(model)  # type: ignore[assignment]
         with counter:
             call(model, first_of(example))
-    return counter.get_flop_counts()
-
-
-def count_macs(model: nn.Module, example: Inputs) -> int:
-    """Multiply-adds of convolutions and matrix products for one image; example: (N, C, ...)."""
-    return sum(_operations(model, example).get("Global", {}).values()) // 2  # one multiply-add is two operations
-
-
-def module_macs(model: nn.Module, example: Inputs) -> dict[str, int]:
-    """Multiply-adds of one image by convolution or linear layer; example: (N, C, ...)."""
-    found = _operations(model, example)
-    kinds = nn.modules.conv._ConvNd, nn.Linear
-    counts = {n: sum(found.get(n, {}).values()) // 2 for n, m in model.named_modules() if isinstance(m, kinds)}
-    return {name: macs for name, macs in counts.items() if macs}
+    # One multiply-add is two operations.
+    found = {name: sum(counts.values()) // 2 for name, counts in counter.get_flop_counts().items()}
+    layers = [name for name, one in model.named_modules() if isinstance(one, (nn.modules.conv._ConvNd, nn.Linear))]
+    return found.get("Global", 0), {name: found[name] for name in layers if found.get(name)}
 
 
 def measure_cost(model: nn.Module, example: Inputs) -> Cost:

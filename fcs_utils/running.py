@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -38,8 +38,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         modes = {module: module.training for module in model.modules()}
         tables: list[Any] = [vars(module) for module in modes]
         # A module keeps its hooks, parameters and buffers in tables of their own, one level down.
-        tables += [value for table in tables for value in table.values() if isinstance(value, dict | list)]
-        before = [(table, copy.copy(table)) for table in tables]
+        tables += [value for table in tables for value in table.values() if isinstance(value, (dict, list))]
+        before = [(table, list(table) if isinstance(table, list) else dict(table)) for table in tables]
         model.eval()
         try:
             yield
@@ -47,13 +47,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             for module, mode in modes.items():
                 module.training = mode
             for table, content in before:
-                if _identities(table) != _identities(content):
+                if not _same(table, content):
                     table.clear()
                     table.extend(content) if isinstance(table, list) else table.update(content)
 
 
-def _identities(table: Any) -> list[Any]:
-    return [*map(id, table)] if isinstance(table, list) else [(key, id(value)) for key, value in table.items()]
+def _same(table: Any, content: Any) -> bool:
+    """Whether two lists or dicts hold the same objects, in the same order."""
+    if isinstance(table, list):
+        return len(table) == len(content) and all(map(is_, table, content))
+    return len(table) == len(content) and all(map(is_, table, content)) and all(map(is_, table.values(), content.values()))
 
 
 @contextmanager

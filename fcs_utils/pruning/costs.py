@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from fcs_utils.inputs import Inputs
-from fcs_utils.models import count_macs, module_macs
+from fcs_utils.models import all_macs
 from fcs_utils.pruning.flow import candidates
 from fcs_utils.pruning.kinds import depthwise, in_width, out_width
 from fcs_utils.pruning.layers import Layer
@@ -20,25 +20,33 @@ class Costs:
 
     def __init__(self, model: nn.Module, example: Inputs, layers: Mapping[str, Layer]) -> None:
         self.layers, self.example = layers, example
-        self.total = count_macs(model, example)
+        self.total, dense = all_macs(model, example)
         modules = dict(candidates(model))
-        self.dense = {name: macs for name, macs in module_macs(model, example).items() if name in modules}
+        self.dense = {name: macs for name, macs in dense.items() if name in modules}
         self.width = {name: out_width(modules[name]) for name in self.dense}
         self.read = {name: in_width(modules[name]) for name in self.dense}
+        known: dict[int, int] = {}
         # By layer, how many of a reader's inputs go with one of its channels; less than one behind a PixelShuffle.
         self.read_by = {
-            name: {c.name: c.read.unique().numel() / layer.channels for c in layer.consumers} for name, layer in layers.items()
+            name: {c.name: _inputs(c.positions, known) / layer.channels for c in layer.consumers} for name, layer in layers.items()
         }
         self.single = {name for name in self.dense if depthwise(modules[name])}
+        self._counted: tuple[nn.Module, tuple[int, dict[str, int]]] | None = None  # the network that was measured last
 
     def measured(self, compact: nn.Module) -> float:
         """The share that a compact network has."""
-        return count_macs(compact, self.example) / self.total
+        return self._macs(compact)[0] / self.total
 
     def by_layer(self, compact: nn.Module) -> dict[str, tuple[int, int]]:
         """Multiply-adds of one image by convolution and linear layer: dense, and in a compact network."""
-        left = module_macs(compact, self.example)
+        left = self._macs(compact)[1]
         return {name: (macs, left.get(name, 0)) for name, macs in self.dense.items()}
+
+    def _macs(self, compact: nn.Module) -> tuple[int, dict[str, int]]:
+        """All multiply-adds of a network and those of each layer, counted once where it is measured again."""
+        if self._counted is None or self._counted[0] is not compact:
+            self._counted = compact, all_macs(compact, self.example)
+        return self._counted[1]
 
     def estimate(self, groups: Groups, keep: Mapping[str, int]) -> float:
         """The share when each group keeps so many channels, worked out without cutting.
@@ -59,3 +67,10 @@ class Costs:
             for name, macs in self.dense.items()
         )
         return (left + (self.total - sum(self.dense.values()))) / self.total
+
+
+def _inputs(positions: Tensor, known: dict[int, int]) -> int:
+    """How many of a reader's inputs come from a layer. known: by tensor, those that were counted, as readers share them."""
+    if id(positions) not in known:
+        known[id(positions)] = positions[positions >= 0].unique().numel()
+    return known[id(positions)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +18,13 @@ from torch_pruning.dependency import Dependency, index_mapping
 
 from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs, first_of, parts_of
+from fcs_utils.pruning.cutters import cutters
 from fcs_utils.pruning.kinds import Prunable, map_axes, out_width
-from fcs_utils.pruning.moves import Graph, Indices, Moving, clash
+from fcs_utils.pruning.moves import Graph, Indices, Moving, Units, clash
 from fcs_utils.pruning.splits import Parted, count_parts, place_slices, sizes_of
 from fcs_utils.running import run_network, shared, tensors_in
-from fcs_utils.shortcuts import PadShortcut
 
 BUDGET = 1 << 22  # indices that one walk may make besides those it began with; reshapes of attention make them without end
-# Layers with weights of their own, one or more a channel, that the library knows how to cut.
-KNOWN = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU, nn.GroupNorm, nn.LayerNorm)
 
 
 @contextmanager
@@ -95,68 +93,6 @@ def _graph_of(model: nn.Module, example: Inputs, guess: bool) -> Graph:
     return graph
 
 
-class PerChannel(tp.BasePruningFunc):  # type: ignore[misc]
-    """Cuts modules that hold vectors of one number a channel, such as FrozenBatchNorm2d, LayerScale or a custom affine."""
-
-    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
-        width = channels_held(layer)
-        keep = sorted(set(range(width)) - set(idxs))
-        for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
-            if tensor.numel() > 1:
-                small = tensor.detach().index_select(tensor.shape.index(width), torch.tensor(keep, device=tensor.device))
-                setattr(layer, name, nn.Parameter(small) if isinstance(tensor, nn.Parameter) else small)
-        if "num_features" in vars(layer):
-            vars(layer)["num_features"] = len(keep)
-        return layer
-
-    prune_in_channels = prune_out_channels
-
-    def get_out_channels(self, layer: nn.Module) -> int:
-        return channels_held(layer)
-
-    get_in_channels = get_out_channels
-
-
-class BySides(tp.BasePruningFunc):  # type: ignore[misc]
-    """Cuts a ``PadShortcut`` on either side by itself: what it lacks on the other side, it fills with zeros."""
-
-    def prune_out_channels(self, layer: PadShortcut, idxs: Sequence[int]) -> nn.Module:
-        layer.lose_outputs(idxs)
-        return layer
-
-    def prune_in_channels(self, layer: PadShortcut, idxs: Sequence[int]) -> nn.Module:
-        layer.lose_inputs(idxs)
-        return layer
-
-    def get_out_channels(self, layer: PadShortcut) -> int:
-        return len(layer.positions)
-
-    def get_in_channels(self, layer: PadShortcut) -> int:
-        return layer.channels
-
-
-def cutters(model: nn.Module) -> dict[type, tp.BasePruningFunc]:
-    """What cuts the types of modules that the library does not know."""
-    return {**dict.fromkeys(_per_channel_types(model), PerChannel()), PadShortcut: BySides()}
-
-
-def channels_held(module: nn.Module) -> int:
-    """How many channels a module without children has one number for in each of its vectors; 0 if it is no such module."""
-    own = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.numel() > 1]
-    lengths = {tensor.numel() for tensor in own}
-    vectors = all(max(tensor.shape) == tensor.numel() for tensor in own)
-    return lengths.pop() if len(lengths) == 1 and vectors and not [*module.children()] else 0
-
-
-def _per_channel_types(model: nn.Module) -> list[type]:
-    fits: dict[type, bool] = {}
-    for module in model.modules():
-        plain = type(module) is nn.Module  # the library would take every module for one of this type
-        if not plain and not isinstance(module, (*KNOWN, PadShortcut, nn.MultiheadAttention, nn.Embedding, nn.RNNBase)):
-            fits[type(module)] = fits.get(type(module), True) and channels_held(module) > 0
-    return [kind for kind, good in fits.items() if good]
-
-
 def cut_by(graph: tp.DependencyGraph, module: object) -> bool:
     """Whether a module is cut vector by vector, see ``PerChannel``."""
     return type(module) in graph.CUSTOMIZED_PRUNERS
@@ -180,10 +116,13 @@ def walk(
     while waiting:
         done, indices = waiting.pop()
         passed.add(id(done.target))
-        for step in done.target.dependencies:
-            if not step.is_triggered_by(done.handler):
+        low, high = indices[0].min(), indices[0].max()
+        for one in _steps(graph, done):
+            step, window = one.dependency, one.window
+            if window and (high < window[0] or low >= window[1]):  # of a concatenation of many parts, most are elsewhere
+                made += indices.size
                 continue
-            if (over := _along(graph, done.target, step, indices, joined, most)) is None:
+            if (over := _along(one, indices, joined, most)) is None:
                 return None
             reached, longer = over
             made += longer
@@ -207,18 +146,53 @@ def walk(
     return [*found.values()]
 
 
-def _along(graph: Graph, source: Any, step: Dependency, indices: Indices, ties: list[Any], most: int) -> tuple[Indices, int] | None:
-    """A node's indices at the other end of an edge, and how many numbers that made; None where they cannot be followed."""
+class _Step(NamedTuple):
+    """What leads on from an operation.
+
+    mappings: of its indices, in turn. window: the indices that alone get through, where not all do. leaves, enters: how the
+    operator that the indices come out of by its front moves channels, and the one that they go into.
+    """
+
+    dependency: Dependency
+    mappings: list[Any]
+    window: Sequence[int] | None
+    leaves: Units | None
+    enters: Units | None
+
+
+def _steps(graph: Graph, done: Dependency) -> list[_Step]:
+    """What leads on from an operation, worked out once for all walks through a graph."""
+    known, node = graph.known_steps, done.target
+    if (key := (id(node), done.handler)) not in known:
+        known[key] = []
+        for one in node.dependencies:
+            if one.is_triggered_by(done.handler):
+                # From a concatenation back into a part: first out of the one, then into the other.
+                back = isinstance(one.index_mapping[1], index_mapping._ConcatIndexMapping) and one.index_mapping[1].reverse
+                mappings = [m for m in (one.index_mapping[::-1] if back else one.index_mapping) if m is not None]
+                leaves = graph.moves.get(node) if one.target in node.inputs else None
+                enters = graph.moves.get(one.target) if one.target in node.outputs else None
+                takes = leaves is None and mappings and _takes_part(mappings[0]) and len(mappings[0].offset) == 2
+                known[key].append(_Step(one, mappings, mappings[0].offset if takes else None, leaves, enters))
+    return known[key]
+
+
+def _takes_part(mapping: Any) -> bool:
+    """Whether a map takes the indices between its offsets, out of a concatenation or a split."""
+    joins = isinstance(mapping, index_mapping._ConcatIndexMapping)
+    return (joins or isinstance(mapping, index_mapping._SplitIndexMapping)) and mapping.reverse == joins
+
+
+def _along(step: _Step, indices: Indices, ties: list[Any], most: int) -> tuple[Indices, int] | None:
+    """An operation's indices at the other end of a step, and how many numbers that made; None where they cannot be followed."""
     made = 0
-    if (moved := graph.moves.get(source)) and step.target in source.inputs:
-        if (over := moved.back(indices, ties)) is None:
+    if step.leaves is not None:
+        if (over := step.leaves.back(indices, ties)) is None:
             return None
         indices = over
         made += indices.size
-    # From a concatenation back into a part: first out of the one, then into the other.
-    back = isinstance(step.index_mapping[1], index_mapping._ConcatIndexMapping) and step.index_mapping[1].reverse
-    for mapping in step.index_mapping[::-1] if back else step.index_mapping:
-        if mapping is not None and indices.size:
+    for mapping in step.mappings:
+        if indices.size:
             if len(getattr(mapping, "offset", (0, 0))) != 2:
                 return None  # the library lost count, as of the outputs of a recurrent layer
             # The library guesses how many indices a reshape makes of one, at times absurdly many or fewer than none.
@@ -226,8 +200,8 @@ def _along(graph: Graph, source: Any, step: Dependency, indices: Indices, ties: 
                 return None
             indices = _mapped(mapping, indices)
             made += longer
-    if indices.size and (moved := graph.moves.get(step.target)) and step.target in source.outputs:
-        if (over := moved.onwards(indices, ties)) is None:
+    if indices.size and step.enters is not None:
+        if (over := step.enters.onwards(indices, ties)) is None:
             return None
         indices = over
         made += indices.size
@@ -246,7 +220,7 @@ def _mapped(mapping: Any, pairs: Indices) -> Indices:
         return np.stack([(indices[:, None] * stride + np.arange(stride)).ravel(), channels.repeat(stride)])
     if isinstance(mapping, index_mapping._ConcatIndexMapping | index_mapping._SplitIndexMapping):
         start, end = mapping.offset
-        if reverse != isinstance(mapping, index_mapping._ConcatIndexMapping):
+        if not _takes_part(mapping):
             return np.stack([indices + start, channels])
         inside = (indices >= start) & (indices < end)
         return np.stack([indices[inside] - start, channels[inside]])

@@ -12,6 +12,7 @@ from fcs_utils.pruning.flow import Consumer, Flow, Node
 from fcs_utils.pruning.graph import cut_by, walk
 from fcs_utils.pruning.kinds import TRANSPOSED, Prunable, depthwise, grouped, held_axis, in_width, out_width
 from fcs_utils.pruning.moves import Graph, Indices
+from fcs_utils.pruning.reached import Reached, to_all
 from fcs_utils.pruning.shares import ANY, Shares, runs_of, shares_of, tying
 from fcs_utils.shortcuts import PadShortcut
 
@@ -92,13 +93,16 @@ class GroupFinder:
         asked = tying(group.channels, joined) if ties and len(joined) == len(ties) else None
         group.tied = asked is not None
         group.clash, units = bool(ties) and asked is None, asked.units(group.channels) if asked else None
+        known: dict[tuple[int, bool], Reached] = {}  # most operations have the very same indices
         for dependency, indices in found or []:
             target = dependency.target.module
             called = self.names.get(target)
             if called is not None:
                 reads = not self.graph.is_out_channel_pruning_fn(dependency.handler)
-                pairs = torch.from_numpy(indices.copy())
-                self.meet(group, module, target, called, pairs if units is None or not reads else _to_all(pairs, units), reads)
+                if (key := (id(indices), reads and units is not None)) not in known:
+                    pairs = torch.from_numpy(indices.copy())
+                    known[key] = Reached(pairs if units is None or not reads else to_all(pairs, units), group.channels)
+                self.meet(group, module, target, called, known[key], reads)
             elif isinstance(target, nn.Parameter):
                 places = self.parameters[id(target)]
                 if len(places) > 1 or held_axis(target, indices[0].tolist()) is None:
@@ -118,9 +122,9 @@ class GroupFinder:
             self.shared |= dict.fromkeys(group.members, group)
         return group
 
-    def meet(self, group: ChannelGroup, module: Prunable, target: nn.Module, called: str, pairs: Tensor, reads: bool) -> None:
-        """Enter one module that a group's channels meet. pairs: (2, n), its indices and the channels that they belong to."""
-        channels, indices = group.channels, pairs[0]
+    def meet(self, group: ChannelGroup, module: Prunable, target: nn.Module, called: str, reached: Reached, reads: bool) -> None:
+        """Enter one module that a group's channels meet."""
+        channels, indices = group.channels, reached.indices
         if self.flow.calls[called] > 1:
             inwards = reads or depthwise(target) or not isinstance(target, MIXING)
             group.again[called] = inwards or group.again.get(called, False)
@@ -145,24 +149,20 @@ class GroupFinder:
         elif isinstance(target, Prunable) and not reads:
             gate = all(node in self.gates for node in self.flow.outputs.get(called, [None]))
             (group.followers if depthwise(target) or gate else group.members).append(called)
-            owners, known = torch.full((out_width(target),), -1), indices < out_width(target)  # reshapes may count wrongly
-            owners[indices[known]] = pairs[1][known]
-            group.clash = group.clash or not known.all() or len(indices.unique()) < len(indices)
+            owners, known = reached.owners_in(out_width(target))
+            group.clash = group.clash or not known or reached.unlike
             if not owners.equal(torch.arange(channels)):
                 group.maps[called] = owners
                 group.bar(f"shares a residual sum with {called}, whose channels do not match one to one")
         elif isinstance(target, MIXING):
             flat = any(len(shape) < 2 for shape in self.flow.shapes.get((called, "input"), ()))
             odd = f"{called} reads its channels in a way that cannot be followed"
-            if flat or not group.tied and len(indices.unique()) < len(indices):
+            if flat or not group.tied and reached.unlike:
                 group.barriers.append(odd)
-            elif len(indices) % channels:
+                return
+            if len(indices) % channels:
                 group.bar(odd)
-                group.consumers.append(Consumer(called, _by_channel(pairs, channels)))
-            else:
-                aligned = bool((pairs[1].reshape(channels, -1) == torch.arange(channels)[:, None]).all())
-                positions = indices.reshape(channels, -1) if aligned else _by_channel(pairs, channels)
-                group.consumers.append(Consumer(called, positions))
+            group.consumers.append(Consumer(called, reached.positions))
         elif not isinstance(target, (*CHANNELWISE, nn.GroupNorm)) and not cut_by(self.graph, target):
             group.barriers.append(f"read by {called}, a {type(target).__name__}, which mixes channels")
 
@@ -222,24 +222,6 @@ class GroupFinder:
 def _reads_positions(target: nn.Module, indices: Tensor, reads: bool) -> bool:
     """Whether a convolution of one channel takes a layer's channels for positions, as ECA's does."""
     return isinstance(target, nn.Conv1d) and (in_width(target) if reads else out_width(target)) == 1 < len(indices)
-
-
-def _by_channel(pairs: Tensor, channels: int) -> Tensor:
-    """The indices of each channel (C, k), in their order; those that have fewer end in -1. pairs: (2, n), indices and channels."""
-    indices, owners = pairs[:, pairs[0].argsort()]
-    order = owners.argsort(stable=True)
-    counts = owners.bincount(minlength=channels)
-    places = torch.arange(len(owners)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    positions = torch.full((channels, int(counts.max())), -1)
-    positions[owners[order], places] = indices[order]
-    return positions
-
-
-def _to_all(pairs: Tensor, units: Tensor) -> Tensor:
-    """Indices and channels (2, n) with each index given to all channels of a unit, sorted by channels. units: (C,), of one size."""
-    members = units.argsort(stable=True).reshape(int(units.max()) + 1, -1)[units[pairs[1]]]
-    given = torch.stack([members.flatten(), pairs[0].repeat_interleave(members.shape[1])])
-    return given.unique(dim=1).flip(0)
 
 
 def _marked(owners: Tensor, channels: int) -> Tensor:

@@ -193,13 +193,14 @@ MULTIPLIED = Multiplied()
 class Graph(tp.DependencyGraph):  # type: ignore[misc]
     """Torch-Pruning's graph, in which operators that move channels are known. moves: their units, by node of the graph.
 
-    Indices at such a node are those behind it. guess: whether the library may guess what other reshapes do; where it may not, those
-    but a flatten are ``unknown``.
+    Indices at such a node are those behind it. known_steps: what leads on from an operation, for all walks. guess: whether the
+    library may guess what other reshapes do; where it may not, those but a flatten are ``unknown``.
     """
 
     def __init__(self, moving: Moving, guess: bool = True) -> None:
         super().__init__()
         self.moving, self.guess, self.moves = moving, guess, dict[Any, Units]()
+        self.known_steps: dict[tuple[int, Any], list[Any]] = {}
 
     def _trace(self, *args: Any, **kwargs: Any) -> Any:
         nodes = super()._trace(*args, **kwargs)

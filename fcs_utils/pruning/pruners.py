@@ -23,9 +23,10 @@ from fcs_utils.pruning.baselines import check_classes, check_labels
 from fcs_utils.pruning.costs import Costs
 from fcs_utils.pruning.counts import nearest_ratio
 from fcs_utils.pruning.criteria import CRITERIA, check_options, criterion, importance, ranking_of
+from fcs_utils.pruning.cutters import cutters
 from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.pruning.draft import REACH
-from fcs_utils.pruning.graph import cutters, traceable
+from fcs_utils.pruning.graph import traceable
 from fcs_utils.pruning.input_shapes import shape_fields
 from fcs_utils.pruning.kinds import CONVOLUTIONS
 from fcs_utils.pruning.layers import Scope, trace_layers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from fcs_utils.inputs import Inputs, count_of, noise_like
 from fcs_utils.pruning.kinds import channel_axis
 from fcs_utils.pruning.shares import ANY, Shares
 from fcs_utils.running import run_network, tensors_in
+
+SPARE = 1 << 16  # random numbers beyond those of two maps, so that small maps do not get the same ones
 
 
 class Segments:
@@ -27,6 +29,7 @@ class Segments:
         self.inputs: dict[str, list[Tensor]] = {}
         self.axes = {name: channel_axis(module) for name, module in model.named_modules()}
         self.generator = torch.Generator().manual_seed(0)
+        self.pool = torch.empty(0)
         for name in mixing:
 
             def cut(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> Tensor:
@@ -71,16 +74,12 @@ class Segments:
             else:
                 inside[reader][_present(at[halves[name]])] = True
         names = [name for name in readers if name not in found]
+        calls = [(name, output) for name in names for output in self.outputs[name]]
+        seen = [(reader, one) for reader in inside for one in self.inputs[reader] if one.requires_grad]
         for second in (False, True):
-            total = torch.zeros(())
-            for reader, own in inside.items():
-                for seen in self.inputs[reader]:
-                    if seen.requires_grad:
-                        total = total.to(seen) + self._weighted(reader, seen, ~own if second else own)
-            calls = [(name, output) for name in names for output in self.outputs[name]]
-            if calls and total.requires_grad:
-                outputs = [output for _, output in calls]
-                gradients = torch.autograd.grad(total, outputs, retain_graph=True, allow_unused=True)
+            if calls and seen:
+                weights = [self._weights(reader, one, ~inside[reader] if second else inside[reader]) for reader, one in seen]
+                gradients = self._gradients([one for _, one in seen], weights, [output for _, output in calls])
                 for (name, _), gradient in zip(calls, gradients, strict=True):
                     others = halves[name] if second else ~halves[name]
                     if self._reaches(name, gradient, others):
@@ -92,9 +91,20 @@ class Segments:
         seen = self.inputs.get(reader, [])
         return seen[0].shape[self.axes[reader]] if seen and all(one.dim() > 1 for one in seen) else 0
 
-    def _weighted(self, reader: str, seen: Tensor, inside: Tensor) -> Tensor:
-        weights = torch.rand(seen.shape, generator=self.generator).to(seen) + 0.5
-        return (seen * weights).movedim(self.axes[reader], 1)[:, inside.to(seen.device)].sum()
+    def _weights(self, reader: str, seen: Tensor, inside: Tensor) -> Tensor:
+        """What each number of a reader's input counts in a sum over these channels: 0.5 to 1.5, or 0 in other channels."""
+        if len(self.pool) < seen.numel() + SPARE:
+            self.pool = torch.rand(2 * seen.numel() + SPARE, generator=self.generator) + 0.5
+        # Another part of the pool each time: equal weights would cancel where two readers read a map and its negative.
+        start = int(torch.randint(len(self.pool) - seen.numel() + 1, (), generator=self.generator))
+        weights = self.pool[start : start + seen.numel()].view(seen.shape).to(seen)
+        shape = [1] * seen.dim()
+        shape[self.axes[reader]] = -1
+        return weights * inside.to(seen).view(shape)
+
+    @staticmethod
+    def _gradients(seen: list[Tensor], weights: list[Tensor], outputs: list[Tensor]) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(seen, outputs, weights, retain_graph=True, allow_unused=True)
 
     def _reaches(self, name: str, gradient: Tensor | None, channels: Tensor) -> bool:
         """Whether a gradient at a layer's output differs from zero in some of these channels."""
@@ -117,8 +127,7 @@ class Segments:
             own[_present(positions[half])] = True
             for seen in self.inputs[reader]:
                 for inside, others in ((own, ~half), (~own, half)) if seen.requires_grad else ():
-                    masked = self._weighted(reader, seen, inside)
-                    gradients = torch.autograd.grad(masked, outputs, retain_graph=True, allow_unused=True)
+                    gradients = self._gradients([seen], [self._weights(reader, seen, inside)], outputs)
                     if any(self._reaches(name, gradient, others) for gradient in gradients):
                         return reader
         return None

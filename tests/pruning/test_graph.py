@@ -12,7 +12,8 @@ from torch import nn
 from torch_pruning.dependency import index_mapping as maps
 
 from fcs_utils.pruning import graph as graph_module
-from fcs_utils.pruning.graph import PerChannel, channels_held, cutters, dependency_graph, traceable, walk
+from fcs_utils.pruning.cutters import PerChannel, channels_held, cutters
+from fcs_utils.pruning.graph import dependency_graph, traceable, walk
 from fcs_utils.shortcuts import PadShortcut
 
 

@@ -14,7 +14,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.models import build_seeded
 from fcs_utils.pruning.counts import select
 from fcs_utils.pruning.criteria import CRITERIA, importance, ranking_of, reading_of, scoring
-from fcs_utils.pruning.graph import cutters
+from fcs_utils.pruning.cutters import cutters
 from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.pruners import _Library, pruner_plan
