@@ -25,13 +25,25 @@ from fcs_utils.running import in_turn
 Stays = Mapping[str, Sequence[int]]  # by convolution, the channels that stay
 
 
-def duplicate(model: nn.Module) -> nn.Module:
-    """A deep copy of a network, also of one that keeps computed tensors, such as its last maps."""
+def duplicate(model: nn.Module, like: Tensor | None = None, share: bool = False) -> nn.Module:
+    """A deep copy of a network, also of one that keeps computed tensors, such as its last maps.
+
+    like: the parameters and buffers come where it is, and those that are floating point in its precision.
+    share: the parameters are those of the network itself.
+    """
     with in_turn(model):  # a copy would take the hooks that another thread has on the network just now
         kept = [leaf for module in model.modules() for leaf in tree_leaves(list(vars(module).values()))]
         # Python refuses to copy a tensor that autograd computed.
-        computed = {id(leaf): leaf.detach().clone() for leaf in kept if isinstance(leaf, Tensor) and not leaf.is_leaf}
-        return copy.deepcopy(model, computed)
+        computed: dict[int, Any] = {
+            id(leaf): leaf.detach().clone() for leaf in kept if isinstance(leaf, Tensor) and not leaf.is_leaf
+        }
+        for tensor in (*model.parameters(), *model.buffers()) if like is not None else ():
+            if type(tensor) in (Tensor, nn.Parameter) and tensor.is_leaf and tensor.is_floating_point():
+                cast = tensor.detach().to(like, copy=True)  # at once: a copy that is cast later takes twice the time
+                computed[id(tensor)] = nn.Parameter(cast, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cast
+        computed |= {id(one): one for one in model.parameters()} if share else {}
+        made = copy.deepcopy(model, computed)
+    return made if like is None else made.to(like.device, like.dtype)
 
 
 @dataclass(frozen=True)
@@ -116,12 +128,13 @@ class Cuts:
                 lost.setdefault(part.module, []).extend(indices)
         return lost
 
-    def compact(self, kept: Stays) -> nn.Module:
+    def compact(self, kept: Stays, dense: nn.Module | None = None) -> nn.Module:
         """A copy of the network, in its own modes and with its own gradient flags, that has only the channels to keep.
 
-        Raises StudyError where modules that share a parameter would not be cut alike.
+        dense: a copy of the network to cut instead, with which the result shares the weights that stay whole. Raises
+        StudyError where modules that share a parameter would not be cut alike.
         """
-        compact = duplicate(self.model)
+        compact = duplicate(self.model if dense is None else dense, share=dense is not None)
         ties = tied_parameters(compact)
         together: dict[tuple[str, Any], set[int]] = {}
         for part, indices in self._lost(kept):
@@ -136,9 +149,11 @@ class Cuts:
     def _lost(self, kept: Stays) -> Iterable[tuple[Part, list[int]]]:
         for name, parts in self._parts.items():
             if name in kept:
-                stays = set(kept[name])
+                stays, gone = set(kept[name]), dict[int, list[int]]()
                 for part in parts:
-                    yield part, [index for channel, indices in part.indices.items() if channel not in stays for index in indices]
+                    if (key := id(part.indices)) not in gone:  # most parts have the very same
+                        gone[key] = [at for channel, indices in part.indices.items() if channel not in stays for at in indices]
+                    yield part, gone[key]
 
 
 def _parts(graph: Graph, name: str, called: Mapping[nn.Module, str]) -> tuple[list[Part], dict[str, dict[int, list[int]]], bool]:
@@ -151,11 +166,14 @@ def _parts(graph: Graph, name: str, called: Mapping[nn.Module, str]) -> tuple[li
     ties, whole = list[object](), True
     module = next(one for one, path in called.items() if path == name)
     assert isinstance(module, Prunable)
+    known: dict[int, dict[int, list[int]]] = {}
     for dependency, pairs in walk(graph, module, ties=ties) or []:
         target = dependency.target.module
-        indices: dict[int, list[int]] = {}
-        for index, channel in pairs.T.tolist():
-            indices.setdefault(channel, []).append(index)
+        if id(pairs) not in known:  # most operations have the very same indices
+            known[id(pairs)] = {}
+            for index, channel in pairs.T.tolist():
+                known[id(pairs)].setdefault(channel, []).append(index)
+        indices = known[id(pairs)]
         parts += [Part(called[owner], cut, False, indices) for owner, cut in resizes(target)]
         if isinstance(target, nn.Parameter) and (axis := held_axis(target, pairs[0].tolist())) is not None:
             places = [(called[one], key) for one in called for key, held in one._parameters.items() if held is target]

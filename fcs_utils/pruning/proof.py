@@ -5,22 +5,23 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcs_utils.errors import StudyError, first_line
-from fcs_utils.inputs import Inputs, call, first_of, noise_like, parts_of, placed, shapes_of
-from fcs_utils.pruning.cutting import Cuts, duplicate
-from fcs_utils.running import shared, tensors_in
+from fcs_utils.inputs import Inputs, first_of, noise_like, parts_of, placed, shapes_of
+from fcs_utils.pruning.cutting import Cuts, Stays, duplicate
+from fcs_utils.pruning.outcomes import ForwardPass, defined_in, first_run, gap_between
+from fcs_utils.pruning.routes import same_route
+from fcs_utils.running import untouched
 
 ROUNDING = 1e-6  # the largest difference that is rounding, as a share of the largest output, in float64
 COARSE = 1e-4  # the same for a network that runs in its own precision only
 SIZES = (0.5, 1.5, 2)  # other sizes of images that are tried, as shares of their sides
-aten = torch.ops.aten
-DRAWS = {aten.bernoulli, aten.bernoulli_, aten.uniform_, aten.normal_, aten.rand, aten.rand_like, aten.randn, aten.randn_like}
+SMALL = 64  # pixels of the shorter side of images that stand for larger ones, where the network does the same with them
+Build = Callable[[torch.dtype], nn.Module]
 
 
 @contextmanager
@@ -40,14 +41,6 @@ def zeroed(model: nn.Module, lost: Mapping[str, Sequence[int]]) -> Iterator[None
         for name, indices in lost.items():
             hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(hook(indices), with_kwargs=True))
         yield
-
-
-class _Outcome(NamedTuple):
-    """What a network yields for images."""
-
-    training: bool
-    images: Inputs
-    outputs: list[Tensor]
 
 
 class Proof:
@@ -77,48 +70,117 @@ class Proof:
             (True, [self.noise, *larger, *(given if self.several else [])]),
         ]
         self.untrained: str | None = None
+        self.runs_in: torch.dtype | None = None  # the precision in which the dense network was seen to run on all its images
+        self._small: list[Inputs] | None = None  # see ``_shrunk``
+        self._dense: dict[torch.dtype, tuple[nn.Module, list[Any]]] = {}
 
     def fault(self, compact: nn.Module, lost: Mapping[str, Sequence[int]]) -> str | None:
         """Why a compact network is not the dense one with zeros where layers read ``lost`` channels; None where it is.
 
-        The first difference ends the comparison, for a network of which many layers stay whole is compared many times. Raises
-        StudyError for a dense network that does not run, or whose output is NaN on all images.
+        Raises StudyError for a dense network that does not run, or whose output is NaN on all images.
         """
+        return self.fault_of(lambda precision: self._copy(compact, precision), lost)
+
+    def fault_of(self, build: Build, lost: Mapping[str, Sequence[int]], brief: bool = False) -> str | None:
+        """As ``fault``. build: makes the compact network in a precision, each time anew. brief: any words will do for a fault.
+
+        The first difference ends the comparison, for a network of which many layers stay whole is compared many times.
+        """
+        if self._small is None:
+            self._small = self._shrunk()
+        if self.runs_in and not (brief and self._small):
+            # Where the compact network does not run, there is no need of the dense one.
+            _, error = first_run(build(self.runs_in), self.images[:1], False)
+            if error:
+                return _stops(error, "")
+        if self._small:
+            if self._equal(build, lost, self._small[0]):
+                return None
+            if brief:
+                return "its output differs"
         for precision in (torch.float64, self.weight.dtype):
-            dense = self._copy(self.model, precision)
-            with zeroed(dense, lost):
-                found = [_first_run(dense, [images], False) for images in self.images]
+            narrow = build(precision)
+            first, error = first_run(narrow, self.images[:1], False)
+            dense = self.dense(precision)
+            with untouched(dense), zeroed(dense, lost):
+                found = [first_run(dense, [images], False) for images in self.images]
                 failure = next((error for _, error in found if error), None)
                 if not failure or (self.several and found[-1][0]):
-                    return self._difference(
-                        dense, self._copy(compact, precision), precision, [run for runs, _ in found for run in runs]
-                    )
+                    self.runs_in = None if failure else precision
+                    known = {} if error or failure else {id(self.images[0]): first[0]}
+                    return self._difference(dense, narrow, precision, [run for runs, _ in found for run in runs], known)
         assert failure is not None
         raise StudyError(f"the network does not run on images {shapes_of(self.noise)}: {first_line(failure)}") from failure
 
-    def _difference(self, dense: nn.Module, compact: nn.Module, precision: torch.dtype, runs: list[_Outcome]) -> str | None:
-        """What differs first: on the images of these runs of the dense network, then on what else is tried."""
+    def dense(self, precision: torch.dtype) -> nn.Module:
+        """A copy of the dense network in a precision, the same one each time, as long as no forward pass writes to its weights."""
+        made, marks = self._dense.get(precision, (None, None))
+        if made is None or marks != _marks(made):
+            made = self._copy(self.model, precision)
+            self._dense[precision] = made, _marks(made)
+        return made
+
+    def _shrunk(self) -> list[Inputs]:
+        """Smaller images that prove the same, where the dense network does the same with them as with all others; else none."""
+        sides = self.noise.shape[2:] if isinstance(self.noise, Tensor) else ()
+        if not sides or min(sides) < 2 * SMALL:
+            return []
+        small = noise_like(self.noise, 2, torch.Generator().manual_seed(1), SMALL / min(sides))
+        return [small] if self._same_at(self.model, small) else []
+
+    def _same_at(self, model: nn.Module, small: Inputs) -> bool:
+        """Whether a network does the same with small images as with all others that are tried and with those of the full size."""
+        others = [first_of(choices[0]) for training, choices in self.tries if choices and not training]
+        if shapes_of(self.images[-1]) != shapes_of(self.noise):  # else it runs on one
+            others.append(first_of(self.noise))
+        return same_route(model, [first_of(small), *others], [small, self.noise])
+
+    def _equal(self, build: Build, lost: Mapping[str, Sequence[int]], small: Inputs) -> bool:
+        """Whether small images in both modes, and one of full size, show no difference, and the compact network does the same, too.
+
+        False also where they prove nothing.
+        """
+        narrow, dense, defined = build(torch.float64), self.dense(torch.float64), False
+        with untouched(dense), zeroed(dense, lost):
+            for training, images in ((False, first_of(small)), (False, self.images[-1]), (True, small)):
+                if not (found := first_run(narrow, [images], training)[0]):
+                    return False
+                wanted = first_run(dense, [images], training)[0]
+                if not wanted or gap_between(wanted[0].outputs, found[0].outputs) > ROUNDING:
+                    return False
+                defined = defined or defined_in(wanted[0].outputs)
+        return defined and self._same_at(narrow, small)
+
+    def _difference(
+        self, dense: nn.Module, compact: nn.Module, precision: torch.dtype, runs: list[ForwardPass], known: dict[int, ForwardPass]
+    ) -> str | None:
+        """What differs first: on the images of these runs of the dense network, then on what else is tried.
+
+        known: by images, what the compact network yields in eval mode.
+        """
         defined = False
         for run in itertools.chain(runs, self._more(dense)):
             at = "" if shapes_of(run.images) == shapes_of(self.noise) else f" on images of {_size(run.images)}"
             mode = (" in train mode" if run.training else "") + at
-            found, error = _first_run(compact, [run.images], run.training)
+            found, error = (
+                ([known[id(run.images)]], None) if id(run.images) in known else first_run(compact, [run.images], run.training)
+            )
             if error:
-                return f"without some of its channels the network does not run{mode}: {first_line(error)}"
-            gap = _gap(run.outputs, found[0].outputs)
+                return _stops(error, mode)
+            gap = gap_between(run.outputs, found[0].outputs)
             if gap > (ROUNDING if precision is torch.float64 else COARSE):
                 return (
                     f"the network looks at the index or number of its channels{mode}: without some, its output is off by {gap:.2g}"
                 )
-            defined = defined or any(bool(tensor.isfinite().any()) for tensor in run.outputs)
+            defined = defined or defined_in(run.outputs)
         if not defined:
             raise StudyError("surgery cannot be checked: all outputs of the network are NaN, infinite or no tensors")
         return None
 
-    def _more(self, dense: nn.Module) -> Iterator[_Outcome]:
+    def _more(self, dense: nn.Module) -> Iterator[ForwardPass]:
         """The dense network on what else is tried. What fails is not tried again."""
         for number, (training, choices) in enumerate(self.tries):
-            runs, error = _first_run(dense, choices, training)
+            runs, error = first_run(dense, choices, training)
             if training and error:
                 self.untrained = first_line(error)
             self.tries[number] = (training, [run.images for run in runs])
@@ -126,7 +188,8 @@ class Proof:
 
     def _copy(self, model: nn.Module, precision: torch.dtype) -> nn.Module:
         device = self.weight.device
-        return duplicate(model).to("cpu" if device.type == "mps" else device, precision)  # MPS has no float64
+        # MPS has no float64.
+        return duplicate(model, torch.empty((), device="cpu" if device.type == "mps" else device, dtype=precision))
 
 
 def exact_groups(cuts: Cuts, groups: Mapping[str, Mapping[str, list[int]]], proof: Proof) -> tuple[nn.Module, dict[str, str]]:
@@ -136,71 +199,35 @@ def exact_groups(cuts: Cuts, groups: Mapping[str, Mapping[str, list[int]]], proo
     """
     kept: dict[str, list[int]] = {}
     faults: dict[str, str] = {}
-    best = cuts.model
     waiting = [list(groups)]
     while waiting:
         names = waiting.pop()
         tried = kept | {layer: stays for name in names for layer, stays in groups[name].items()}
-        compact = cuts.compact(tried)
-        fault = proof.fault(compact, cuts.lost_inputs(tried))
+
+        def build(precision: torch.dtype, tried: Stays = tried) -> nn.Module:
+            return cuts.compact(tried, proof.dense(precision))
+
+        fault = proof.fault_of(build, cuts.lost_inputs(tried), brief=len(names) > 1)
         if fault is None:
-            kept, best = tried, compact
+            kept = tried
         elif len(names) == 1:
             faults[names[0]] = fault
         else:
             half = len(names) // 2
             waiting += [names[half:], names[:half]]
-    return best, faults
+    return cuts.compact(kept) if kept else cuts.model, faults
+
+
+def _marks(model: nn.Module) -> list[Any]:
+    """What changes when a forward pass writes to the weights."""
+    return [(one._version, one.data_ptr()) for one in model.parameters()]
+
+
+def _stops(error: Exception, mode: str) -> str:
+    return f"without some of its channels the network does not run{mode}: {first_line(error)}"
 
 
 def _size(images: Inputs) -> str:
     """The sides of the first input that has any."""
     sides = next((one.shape[2:] for one in parts_of(images) if one.dim() > 2), ())
     return " x ".join(map(str, sides)) + (" pixels" if len(sides) == 2 else " positions")
-
-
-class _Constants(TorchDispatchMode):
-    """Puts 0.5 in place of every random number: networks of other widths would draw others."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is aten.native_dropout.default:
-            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
-        if func is aten.rrelu_with_noise.default:
-            return func(*args[:4], False)
-        result = func(*args, **(kwargs or {}))
-        return result.fill_(0.5) if func.overloadpacket in DRAWS else result
-
-
-def _first_run(model: nn.Module, choices: Sequence[Inputs], training: bool) -> tuple[list[_Outcome], Exception | None]:
-    """What a network yields for the first of these images on which it runs; where it runs on none, why not on the first."""
-    failure: Exception | None = None
-    for images in choices:
-        try:
-            return [_Outcome(training, images, _outputs(model, images, training))], None
-        except Exception as error:  # noqa: BLE001 - the network is the user's: it can raise anything
-            failure = failure or error
-    return [], failure
-
-
-def _outputs(model: nn.Module, images: Inputs, training: bool) -> list[Tensor]:
-    model.train(training)
-    weight = next(model.parameters())
-    with shared, torch.random.fork_rng([weight.device] if weight.is_cuda else []), torch.no_grad(), _Constants():
-        torch.manual_seed(0)
-        return tensors_in(call(model, placed(images, weight)))
-
-
-def _gap(wanted: list[Tensor], got: list[Tensor]) -> float:
-    """The largest difference as a share of the largest value; infinite where shapes or places of NaN differ."""
-    if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in got]:
-        return float("inf")
-    worst = 0.0
-    for one, other in zip(wanted, got, strict=True):
-        one, other = one.to(torch.complex128), other.to(torch.complex128)  # outputs may be masks, indices or spectra
-        finite = one.isfinite()
-        if not other.isfinite().equal(finite):
-            return float("inf")
-        if finite.any():
-            far, scale = (one - other)[finite].abs().max().item(), one[finite].abs().max().item()
-            worst = max(worst, far / scale if scale else far)
-    return worst

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fcs_utils.pruning import cutting as cutting_module
+from fcs_utils.pruning import graph as graph_module
 from fcs_utils.pruning import groups as groups_module
+from fcs_utils.pruning import layers as layers_module
 from fcs_utils.pruning.layers import trace_layers
+from fcs_utils.pruning.plan import make_plan
 from tests.pruning.test_tracing import pruned_exactly
 from tests.pruning.toys import conv
 
@@ -85,7 +91,8 @@ def calls(net: nn.Module) -> int:
 @pytest.mark.parametrize("build", [chain, residual, branches, attention])
 def test_work_doubles_when_the_depth_doubles(build: Callable[[int], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(groups_module, "LARGE", 20)
-    assert calls(build(16).eval()) < 2.3 * calls(build(8).eval())
+    few, many = calls(build(8).eval()), calls(build(16).eval())
+    assert many < 2.3 * few, (few, many)
 
 
 def test_layers_of_a_large_sum_share_one_walk_and_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,3 +163,75 @@ def test_attention_by_reshapes_is_left_whole_and_the_rest_is_pruned(kind: str) -
     )
     plan = pruned_exactly(net, torch.randn(2, 3, 4, 4))
     assert {"0", "5", "7"} == set(plan.kept) and {"2", "3.qkv", "3.project"} <= set(plan.skipped)
+
+
+class Counted(nn.Conv2d):
+    """Notes its forward passes."""
+
+    seen: ClassVar[Counter[tuple[torch.dtype, int]]] = Counter()
+
+    def __init__(self) -> None:
+        super().__init__(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        Counted.seen[x.dtype, self.out_channels] += 1
+        return super().forward(x)
+
+
+class Scaled(nn.Conv2d):
+    """Has numbers by channel that surgery does not cut, so that it does not run without some of its channels."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4, 1)
+        self.gain = nn.Parameter(torch.ones(4, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.gain, self.bias)
+
+
+def passes(depth: int, wide: bool = False) -> Counter[tuple[torch.dtype, int]]:
+    """How often the last layer of a chain runs while a plan is made, by precision and width."""
+    layers = [m for _ in range(depth) for m in (Scaled() if wide else nn.Conv2d(4, 4, 1), nn.ReLU())]
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), *layers, Counted(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    scores = {name: torch.arange(4.0) for name, one in net.named_modules() if isinstance(one, nn.Conv2d)}
+    Counted.seen.clear()
+    make_plan(net, torch.randn(1, 1, 4, 4), scores, ratio=0.5)
+    return Counter(Counted.seen)
+
+
+def test_a_plan_takes_as_many_forward_passes_and_graphs_however_deep(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[int] = []
+    for module in (layers_module, cutting_module):
+        build = module.dependency_graph
+        monkeypatch.setattr(module, "dependency_graph", lambda *given, build=build: graphs.append(1) or build(*given))
+    # Three to trace, one to cut, one that counts the MACs, and five images in float64.
+    wanted = {(torch.float32, 4): 5, (torch.float32, 2): 1, (torch.float64, 4): 5, (torch.float64, 2): 5}
+    assert [passes(depth) for depth in (4, 8)] == [wanted, wanted] and len(graphs) == 4
+
+
+def test_layers_that_cannot_be_cut_take_no_pass_of_the_dense_network_each() -> None:
+    few, many = (passes(depth, wide=True) for depth in (4, 8))
+    assert few[torch.float64, 4] == many[torch.float64, 4]
+
+
+def test_a_concatenation_of_many_parts_is_left_by_the_way_that_leads_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dense(nn.Module):
+        def __init__(self, depth: int) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Conv2d(2 + 2 * number, 2, 1) for number in range(depth))
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = [x]
+            for layer in self.layers:
+                maps.append(layer(torch.cat(maps, 1)).relu())
+            return torch.cat(maps, 1)
+
+    def mapped(depth: int) -> int:
+        net = nn.Sequential(nn.Conv2d(1, 2, 1), Dense(depth), nn.Conv2d(2 + 2 * depth, 2, 1), nn.Flatten(), nn.Linear(8, 2)).eval()
+        maps: list[int] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(graph_module, "_mapped", lambda *given, original=graph_module._mapped: maps.append(1) or original(*given))
+            trace_layers(net, torch.zeros(1, 1, 2, 2))
+        return len(maps)
+
+    assert mapped(16) < 4.5 * mapped(8)  # pairs of a layer and a reader, of which there are four times as many

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.flow import Consumer
 from fcs_utils.pruning.merge import _obstacle, _place
+from fcs_utils.pruning.outcomes import gap_between
 from fcs_utils.pruning.plan import PruningPlan
-from fcs_utils.pruning.proof import _gap, zeroed
+from fcs_utils.pruning.proof import zeroed
 from tests.pruning.toys import Net, conv, mean
 
 PLACES: dict[str, tuple[nn.Module, str | None]] = {
@@ -107,7 +108,7 @@ def tensors(*values: Any) -> list[Tensor]:
     ],
 )
 def test_the_gap_between_outputs(wanted: list[Tensor], got: list[Tensor], gap: float) -> None:
-    assert _gap(wanted, got) == pytest.approx(gap)
+    assert gap_between(wanted, got) == pytest.approx(gap)
 
 
 def test_zeros_take_the_place_of_an_inputs_channels() -> None:

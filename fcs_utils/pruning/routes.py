@@ -1,0 +1,92 @@
+"""Whether a network does the same with images of several sizes: its operations, told by tensors that hold no numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fcs_utils.inputs import Inputs, call, placed
+from fcs_utils.pruning.outcomes import aten
+from fcs_utils.running import shared, untouched
+
+# Operations whose whole numbers are sizes of maps, which differ with those of the images. Others must have equal ones.
+RESIZING = {
+    aten.view, aten._unsafe_view, aten.expand, aten.avg_pool2d, aten.upsample_nearest2d, aten.upsample_bilinear2d,
+    aten.upsample_bicubic2d,
+}  # fmt: skip
+# Whose stand-ins take torch longer than small maps take. They yield a map like the first one that they get, and two vectors.
+NORMALISING = {
+    aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training, aten.native_layer_norm,
+    aten.native_group_norm,
+}  # fmt: skip
+
+
+class _Record(TorchDispatchMode):
+    """Writes down each operation: its name, what it is given, and which of the tensors before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Any] = []
+        self.made: dict[int, tuple[int, Tensor]] = {}  # tensors by identity; kept, so that no other one gets it
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in NORMALISING and args[0].dim() > 1:
+            vector = args[0].new_empty(args[0].shape[1])
+            result: Any = (torch.empty_like(args[0]), vector, vector)
+        elif func.overloadpacket is aten.gelu:
+            result = torch.empty_like(args[0])
+        else:
+            result = func(*args, **(kwargs or {}))
+        resizing = func.overloadpacket in RESIZING
+        self.steps.append((func, [self._told(one, resizing) for one in args], kwargs and self._told([*kwargs.items()], resizing)))
+        for one in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(one, Tensor):
+                self.made.setdefault(id(one), (len(self.made), one))
+        return result
+
+    def _told(self, given: Any, resizing: bool) -> Any:
+        if isinstance(given, Tensor):
+            return self.made.setdefault(id(given), (len(self.made), given))[0], given.dim(), given.dtype
+        if isinstance(given, (tuple, list)):
+            return [self._told(one, resizing) for one in given]
+        return None if resizing and type(given) is int else (type(given), given)
+
+
+def same_route(model: nn.Module, several: Sequence[Inputs], training: Sequence[Inputs] = ()) -> bool:
+    """Whether a network does the same operations, on the same tensors, with each of these images, as far as their sizes tell.
+
+    several, training: images for eval mode, and for train mode. False also for a network that does not run on tensors without
+    numbers, as where it asks for a value.
+    """
+    with untouched(model), shared, torch.no_grad():
+        empty: dict[int, Tensor] = {}
+        for module in model.modules():
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for table in tables:
+                for name, tensor in table.items():
+                    if tensor is not None and id(tensor) not in empty:
+                        empty[id(tensor)] = tensor.to("meta")
+                    table[name] = None if tensor is None else empty[id(tensor)]
+        for mode, choices in ((False, several), (True, training)):
+            model.train(mode)
+            first = None
+            for images in choices:
+                if not (route := _route(model, images)) or route != (first or route):
+                    return False
+                first = first or route
+    return True
+
+
+def _route(model: nn.Module, images: Inputs) -> list[Any]:
+    """The operations of a forward pass; none where it fails."""
+    given = placed(images, next(model.parameters()))
+    with _Record() as record:
+        try:
+            call(model, given)
+        except Exception:  # noqa: BLE001 - the network is the user's: it can raise anything
+            return []
+    return record.steps
