@@ -86,10 +86,10 @@ class Cuts:
         self._parts: dict[str, list[Part]] = {}
         self._own: dict[str, dict[str, dict[int, list[int]]]] = {}
         self.unseen: list[str] = []
-        copied, seen = duplicate(model), set[str]()
+        copied, seen = duplicate(model, share=True), set[str]()
         weight = next(copied.parameters())
         called = {module: name for name, module in copied.named_modules()}
-        with traceable(copied):
+        with in_turn(model), traceable(copied):  # whose parameters are the network's own
             graph = dependency_graph(copied, placed(blank_like(images), weight))
             for name in names:
                 if name in seen:  # goes with a convolution before it
