@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 
 from fcs_utils.errors import StudyError
 
-TRAINED = "trained seed"
+TRAINED_SEED = "trained seed"
 Verdict = Literal["supported", "contradicted", "undecided"]
 LEVEL = 0.05
 POWER = 0.8
@@ -131,7 +131,7 @@ def replicate_of(runs: pd.DataFrame) -> str:
     given = set(runs.given) if "given" in runs else {False}
     if len(given) > 1:
         raise StudyError("runs on trained and on given references have no interval in common")
-    return TRAINED if given != {True} else "network" if runs.network.nunique() > 1 else "tuning seed"
+    return TRAINED_SEED if given != {True} else "network" if runs.network.nunique() > 1 else "tuning seed"
 
 
 def seed_differences(ours: pd.DataFrame, theirs: pd.DataFrame, value: str) -> np.ndarray:

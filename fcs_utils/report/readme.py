@@ -16,7 +16,7 @@ from fcs_utils.report.comparisons import counted
 from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.findings import findings, headlines
 from fcs_utils.report.frames import Report, make_report
-from fcs_utils.report.inference import TRAINED
+from fcs_utils.report.inference import TRAINED_SEED
 from fcs_utils.report.pages import TEMPLATES, index_layout, title_and_question
 from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.study import Study
@@ -41,7 +41,7 @@ def found(report: Report, words: Mapping[str, str]) -> str:
     """
     ledger = report.ledger
     verdicts, judged = claim_verdicts(ledger), {*ledger.claim[ledger.decisive]}
-    begun = {*ledger.claim[ledger.replicate == TRAINED]} - judged
+    begun = {*ledger.claim[ledger.replicate == TRAINED_SEED]} - judged
     said = [(claim, UNFINISHED if claim in begun else word if claim in judged else UNTRIED) for claim, word in verdicts.items()]
     return "\n".join(f"- **{TOPICS[claim]}: {word}.** {words[claim]}" for claim, word in said)
 

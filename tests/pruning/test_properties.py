@@ -25,7 +25,7 @@ from fcs_utils.pruning.sums import EXTRAS, READINGS
 from fcs_utils.pruning.surgery import prune
 from tests.pruning.test_moves import Stage
 from tests.pruning.test_partial_sums import Ghost
-from tests.pruning.test_splits import Res2
+from tests.pruning.test_split_sizes import Res2
 from tests.pruning.toys import zeroed
 
 
