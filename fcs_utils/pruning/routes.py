@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fcs_utils.inputs import Inputs, call, placed
-from fcs_utils.pruning.outcomes import aten
+from fcs_utils.inputs import Inputs
+from fcs_utils.pruning.outcomes import aten, first_run
 from fcs_utils.running import shared, untouched
 
 # Operations whose whole numbers are sizes of maps, which differ with those of the images. Others must have equal ones.
@@ -72,21 +72,16 @@ def same_route(model: nn.Module, several: Sequence[Inputs], training: Sequence[I
                         empty[id(tensor)] = tensor.to("meta")
                     table[name] = None if tensor is None else empty[id(tensor)]
         for mode, choices in ((False, several), (True, training)):
-            model.train(mode)
             first = None
             for images in choices:
-                if not (route := _route(model, images)) or route != (first or route):
+                if not (route := _route(model, images, mode)) or route != (first or route):
                     return False
                 first = first or route
     return True
 
 
-def _route(model: nn.Module, images: Inputs) -> list[Any]:
+def _route(model: nn.Module, images: Inputs, training: bool) -> list[Any]:
     """The operations of a forward pass; none where it fails."""
-    given = placed(images, next(model.parameters()))
     with _Record() as record:
-        try:
-            call(model, given)
-        except Exception:  # noqa: BLE001 - the network is the user's: it can raise anything
-            return []
-    return record.steps
+        _, error = first_run(model, [images], training)
+    return [] if error else record.steps
