@@ -114,12 +114,12 @@ class Study:
         return f"do it with: python -m fcs_utils run --profile {self.profile.name}"
 
     def record(self, run: Run) -> Record | None:
-        """The record of a run, or None where it has not been done."""
+        """The record of a run, or None where it has not been done. All readers share it: copy it before changing it."""
         return read_record(self.store, run)
 
     @reading_many()
     def records(self, stages: Iterable[Stage] | None = None, only: Sequence[str] = ()) -> list[Record]:
-        """The records of some stages, reading only. Raises StudyError naming the missing ones."""
+        """The records of some stages, reading only, and shared as that of ``record``. Raises StudyError naming the missing ones."""
         found = [(run, self.record(run)) for run in self.runs(stages, only)]
         if missing := [_named(run) for run, record in found if record is None]:
             raise StudyError(

@@ -86,7 +86,7 @@ def main(folder: Path, copy: Path) -> None:
     measure.save = lambda state: save({name: torch.zeros(one.shape, dtype=one.dtype) for name, one in state.items()})
     loop.autocast = evaluate.autocast = lambda *_: nullcontext()  # unknown for this device
     # Of the check for channels that cross.
-    torch.autograd.grad = lambda _, to, **__: tuple(map(torch.zeros_like, to if isinstance(to, list) else [to]))
+    torch.autograd.grad = lambda _, to, *__, **___: tuple(map(torch.zeros_like, to if isinstance(to, list) else [to]))
     similarity, pruned, ablation = (study.runs([stage]) for stage in ("similarity", "pruned", "ablation"))
     # A criterion does the same operations for every network, surgery does not: so all of them on the first, one on each.
     first = similarity[0].reference.network

@@ -47,7 +47,7 @@ def test_equal_runs_leave_equal_records_but_for_volatile(smoke: Path, tmp_path: 
     run = next(r for r in first.runs(["arms"]) if r.tuning and r.tuning.method == "mlft")
     again.ensure(run)
     for one in (run, run.parent(), run.parent().parent()):
-        records = [study.record(one) for study in (first, again)]
+        records = [{**study.record(one)} for study in (first, again)]  # copies: records are shared
         for record in records:
             assert record["provenance"]["threads"] == 1
             del record["volatile"]
