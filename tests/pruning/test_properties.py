@@ -26,7 +26,7 @@ from fcs_utils.pruning.surgery import prune
 from tests.pruning.test_moves import Stage
 from tests.pruning.test_partial_sums import Ghost
 from tests.pruning.test_split_sizes import Res2
-from tests.pruning.toys import zeroed
+from tests.pruning.toys import Gated, zeroed
 
 
 @st.composite
@@ -112,20 +112,6 @@ class Scaled(Residual):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.scale * self.body(x)
-
-
-class Gated(nn.Module):
-    """The halves of a body's output, one times the sigmoid of the other."""
-
-    def __init__(self, body: nn.Module, chunks: bool) -> None:
-        super().__init__()
-        self.body, self.chunks = body, chunks
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.chunks:
-            one, two = self.body(x).chunk(2, 1)
-            return one * two.sigmoid()
-        return F.glu(self.body(x), 1)
 
 
 KINDS = ["plain", "plain", "residual", "depthwise", "grouped", "pool", "loop", "pair", "levels", "halves", "ghost"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcs_utils.pruning import proof
@@ -30,6 +31,20 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.route(self, x)
+
+
+class Gated(nn.Module):
+    """The halves of a body's output, one times the sigmoid of the other."""
+
+    def __init__(self, body: nn.Module, chunks: bool) -> None:
+        super().__init__()
+        self.body, self.chunks = body, chunks
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.chunks:
+            one, two = self.body(x).chunk(2, 1)
+            return one * two.sigmoid()
+        return F.glu(self.body(x), 1)
 
 
 def conv(inputs: int, outputs: int, **options: object) -> nn.Conv2d:
