@@ -21,7 +21,7 @@ from fcs_utils.pruning.shares import Shares
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.surgery import prune, recalibrate
 from tests.pruning.axes import settled
-from tests.pruning.toys import Net, conv, mean
+from tests.pruning.toys import Net, conv, halved, mean
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Forward = Callable[[nn.Module, Tensor], Tensor]
@@ -122,12 +122,7 @@ def test_surgery_is_exact(kind: str, tmp_path: Path) -> None:
     net = settled(build(), IMAGES)
     assert trace_layers(net, IMAGES)["a"].shares == shares
     statistics = collect_statistics(net, IMAGES)
-    for criterion in ("kernel_l1", "fcs_linear"):
-        scores = importance(criterion, model=net, statistics=statistics)
-        plan = make_plan(net, IMAGES, scores, ratio=0.5, scope="all")
-        assert {name: len(plan.kept[name]) for name in left} == left
-        compact = prune(net, plan)
-        assert inexactness(net, compact, IMAGES[:1]) is None
+    plan, compact = halved(net, IMAGES, left, statistics)
     recalibrate(compact, IMAGES)
     save_compact(tmp_path / "compact.safetensors", compact, plan)
     assert load_compact(tmp_path / "compact.safetensors", build()).eval()(IMAGES).equal(compact(IMAGES))

@@ -20,7 +20,7 @@ from fcs_utils.pruning.shares import Shares
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.surgery import prune, recalibrate
 from tests.pruning.axes import settled
-from tests.pruning.toys import conv, mean
+from tests.pruning.toys import conv, halved, mean
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -89,15 +89,10 @@ def test_surgery_is_exact_and_the_attribute_follows(kind: str, tmp_path: Path) -
     net = settled(build(), IMAGES)
     before = held(net)
     statistics = collect_statistics(net, IMAGES)
-    for criterion in ("kernel_l1", "fcs_linear"):
-        scores = importance(criterion, model=net, statistics=statistics)
-        plan = make_plan(net, IMAGES, scores, ratio=0.5, scope="all")
-        assert {name: len(plan.kept[name]) for name in left} == left
-        compact = prune(net, plan)
-        assert inexactness(net, compact, IMAGES[:1]) is None
-        assert held(compact) == after and held(net) == before and compact.shift == 4
-        number = held(compact) if isinstance(after, int) else held(compact)[0]
-        assert type(number) is int and type(held(net)) is type(before)
+    plan, compact = halved(net, IMAGES, left, statistics)
+    assert held(compact) == after and held(net) == before and compact.shift == 4
+    number = held(compact) if isinstance(after, int) else held(compact)[0]
+    assert type(number) is int and type(held(net)) is type(before)
     recalibrate(compact, IMAGES)
     save_compact(tmp_path / "compact.safetensors", compact, plan)
     again = load_compact(tmp_path / "compact.safetensors", build())

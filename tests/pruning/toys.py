@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fcs_utils.benchmarks.exactness import inexactness
 from fcs_utils.pruning import proof
+from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.layers import trace_layers
-from fcs_utils.pruning.plan import PruningPlan
+from fcs_utils.pruning.plan import PruningPlan, make_plan
+from fcs_utils.pruning.statistics import ChannelStatistics
+from fcs_utils.pruning.surgery import prune
 
 SCORES = {"0": torch.arange(20.0), "2": torch.arange(12.0)}  # of a chain of 20 and 12 channels
 
@@ -64,3 +68,16 @@ def zeroed(model: nn.Module, plan: PruningPlan, images: Tensor) -> Tensor:
             lost.setdefault(consumer.name, []).extend(i for i in consumer.positions[dropped].flatten().tolist() if i >= 0)
     with proof.zeroed(model, lost):
         return model(images)
+
+
+def halved(
+    net: nn.Module, images: Tensor, left: Mapping[str, int], statistics: Mapping[str, ChannelStatistics]
+) -> tuple[PruningPlan, nn.Module]:
+    """A network at ratio 0.5 by two criteria, each exact and with so many channels left; returns the last plan and what it made."""
+    for criterion in ("kernel_l1", "fcs_linear"):
+        scores = importance(criterion, model=net, statistics=statistics)
+        plan = make_plan(net, images, scores, ratio=0.5, scope="all")
+        assert {name: len(plan.kept[name]) for name in left} == left
+        compact = prune(net, plan)
+        assert inexactness(net, compact, images[:1]) is None
+    return plan, compact
