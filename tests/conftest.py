@@ -25,7 +25,7 @@ from fcs_utils.models import build_seeded
 from fcs_utils.study.profiles import get_profile
 
 ROOT = Path(__file__).resolve().parents[1]
-GUARD = 3600  # seconds: no test waits by the clock, this only ends one that hangs for ever
+GUARD = 900  # seconds: no test waits by the clock, this only ends one that hangs for ever
 FEW = get_profile("smoke").model_copy(update={"dataset": "digits[:128]"})  # networks that train in a second
 
 # The same examples each time; ./run_tests.sh --hypothesis-profile nightly tries ten times as many, new ones each time.

@@ -7,12 +7,12 @@ import html
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ipywidgets as w
 import pandas as pd
 import torch
-from IPython.display import clear_output
 
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.fcs import assign_bins
@@ -23,6 +23,7 @@ from fcs_utils.report.exploration import GOALS, Choice, Exploration, latency_in_
 from fcs_utils.report.live_tuning import TuningPanel, saved_as
 from fcs_utils.report.plots import png
 from fcs_utils.report.subject import Subjects
+from fcs_utils.report.turns import Turns
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 ROW = {"flex_flow": "row wrap"}
@@ -54,25 +55,29 @@ class Explorer:
         for picture in shown.values():
             picture.observe(hide_empty, "value")
             picture.layout.display = "none"
-        self.why, self.numbers, self.said, errors = w.HTML(), w.HTML(), w.HTML(), w.Output()
-        self.tuning, self.own = TuningPanel(), OwnForm()
+        self.why, self.numbers, self.said, errors = w.HTML(), w.HTML(), w.HTML(), w.HTML()
+        self.turns = Turns()
+        self.tuning, self.own = TuningPanel(self.turns), OwnForm()
         buttons = ((self.save, self._save), (self.trace, self._curve), (self.own.open, self._own), (self.own.back, self._back))
         for button, act in buttons:
-            button.on_click(errors.capture(clear_output=True)(lambda _, act=act: self._answer(act)))
+            button.on_click(self.turns.answering(partial(self._answer, act), errors))
         self.home = source
         self._settle(first.goal[0])
         self.controls["layer"].value = first.layer
         acts = (self._open, self._layer, self._versus, self._matrix, self._pair, self._tune)
         self.errors = w.VBox([errors, *(self._live(act) for act in acts)])
 
-    def _live(self, act: Callable[..., Any]) -> w.Output:
-        """Call ``act`` now, and whenever a control changes that a parameter of it names; what it raises appears in the output."""
+    def _live(self, act: Callable[..., Any]) -> w.HTML:
+        """Call ``act`` now, and whenever a control changes that a parameter of it names; later errors appear in the widget."""
+        errors, controls = w.HTML(), {name: self.controls[name] for name in inspect.signature(act).parameters}
 
-        def call(**values: Any) -> None:
-            clear_output()  # an error of the call before
-            self._answer(act, **values)
+        def call() -> None:
+            self._answer(act, **{name: control.value for name, control in controls.items()})
 
-        return w.interactive_output(call, {name: self.controls[name] for name in inspect.signature(act).parameters})
+        for control in controls.values():
+            control.observe(self.turns.answering(call, errors), "value")
+        call()
+        return errors
 
     def _answer(self, act: Callable[..., Any], *arguments: Any, **values: Any) -> None:
         if self.quiet:  # several controls are put to what they should show

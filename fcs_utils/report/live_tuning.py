@@ -6,7 +6,7 @@ import asyncio
 import copy
 import html
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +19,7 @@ from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.report.arm_figures import accuracy_by_epoch
 from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.plots import png
+from fcs_utils.report.turns import Turns
 from fcs_utils.training.arms import arm_label, get_arm
 from fcs_utils.training.evaluate import evaluate
 from fcs_utils.training.loop import Callbacks, Epoch, fit_in_steps
@@ -26,6 +27,7 @@ from fcs_utils.training.passes import Execution
 
 ARMS_HERE = ("tft", "kd", "mlft")
 MOST_EPOCHS = 5
+END = object()
 PACED = 2  # batches behind the pace, after one that is not timed
 
 
@@ -113,7 +115,8 @@ def duration(seconds: float) -> str:
 class TuningPanel:
     """Controls, the pace and the curve. One training at a time; a line for each arm that was tried on the present choice."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, turns: Turns, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.turns = turns
         self.clock, self.speeds = clock, dict[str, float]()  # multiply-adds a second by arm, on the present subject
         self.chosen: tuple[Exploration, Choice, bool] | None = None
         self.of: tuple[Exploration, PruningPlan, bool] | None = None  # what the curves are of
@@ -125,13 +128,13 @@ class TuningPanel:
         self.stop = w.Button(description="Stop", icon="stop", disabled=True)
         self.keep = w.Button(description="Save the tuned network", icon="save", disabled=True)
         self.done: tuple[Exploration, Choice, bool, LiveTuning] | None = None  # the last training that came to its end
-        self.pace, self.said, self.errors = w.HTML(), w.HTML(), w.Output()
+        self.pace, self.said, self.errors = w.HTML(), w.HTML(), w.HTML()
         self.curve = w.Image(format="png", layout={"display": "none"}).add_class("fcs-tuned")
-        self.start.on_click(self.errors.capture(clear_output=True)(lambda _: self._begin()))
+        self.start.on_click(turns.answering(self._begin, self.errors))
         self.stop.on_click(lambda _: self.halt())
-        self.keep.on_click(self.errors.capture(clear_output=True)(lambda _: self._keep()))
+        self.keep.on_click(turns.answering(self._keep, self.errors))
         for control in (self.arm, self.epochs):
-            control.observe(self.errors.capture(clear_output=True)(lambda _: self.state_pace()), "value")
+            control.observe(turns.answering(self.state_pace, self.errors), "value")
 
     def choose(self, here: Exploration, choice: Choice, merge: bool) -> None:
         """What is tuned from now on. Another network than before ends a training, and its curves go."""
@@ -167,31 +170,40 @@ class TuningPanel:
 
     def _begin(self) -> None:
         if self.task is None and self.chosen is not None:
-            self.task = asyncio.get_running_loop().create_task(self._train(*self.chosen, self.arm.value, self.epochs.value))
+            steps = self._steps(*self.chosen, self.arm.value, self.epochs.value)
+            self.task = asyncio.get_running_loop().create_task(self._train(steps))
 
-    async def _train(self, here: Exploration, choice: Choice, merge: bool, arm: str, epochs: int) -> None:
+    async def _train(self, steps: Iterator[None]) -> None:
         self.halted, self.start.disabled, self.stop.disabled = False, True, False
         self.done, self.keep.disabled = None, True
-        lines, label = self.lines, arm_label(arm)
+        going_on = True
         try:
-            with self.errors:  # shows what goes wrong
-                tuning = LiveTuning(here, choice, merge, arm, epochs)
-                lines[arm], drawn, batches = tuning.accuracies, -1, steps_an_epoch(here)
-                while not self.halted and tuning.step():
-                    at = f"epoch {tuning.finished + 1} of {epochs}, batch {tuning.batch} of {batches}"
-                    self.said.value = f'<p role="status"><b>{label}: {at} ...</b></p>'
-                    if tuning.finished > drawn:
-                        drawn = tuning.finished
-                        self._draw(here)
-                    await asyncio.sleep(0)  # a click on Stop, or another choice, is heard here
-                tuning.close()
-                if self.lines is lines:
-                    self._draw(here)
-                    self.said.value = f"<p>{label}{_ended(tuning, here.subject.judged)}</p>"
-                    if tuning.history is not None:
-                        self.done, self.keep.disabled = (here, choice, merge, tuning), False
+            while going_on:
+                going_on = False  # unless the batch is trained without an error
+                with self.turns.taken(self.errors):
+                    going_on = next(steps, END) is not END
+                await asyncio.sleep(0)  # a click on Stop, or another choice, is heard here
         finally:
             self.task, self.start.disabled, self.stop.disabled = None, False, True
+
+    def _steps(self, here: Exploration, choice: Choice, merge: bool, arm: str, epochs: int) -> Iterator[None]:
+        """Train, a batch from one ``yield`` to the next."""
+        lines, label = self.lines, arm_label(arm)
+        tuning = LiveTuning(here, choice, merge, arm, epochs)
+        lines[arm], drawn, batches = tuning.accuracies, -1, steps_an_epoch(here)
+        while not self.halted and tuning.step():
+            at = f"epoch {tuning.finished + 1} of {epochs}, batch {tuning.batch} of {batches}"
+            self.said.value = f'<p role="status"><b>{label}: {at} ...</b></p>'
+            if tuning.finished > drawn:
+                drawn = tuning.finished
+                self._draw(here)
+            yield
+        tuning.close()
+        if self.lines is lines:
+            self._draw(here)
+            self.said.value = f"<p>{label}{_ended(tuning, here.subject.judged)}</p>"
+            if tuning.history is not None:
+                self.done, self.keep.disabled = (here, choice, merge, tuning), False
 
     def _keep(self) -> None:
         if self.done is not None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import GUARD
-
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 sync_api = pytest.importorskip("playwright.sync_api")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
+WAIT = 300_000  # milliseconds: nothing is judged by the clock, this only ends what hangs for ever
+sync_api.expect.set_options(timeout=WAIT)
 SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 900}}
 
 
@@ -21,7 +21,7 @@ class Watched:
 
     def __init__(self, browser: Any, **options: Any) -> None:
         self.page = browser.new_page(**options)
-        self.page.set_default_timeout(GUARD * 1000)
+        self.page.set_default_timeout(WAIT)
         self.trouble: list[str] = []
         self.page.on("console", lambda said: self.trouble.append(said.text) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.trouble.append(str(error)))

@@ -26,6 +26,7 @@ from fcs_utils.report.exploration import CURVE, Choice, Exploration
 from fcs_utils.report.live_tuning import ARMS_HERE, LiveTuning, TuningPanel, duration, seconds_a_batch
 from fcs_utils.report.plots import use_house_style
 from fcs_utils.report.subject import study_subject
+from fcs_utils.report.turns import Turns
 from fcs_utils.study.study import Study
 from fcs_utils.training.evaluate import evaluate
 from fcs_utils.training.loop import Callbacks, fit
@@ -103,7 +104,7 @@ def clicks(panel: TuningPanel, *, stop_after: int | None = None) -> list[str]:
 
 
 def test_a_training_in_the_panel_draws_a_line_for_each_arm_and_says_where_it_is(here: Exploration, choice: Choice) -> None:
-    panel = TuningPanel()
+    panel = TuningPanel(Turns())
     panel.choose(here, choice, False)
     assert panel.curve.layout.display == "none"
     said = clicks(panel)
@@ -115,14 +116,14 @@ def test_a_training_in_the_panel_draws_a_line_for_each_arm_and_says_where_it_is(
     clicks(panel)
     assert [len(line) for line in panel.lines.values()] == [3, 2] and [*panel.lines] == ["tft", "mlft"]
     assert bytes(panel.curve.value) != one and panel.lines["tft"] == first
-    again = TuningPanel()
+    again = TuningPanel(Turns())
     again.choose(here, choice, False)
     clicks(again)
     assert again.lines["tft"] == first  # the seed decides
 
 
 def test_stop_keeps_the_epochs_that_are_finished(here: Exploration, choice: Choice) -> None:
-    panel = TuningPanel()
+    panel = TuningPanel(Turns())
     panel.choose(here, choice, False)
     panel.epochs.value = 5
     clicks(panel)
@@ -134,7 +135,7 @@ def test_stop_keeps_the_epochs_that_are_finished(here: Exploration, choice: Choi
 
 
 def test_a_tuned_network_is_saved_once_its_training_has_ended(here: Exploration, choice: Choice) -> None:
-    panel = TuningPanel()
+    panel = TuningPanel(Turns())
     panel.choose(here, choice, False)
     assert panel.keep.disabled
     clicks(panel)
@@ -153,7 +154,7 @@ def test_a_tuned_network_is_saved_once_its_training_has_ended(here: Exploration,
 
 
 def test_curves_of_another_choice_go_and_its_training_ends(here: Exploration, choice: Choice) -> None:
-    panel, other = TuningPanel(), choice.with_goal("ratio", 0.3)
+    panel, other = TuningPanel(Turns()), choice.with_goal("ratio", 0.3)
     panel.choose(here, choice, False)
     clicks(panel)
     panel.choose(here, Choice(here.layers[0], ratio=0.5), False)
@@ -174,7 +175,7 @@ def test_curves_of_another_choice_go_and_its_training_ends(here: Exploration, ch
 
 
 def test_what_goes_wrong_in_a_training_ends_it(here: Exploration, choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
-    panel = TuningPanel()
+    panel = TuningPanel(Turns())
     panel.choose(here, choice, False)
 
     def fails(self: LiveTuning) -> bool:
@@ -187,14 +188,14 @@ def test_what_goes_wrong_in_a_training_ends_it(here: Exploration, choice: Choice
         assert panel.task is not None
         await panel.task
 
-    with pytest.raises(StudyError, match="the loss is NaN"):  # in a notebook, the panel shows it
-        asyncio.run(scene())
+    asyncio.run(scene())
+    assert "StudyError: the loss is NaN" in panel.errors.value
     assert panel.task is None and not panel.start.disabled
 
 
 def test_the_pace_is_measured_here_and_scaled_by_macs(here: Exploration, choice: Choice) -> None:
     assert seconds_a_batch(here, choice, "tft", steady()) == 3
-    panel, macs = TuningPanel(steady()), here.whole(choice).cost.macs
+    panel, macs = TuningPanel(Turns(), steady()), here.whole(choice).cost.macs
     panel.choose(here, choice, False)
     assert "TFT takes about 6 s an epoch here, about 12 s for 2:" in panel.pace.value and "rate 0.02" in panel.pace.value
     panel.epochs.value = 1

@@ -175,7 +175,7 @@ def test_layers_of_other_kinds_and_criteria_that_cannot_score_them(here: Path) -
         assert explorer.said.value == "" and all(
             bytes(picture.value).startswith(b"\x89PNG") for picture in explorer.pictures.values()
         )
-    assert not any(output.outputs for output in explorer.errors.children)
+    assert not any(shown.value for shown in explorer.errors.children)
     explorer.save.click()
     (file,) = here.glob("otherkinds-Build-seed0-*.safetensors")
     compact = load_compact(file, network.eval()).eval()

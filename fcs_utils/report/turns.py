@@ -1,0 +1,42 @@
+"""Answers to controls: one at a time, and what goes wrong is shown."""
+
+from __future__ import annotations
+
+import html
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ipywidgets as w
+
+
+class Turns:
+    """Takes answers one after the other, whichever thread they come in.
+
+    JupyterLab has two threads of the kernel answer at once (subshells). An ``ipywidgets.Output`` that both enter keeps the message
+    that ends an answer from the page, and the page then sends nothing more from that control: errors go to HTML widgets instead.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # an answer that moves a control is answered within
+
+    @contextmanager
+    def taken(self, errors: w.HTML) -> Iterator[None]:
+        """Wait for the turn; the traceback of what goes wrong in it appears in ``errors``."""
+        with self.lock:
+            errors.value = ""
+            try:
+                yield
+            except Exception:  # as a cell does, which goes on with the next
+                errors.value = f'<pre role="alert" style="overflow-x: auto">{html.escape(traceback.format_exc())}</pre>'
+
+    def answering(self, act: Callable[[], Any], errors: w.HTML) -> Callable[[Any], None]:
+        """What a control can call when it changes: ``act`` in its turn."""
+
+        def answer(_: Any) -> None:
+            with self.taken(errors):
+                act()
+
+        return answer
