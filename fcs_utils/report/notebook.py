@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from fcs_utils.pruning.counts import keep_count
 from fcs_utils.pruning.criteria import CRITERIA, check_options, code_of
 from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.report.chapters import KEEPS_FIGURES, ROOT
-from fcs_utils.report.plots import use_house_style
+from fcs_utils.report.plots import drawn, use_house_style
 from fcs_utils.study.grid import parse_criterion
 from fcs_utils.study.records import Store
 from fcs_utils.study.runs import Pruning, Reference
@@ -126,7 +125,7 @@ def show(study: Study, figure: Figure, name: str, alt: str, data: pd.DataFrame |
     if not alt:
         raise StudyError(f"figure {name} needs an alternative text")
     keeps = os.environ.get(KEEPS_FIGURES)
-    content = save_figure(study.store, figure, name, data) if keeps else _drawn(figure, "png")
+    content = save_figure(study.store, figure, name, data) if keeps else drawn(figure)
     plt.close(figure)
     shown = {"image/png": base64.b64encode(content).decode(), "text/plain": alt}
     about: dict[str, object] = {"alt": alt, "width": round(figure.get_figwidth() * figure.dpi), "figure": name}
@@ -140,19 +139,12 @@ def save_figure(store: Store, figure: Figure, name: str, data: pd.DataFrame | No
     if data is not None:  # nested columns, such as a run's history, are in the records
         flat = data.drop(columns=[c for c in data.columns if data[c].map(lambda value: isinstance(value, list | dict)).any()])
         write_atomic(store.figure(name, "csv"), flat.to_csv(index=False, float_format="%.6g").encode())
-    picture, vectors = _drawn(figure, "png"), _drawn(figure, "svg")
+    picture, vectors = drawn(figure), drawn(figure, "svg", metadata={"Date": None})  # equal data must give equal bytes
     write_atomic(store.figure(name, "png"), picture)
     if len(vectors) < 300_000:  # pictures of many pixels are no vectors
         write_atomic(store.figure(name, "svg"), vectors)
     plt.close(figure)
     return picture
-
-
-def _drawn(figure: Figure, suffix: str) -> bytes:
-    buffer = io.BytesIO()
-    # No date in the file: equal data must give equal bytes.
-    figure.savefig(buffer, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
-    return buffer.getvalue()
 
 
 def html_table(frame: pd.DataFrame) -> str:

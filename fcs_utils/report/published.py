@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 from fcs_utils.errors import StudyError
@@ -19,7 +18,7 @@ from fcs_utils.report.chapters import NOTEBOOKS
 from fcs_utils.report.figures import forest
 from fcs_utils.report.frames import Report, make_report
 from fcs_utils.report.pages import draw_figures
-from fcs_utils.report.plots import use_house_style
+from fcs_utils.report.plots import drawn, use_house_style
 from fcs_utils.report.readme import ledger_digest, profile_readme
 from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.records import Store, pack
@@ -84,9 +83,8 @@ def _promote_notebooks_and_figures(store: Store, report: Report) -> None:
         if path.stem not in (*report.figures(), "readme"):  # no longer drawn
             path.unlink()
     use_house_style()
-    buffer, ledger = io.BytesIO(), report.ledger
-    forest(ledger).savefig(buffer, format="png", metadata={"Source": ledger_digest(report)})
-    write_atomic(store.published(store.figure("readme")), buffer.getvalue())
+    overview = drawn(forest(report.ledger), metadata={"Source": ledger_digest(report)})
+    write_atomic(store.published(store.figure("readme")), overview)
     for notebook in NOTEBOOKS.values():
         if store.executed(notebook.name).exists():
             _promote(store, store.executed(notebook.name))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from fcs_utils.files import read_bytes, write_atomic
 from fcs_utils.report.notebook import html_table
 from fcs_utils.report.pages import HERE, TEMPLATES
-from fcs_utils.report.plots import use_house_style
+from fcs_utils.report.plots import drawn, use_house_style
 from fcs_utils.study.shrink import Shrunk
 
 
@@ -73,16 +72,14 @@ def widths(shrunk: Shrunk) -> Figure:
 def write_shrunk(shrunk: Shrunk, out: Path) -> Path:
     """Write ``index.html`` with its pictures into the folder; returns its path. It needs no other file and no network."""
     use_house_style()
-    drawn = {
+    figures = {
         "Channels and MACs of each pruned layer": widths(shrunk),
         "Accuracy while tuning": tuning_curve(shrunk.measured),
     }
     pictures = []
-    for title, figure in drawn.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", bbox_inches="tight")
+    for title, figure in figures.items():
+        pictures.append((title, base64.b64encode(drawn(figure, bbox_inches="tight")).decode()))
         plt.close(figure)
-        pictures.append((title, base64.b64encode(buffer.getvalue()).decode()))
     page = TEMPLATES.get_template("shrunk.html.j2").render(
         style=read_bytes(HERE / "style.css").decode(),
         asked=shrunk.measured["asked"],
