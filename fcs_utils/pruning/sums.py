@@ -15,6 +15,7 @@ Reading = Literal["pooled", "per_image", "mean_map"]
 READINGS: tuple[Reading, ...] = ("pooled", "per_image", "mean_map")
 Extra = Literal["apoz", "hrank", "chip"]
 EXTRAS: tuple[Extra, ...] = ("apoz", "hrank", "chip")
+TRIANGLE = 256
 Where = Literal["reader", "convolution"]  # whose maps: as the next layer reads them, or as the convolution returns them
 
 
@@ -62,7 +63,7 @@ class Sums:
         # After a ReLU nothing is negative, and checking costs a CPU half the time of a copy and no memory. A GPU
         # would have to wait for the result.
         rectified = not rows.is_cuda and bool(rows.min() >= 0)
-        self._add("gram", rows.T @ rows)
+        self._add("gram", gram(rows))
         self._add("absolute", total if rectified else rows.abs().sum(0))
         self._add("total", total)
         if "per_image" in self.readings:
@@ -71,7 +72,7 @@ class Sums:
             norms = maps.flatten(2).norm(dim=2)
             units = maps.flatten(2) * torch.where(norms > 0, 1 / norms, 0)[:, :, None]
             units = _rows(units)
-            self._add("per_image", units.T @ units)
+            self._add("per_image", gram(units))
         if "mean_map" in self.readings:
             self._add("map", maps.flatten(2).sum(0))
         if "apoz" in self.extras:
@@ -84,21 +85,37 @@ class Sums:
                 self._add("chip", nuclear_drops(maps.flatten(2)).sum(0))
 
     def _add(self, name: str, value: Tensor) -> None:
-        value = value.double()
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        if name in self.sums:
+            self.sums[name] += value
+        else:
+            self.sums[name] = value.to(torch.float64, copy=True)  # sums may be of one tensor here, and part later
 
     def finite(self) -> bool:
-        """Whether no sum is NaN or infinite."""
-        return all(bool(value.isfinite().all()) for value in self.sums.values())
+        """Whether no sum is NaN or infinite: their total says so, for sums of float32 are far from float64's end."""
+        return all(bool(value.sum().isfinite()) for value in self.sums.values())
 
     def mean(self, name: str, count: int) -> Tensor:
         """A sum divided by a count, float64, on the CPU."""
-        return self.sums[name].cpu() / count
+        value = self.sums[name].cpu()
+        return value if count == 1 else value / count
 
     def gram_of(self, name: str, count: int) -> Tensor:
         """A Gram matrix (C, C) divided by a count, symmetric to the last bit."""
         gram = self.mean(name, count)
-        return (gram + gram.T) / 2
+        return gram.T.contiguous().add_(gram).div_(2)  # in memory order: adding a transposed view takes three times as long
+
+
+def gram(rows: Tensor) -> Tensor:
+    """rows.T @ rows of (M, C), (C, C). From ``TRIANGLE`` channels on, a CPU multiplies the triangle only: a quarter less time."""
+    width = rows.shape[1]
+    if rows.device.type != "cpu" or width < TRIANGLE:
+        return rows.T @ rows
+    found, step = rows.new_empty(width, width), max(TRIANGLE // 2, width // 4)
+    for start in range(0, width, step):
+        end = min(start + step, width)
+        found[start:, start:end] = rows[:, start:].T @ rows[:, start:end]
+        found[start:end, end:] = found[end:, start:end].T
+    return found
 
 
 def in_float32(values: Tensor) -> Tensor:

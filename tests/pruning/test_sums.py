@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fcs_utils.pruning.sums import EXTRAS, READINGS, Sums
+from fcs_utils.pruning.sums import EXTRAS, READINGS, Sums, gram
 
 # Two images of two channels and two positions. Channel 1 of the second image is zero.
 MAPS = torch.tensor([[[3.0, 4.0], [-4.0, 3.0]], [[1.0, 0.0], [0.0, 0.0]]])
@@ -37,3 +37,28 @@ def test_only_what_is_asked_for_is_summed() -> None:
     assert set(found.sums) == {"gram", "absolute", "total"} and found.mean("absolute", 1).tolist() == [8, 7]
     found.add(MAPS.new_full((1, 2, 2), torch.inf))
     assert not found.finite()
+
+
+@pytest.mark.parametrize("channels", [255, 256, 257, 391, 1024])
+def test_a_gram_matrix_is_whole_at_every_width(channels: int) -> None:
+    rows = torch.randn(64, channels, generator=torch.Generator().manual_seed(0))
+    found, right = gram(rows), rows.double().T @ rows.double()
+    assert (found - right).abs().max() <= 1e-5 * right.abs().max()
+
+
+def test_sums_of_one_tensor_part_when_signs_change() -> None:
+    sums = Sums(("pooled",), ())
+    sums.add(torch.ones(1, 1, 2, dtype=torch.float64))
+    sums.add(-torch.ones(1, 1, 2, dtype=torch.float64))
+    assert sums.mean("absolute", 1).item() == 4 and sums.mean("total", 1).item() == 0
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_one_bad_number_is_seen_among_the_largest(bad: float) -> None:
+    sums = Sums(("pooled",), ())
+    sums.add(torch.full((4, 3, 5), 1e18))
+    assert sums.finite()
+    maps = torch.zeros(1, 3, 5)
+    maps[0, 1, 2] = bad
+    sums.add(maps)
+    assert not sums.finite()
