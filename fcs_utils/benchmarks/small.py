@@ -141,7 +141,7 @@ class SRResNet(nn.Module):
         return self.head(self.grow(first + self.after(x)))
 
 
-SMALL: dict[str, Callable[[], nn.Module]] = {
+WRITTEN_HERE: dict[str, Callable[[], nn.Module]] = {
     "lenet": LeNet,
     "unet_batchnorm": partial(UNet, nn.BatchNorm2d, True),
     "unet_interpolated": partial(UNet, nn.BatchNorm2d, False),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fcs_utils.benchmarks.small import SMALL
+from fcs_utils.benchmarks.small import WRITTEN_HERE
 from fcs_utils.builders import TIMM, TORCHVISION, build_elsewhere, is_own
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.surgery import recalibrate
@@ -71,7 +71,7 @@ def _all() -> dict[str, Known]:
         "hrnet_w18_small ese_vovnet19b_dw res2net50_26w_4s botnet26t_256"
     )
     found |= {TIMM + name: Known("timm", 256 if name.endswith("256") else 128) for name in of_timm.split()}
-    return found | {name: Known("written here", 32 if name == "lenet" else 64, ("head*",)) for name in SMALL}
+    return found | {name: Known("written here", 32 if name == "lenet" else 64, ("head*",)) for name in WRITTEN_HERE}
 
 
 ZOO = _all()
@@ -120,8 +120,8 @@ def build_known(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def _built(name: str, of: Known) -> nn.Module:
-    if name in SMALL:
-        return SMALL[name]()
+    if name in WRITTEN_HERE:
+        return WRITTEN_HERE[name]()
     if of.family not in ("segmentation", "detection"):
         return build_elsewhere(name, CLASSES, 3)
     import torchvision

@@ -99,8 +99,8 @@ def _open(name: str, options: argparse.Namespace) -> Study:
 
 def _dispatch(options: argparse.Namespace) -> None:
     started = time.monotonic()
-    if options.command in ALONE:
-        return ALONE[options.command](options)
+    if options.command in ACTIONS:
+        return ACTIONS[options.command](options)
     from fcs_utils.study.profiles import import_plugins, studies
     from fcs_utils.study.records import Store
 
@@ -257,4 +257,4 @@ def _number(name: str, text: str) -> float:
 
 
 # The commands for one profile on its own data set, and those without a profile.
-ALONE = {"prune": _prune, "networks": _networks, "latency": _latency, "tables": _tables, "speed": _speed, "publish": _publish}
+ACTIONS = {"prune": _prune, "networks": _networks, "latency": _latency, "tables": _tables, "speed": _speed, "publish": _publish}

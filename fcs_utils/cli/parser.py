@@ -183,7 +183,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 # Commands without a profile: what each does, an example, and its options.
-ALONE: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
+WITHOUT_PROFILE: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
     "prune": (
         "make a network of your own smaller and faster, with your own pictures",
         "--model mymodule:build --weights my.safetensors --images photos --macs 0.5 --epochs 5", PRUNE,
@@ -218,7 +218,7 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
             (one_of if option in ("--workers", "--cluster") else command).add_argument(option, **OPTIONS[option])
         if "--cluster" in options.split():
             command.set_defaults(cluster=os.environ.get("FCS_CLUSTER"))
-    for name, (text, example, settings) in ALONE.items():
+    for name, (text, example, settings) in WITHOUT_PROFILE.items():
         end = f"example: {prog} {name} {example}"
         command = commands.add_parser(name, help=text, description=text, epilog=end, allow_abbrev=False, formatter_class=shape)
         for option, words in settings.items():

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from fcs_utils.report.figures import as_figure
 from fcs_utils.report.inference import half_width, paired
-from fcs_utils.report.plots import COLOURS, PLAIN, WIDTH, by_epoch, dots, effects, legend_above, panels
+from fcs_utils.report.plots import BLUE, COLOURS, WIDTH, by_epoch, dots, effects, legend_above, panels
 from fcs_utils.report.tables import macs_left
 
 
@@ -34,7 +34,7 @@ def merge_panels(merges: pd.DataFrame) -> Figure:
         ("none", False): ("plain", ("#8c8c8c", "x")),
         ("none", True): ("plain, recalibrated", ("#E69F00", "s")),
         ("merge", False): ("merged", ("#56B4E9", "D")),
-        ("merge", True): ("merged, recalibrated", PLAIN),
+        ("merge", True): ("merged, recalibrated", BLUE),
     }
     keys = ["ratio", "criterion", "compensate", "recalibrated"]
     figure, parts = panels(merges, "network", lambda part: 0.36 * len(part[keys[:2]].drop_duplicates()) + 1.1)
@@ -58,7 +58,7 @@ def headstart_curves(headstart: pd.DataFrame) -> Figure:
     for axis, _, part in parts:
         tops = by_epoch(part).pivot_table("validation of the epoch", ["epoch", "seed"], "compensate")
         above = {str(epoch): paired(rows["merge"] - rows["none"]) for epoch, rows in tops.groupby(level="epoch")}
-        effects(axis, [(f"epoch {epoch}", one.effect, one.low, one.high, PLAIN) for epoch, one in above.items()], ms=5, capsize=2)
+        effects(axis, [(f"epoch {epoch}", one.effect, one.low, one.high, BLUE) for epoch, one in above.items()], ms=5, capsize=2)
         axis.set(ylim=(-len(above) + 0.4, 0.6))
     figure.axes[-1].set_xlabel("validation top-1, from merged minus from plain weights (points)")
     return figure

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fcs_utils.report.inference import paired, seed_differences
-from fcs_utils.report.plots import COLOURS, PALE, PLAIN, VERDICT_COLOURS, Style, dots, effects, legend_above, panels, short_names
+from fcs_utils.report.plots import BLUE, COLOURS, PALE, VERDICT_COLOURS, Style, dots, effects, legend_above, panels, short_names
 from fcs_utils.report.registry import Registry
 from fcs_utils.report.tables import macs_left
 
@@ -57,7 +57,7 @@ def training_curves(references: pd.DataFrame) -> Figure:
 def near_duplicates_by_layer(similarity: pd.DataFrame) -> Figure:
     """Share of channels with a near-duplicate by layer, trained against untrained: mean and range over seeds."""
     figure, parts = panels(similarity, "network", lambda part: 0.34 * part.layer.nunique() + 1.1)
-    styles = {"trained": PLAIN, "untrained": ("#E69F00", "s"), "untrained, BatchNorm as made": ("#8c8c8c", "D")}
+    styles = {"trained": BLUE, "untrained": ("#E69F00", "s"), "untrained, BatchNorm as made": ("#8c8c8c", "D")}
     for axis, _, part in parts:
         found = part.groupby(["layer", "state"], sort=False).near_duplicates.agg(effect="mean", low="min", high="max").reset_index()
         dots(axis, found.assign(row=found.layer.map(short_names(part.layer.unique())), series=found.state), styles)
@@ -111,7 +111,7 @@ def _against_base(runs: pd.DataFrame, when: str) -> Figure:
 @as_figure("variation_gains", "variations")
 def variation_gains(variations: pd.DataFrame) -> Figure:
     """Each variation of FCS minus the literal reading, before fine-tuning: mean and 95 % interval over seeds."""
-    return gains(variations, "variant", "literal reading", "top-1 minus that of the literal reading (points)", {"": PLAIN})
+    return gains(variations, "variant", "literal reading", "top-1 minus that of the literal reading (points)", {"": BLUE})
 
 
 # What the effects of some claims are in: a scale, and a panel, for each.

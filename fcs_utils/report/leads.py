@@ -34,7 +34,7 @@ def lead(name: str) -> Callable[[Lead], Lead]:
 
 def answers(report: Report) -> list[tuple[str, str]]:
     """The questions that bring people here, each with its answer in a sentence or two; those without records are left out."""
-    found = [("Does FCS work?", _first(report, "C2", WORDS))]
+    found = [("Does FCS work?", _first(report, "C2", ANSWERS))]
     if len(report.tuned):
         found.append(("Which criterion should I use?", which_criterion(report.tuned)))
     worth = [
@@ -46,7 +46,7 @@ def answers(report: Report) -> list[tuple[str, str]]:
     return [(question, answer) for question, answer in found if answer]
 
 
-WORDS: Mapping[Verdict, str] = {"supported": "Yes.", "contradicted": "No.", "undecided": "Not shown."}
+ANSWERS: Mapping[Verdict, str] = {"supported": "Yes.", "contradicted": "No.", "undecided": "Not shown."}
 IN_PART: Mapping[Verdict, str] = {"supported": "yes.", "contradicted": "no.", "undecided": "not shown."}
 
 

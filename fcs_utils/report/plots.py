@@ -30,7 +30,7 @@ STYLE = {
     "fcs_linear": ("#CC79A7", "v"),
 }
 Style = tuple[str, str]  # colour and marker
-PLAIN: Style = ("#0072B2", "o")
+BLUE: Style = ("#0072B2", "o")
 DARK: Style = ("#6b6b6b", "o")
 PALE = "#c4c4c4"
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8c8c8c"]

@@ -18,7 +18,7 @@ from fcs_utils.training.arms import arm_label
 
 TABLES = Registry[pd.DataFrame]()
 as_table = TABLES.enter
-NEAR = 0.02  # of the dense MACs: so far may two criteria lie apart that are compared at one ratio
+NEAR_MACS = 0.02  # of the dense MACs: so far may two criteria lie apart that are compared at one ratio
 
 
 def by_group(runs: pd.DataFrame, keys: Sequence[str], row: Callable[[pd.DataFrame], dict[str, Any]]) -> pd.DataFrame:
@@ -63,7 +63,7 @@ def compression_table(pruned: pd.DataFrame) -> pd.DataFrame:
     """
 
     def row(g: pd.DataFrame) -> dict[str, Any]:
-        if macs_left(g).max() - macs_left(g).min() > 100 * NEAR:
+        if macs_left(g).max() - macs_left(g).min() > 100 * NEAR_MACS:
             raise StudyError(f"{g.network.iloc[0]} at ratio {g.ratio.iloc[0]}: criteria have different MACs and cannot be compared")
         return {
             "parameters (M)": _span(g.params / 1e6, ".3f"),

@@ -34,7 +34,7 @@ def _by_name(kind: Any) -> Any:
     return GenericAlias(dict, (str, kind))
 
 
-PERCENT, SHARE = Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=1)]
+PERCENT, UP_TO_ONE = Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=1)]
 AMOUNT = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 COST = _shape(params=Count, macs=Count, bytes=Count)
 JUDGED = _shape(validation=PERCENT, test=PERCENT)
@@ -43,7 +43,7 @@ EPOCH = _shape(START, epoch=Count, loss=AMOUNT, training_macs=Count)
 HISTORY: Any = Annotated[_list(EPOCH), Len(1)]
 TRAINED = _shape(JUDGED, cost=COST, best_validation_epoch=Count, history=HISTORY, dataset_fingerprint=str)
 ON_REFERENCE = _shape(reference_sha256=str, dataset_fingerprint=str)
-DUPLICATES = _shape(twins=SHARE, pairs=SHARE, threshold=float)
+DUPLICATES = _shape(twins=UP_TO_ONE, pairs=UP_TO_ONE, threshold=float)
 RESULTS = {
     "reference": _shape(TRAINED, weights_sha256=str),
     "similarity": _shape(ON_REFERENCE, shares=_by_name(_by_name(DUPLICATES))),

@@ -21,7 +21,7 @@ from fcs_utils.files import read_bytes, read_or_set_aside, write_checksummed
 WORTH_SAYING = 100  # records found right since the file was written, for which it is written again
 MOST_LISTED = 500_000  # that it lists, the latest
 _right: dict[str, None] = {}
-_read: set[Path] = set()  # the files whose lists are in it
+_lists_read: set[Path] = set()  # the files whose lists are in it
 _unsaid: set[str] = set()  # what no file lists yet
 
 
@@ -32,8 +32,8 @@ def text_digest(form: str, text: bytes) -> str:
 
 def is_right(digest: str) -> bool:
     """Whether the record was found right, here or by another process with the same code."""
-    if (file := _list_file()) not in _read:
-        _read.add(file)
+    if (file := _list_file()) not in _lists_read:
+        _lists_read.add(file)
         with suppress(OSError):  # a folder that may not be entered
             kept = read_or_set_aside(file, _check_list) or {}
             _right.update(dict.fromkeys(kept["right"] if kept.get("code") == _code() else ()))

@@ -12,7 +12,7 @@ from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
 from fcs_utils.training.optimiser import Training
 
 # A short name belongs to the first part that has it: ``epochs`` are fine-tuning's, ``seed`` is the reference's.
-PARTS: dict[str, type[Config]] = {"tuning": Tuning, "reference": Reference, "pruning": Pruning, "similarity": Similarity}
+PARTS_OF_RUNS: dict[str, type[Config]] = {"tuning": Tuning, "reference": Reference, "pruning": Pruning, "similarity": Similarity}
 Stages = Mapping[Stage, Sequence[Run]]
 
 
@@ -50,7 +50,7 @@ def parse_only(words: Sequence[str]) -> Selection:
     """
     options = dict.fromkeys(option for known in CRITERIA.values() for option in (*known.options(), *known.fixed))
     names = ["kind", "stage"]
-    for part, model in PARTS.items():
+    for part, model in PARTS_OF_RUNS.items():
         inner = (*(Training.model_fields if "training" in model.model_fields else ()), *(options if model is Pruning else ()))
         names += [f"{part}.{name}" for name in (*model.model_fields, *inner) if name not in ("training", "options")]
     wanted: dict[str, list[str]] = {}
@@ -68,7 +68,7 @@ def parse_only(words: Sequence[str]) -> Selection:
 def _fields(run: Run, stage: str) -> dict[str, str]:
     """A run's fields as text, by full name; those of a training and the options count as the part's own."""
     found = {"kind": run.kind, "stage": stage}
-    for part in PARTS:
+    for part in PARTS_OF_RUNS:
         if content := getattr(run, part):
             values = content.model_dump()
             values |= values.pop("training", {})

@@ -196,7 +196,7 @@ def test_help_and_refusals_need_no_packages() -> None:
     assert version.returncode == 0 and version.stdout == f"fcs-mlft {__version__}\n"
 
 
-@pytest.mark.parametrize("command", [*parser.COMMANDS, *parser.ALONE])
+@pytest.mark.parametrize("command", [*parser.COMMANDS, *parser.WITHOUT_PROFILE])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         parser.build_parser().parse_args([command, "--help"])

@@ -19,7 +19,9 @@ def defined(statement: ast.stmt) -> list[str]:
     if isinstance(statement, ast.FunctionDef | ast.ClassDef):
         return [statement.name]
     targets = statement.targets if isinstance(statement, ast.Assign) else []
-    return [target.id for target in targets if isinstance(target, ast.Name) and not target.id.startswith("__")]
+    targets = [statement.target] if isinstance(statement, ast.AnnAssign) else targets
+    names = [one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)]
+    return [name for name in names if not name.startswith("__")]
 
 
 def test_every_name_has_one_home() -> None:
