@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fcs_utils.config import checked
 from fcs_utils.data.arrays import Arrays
-from fcs_utils.data.readers import read_arrays
+from fcs_utils.data.readers import check_source, read_arrays
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.machine import steady_batch
 
@@ -172,6 +172,16 @@ def data_folder(folder: str | Path | None = None) -> Path:
     return Path(folder or os.environ.get("FCS_DATA") or (beside if beside.is_dir() and not here.is_dir() else here))
 
 
+def _source_and_limit(name: str) -> tuple[str, int | None]:
+    part = re.fullmatch(r"(.+)\[:(\d+)\]", name)
+    return (part[1], int(part[2])) if part else (name, None)
+
+
+def check_dataset_name(name: str) -> None:
+    """Raises StudyError for a name that no data set can have; looks for no data."""
+    check_source(_source_and_limit(name)[0])
+
+
 @checked
 def load_dataset(name: str, folder: str | Path | None = None, device: torch.device | str = "cpu") -> Dataset:
     """A data set by name with its fixed splits on a device.
@@ -184,8 +194,7 @@ def load_dataset(name: str, folder: str | Path | None = None, device: torch.devi
     """
     from sklearn.model_selection import train_test_split
 
-    part = re.fullmatch(r"(.+)\[:(\d+)\]", name)
-    source, limit = (part[1], int(part[2])) if part else (name, None)
+    source, limit = _source_and_limit(name)
     arrays = read_arrays(source, data_folder(folder))
     _check_classes(source, arrays)
     held_out = 297 if source == "digits" else max(len(arrays.classes), len(arrays.train_labels) // 10)

@@ -117,15 +117,20 @@ def _fashion_mnist(folder: Path) -> Arrays:
 FOLDER_TITLES = {"cifar10_jpeg": "CIFAR-10 (JPEG)"}
 
 
-def _imagefolder(folder: Path, name: str) -> Arrays:
+def _folder_and_size(name: str) -> tuple[str, int]:
     match = re.fullmatch(r"imagefolder:([\w.-]+?)(?:@(\d+))?", name)
     if not match or set(match[1]) == {"."}:
         raise refuse("dataset", name, "imagefolder:NAME or imagefolder:NAME@SIZE, NAME a folder or archive in the data folder")
     size = int(match[2] or 32)
     if not 8 <= size <= 1024:
         raise refuse("dataset", name, "imagefolder:NAME@SIZE with a SIZE from 8 to 1024 pixels")
-    arrays, classes = read_image_folder(folder, match[1], size)
-    return Arrays(FOLDER_TITLES.get(match[1], match[1]), tuple(classes), **arrays, flip=True)
+    return match[1], size
+
+
+def _imagefolder(folder: Path, name: str) -> Arrays:
+    place, size = _folder_and_size(name)
+    arrays, classes = read_image_folder(folder, place, size)
+    return Arrays(FOLDER_TITLES.get(place, place), tuple(classes), **arrays, flip=True)
 
 
 READERS: dict[str, Callable[[Path], Arrays]] = {
@@ -136,13 +141,18 @@ READERS: dict[str, Callable[[Path], Arrays]] = {
 }
 
 
+def check_source(name: str) -> None:
+    """Raises StudyError for a name that no reader takes; looks for no data."""
+    if name.startswith("imagefolder:"):
+        _folder_and_size(name)
+    elif name not in READERS:
+        raise refuse("dataset", name, ", ".join([*READERS, "imagefolder:NAME"]))
+
+
 def read_arrays(name: str, folder: Path) -> Arrays:
     """Read a data set by name from a data folder.
 
     Raises StudyError for an unknown name, and for missing or damaged files with every place looked in.
     """
-    if name.startswith("imagefolder:"):
-        return _imagefolder(folder, name)
-    if name not in READERS:
-        raise refuse("dataset", name, ", ".join([*READERS, "imagefolder:NAME"]))
-    return READERS[name](folder)
+    check_source(name)
+    return READERS[name](folder) if name in READERS else _imagefolder(folder, name)

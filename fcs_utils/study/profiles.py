@@ -12,6 +12,7 @@ from pydantic import ValidationError, model_validator
 from fcs_utils.benchmarks.scoring import Scoring
 from fcs_utils.benchmarks.speed import Speed
 from fcs_utils.config import Config, Count, Ratio, Seed
+from fcs_utils.data.dataset import check_dataset_name
 from fcs_utils.errors import StudyError, refuse, refuse_field
 from fcs_utils.study.catalogue import read_profile
 from fcs_utils.study.sections import (
@@ -133,12 +134,12 @@ def check_fields(fields: Mapping[str, Any]) -> Profile:
 def studies(name: str, datasets: Sequence[str] = ()) -> list[str]:
     """The studies that a profile's name stands for, one a data set; ``datasets`` replaces its own.
 
-    Raises StudyError for an unknown profile, and for data sets beside a NAME:DATASET, which has one already.
+    Raises StudyError for an unknown profile or data set, and for data sets beside a NAME:DATASET, which has one already.
     """
     profile = get_profile(name)
-    if ":" in name:
-        if datasets:
-            raise refuse("datasets", ",".join(datasets), f"none beside profile {name}, which names its data set")
-        return [name]
-    wanted = dict.fromkeys(datasets or (profile.dataset, *profile.others))
+    if ":" in name and datasets:
+        raise refuse("datasets", ",".join(datasets), f"none beside profile {name}, which names its data set")
+    wanted = dict.fromkeys(datasets or (profile.dataset, *(() if ":" in name else profile.others)))
+    for dataset in wanted:
+        check_dataset_name(dataset)
     return [name if dataset == profile.dataset else f"{name}:{dataset}" for dataset in wanted]

@@ -52,6 +52,9 @@ COMMANDS: list[tuple[str, str]] = [
     ("run --profile smoke --only resnet99", "only='resnet99' is not allowed; allowed: FIELD=VALUE"),
     ("run --profile smoke --only netwrk=vgg16", "(did you mean network?)"),
     ("run --profile smoke --only network=vgg19", "allowed: vgg16, resnet20 (did you mean vgg16?)"),
+    ("run --profile smoke:fashon_mnist --list", "dataset='fashon_mnist' is not allowed; allowed: digits, fashion_mnist, cifar10"),
+    ("run --profile smoke:fashon_mnist --list", "(did you mean fashion_mnist?)"),
+    ("run --profile smoke:imagefolder:x@5 --list", "allowed: imagefolder:NAME@SIZE"),
     ("run --profile smoke --list --fresh", "fresh=True is not allowed; allowed: without --list"),
     (f"run --out {'x' * 500}", "File name too long"),
     (f"run --data {'x' * 500}", "data='xx"),
@@ -125,7 +128,9 @@ def test_memory_that_runs_out_later_is_one_line(monkeypatch: pytest.MonkeyPatch,
         main(["run", "--profile", "smoke"])
 
 
-@pytest.mark.parametrize("command", ["--profile paper", "--profile smoke:imagefolder:nowhere", "--profile smoke --datasets a,b"])
+@pytest.mark.parametrize(
+    "command", ["--profile paper", "--profile smoke:imagefolder:x", "--profile smoke --datasets cifar10,digits"]
+)
 def test_a_list_needs_no_data_and_says_nothing_else(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
