@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from fcs_utils.errors import StudyError
+
+Fetched = TypeVar("Fetched")
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,14 @@ class Arrays:
     flip: bool  # whether a mirrored image keeps its meaning
 
 
-def download(fetch: Callable[[], object], name: str, places: Sequence[Path], other_way: str) -> None:
-    """Let torchvision fetch a data set. Raises StudyError with the places looked in and the ways to get it."""
+def download(fetch: Callable[[], Fetched], name: str, places: Sequence[Path], other_way: str) -> Fetched:
+    """Let torchvision fetch a data set; returns what ``fetch`` returns.
+
+    Raises StudyError with the places looked in and the ways to get it.
+    """
     try:
         places[0].parent.mkdir(parents=True, exist_ok=True)
-        fetch()
+        return fetch()
     except Exception as error:  # noqa: BLE001 - urllib, ssl and torchvision raise many kinds; each means "no data"
         looked = ", ".join(str(place) for place in places)
         raise StudyError(

@@ -6,16 +6,19 @@ import gzip
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from sklearn.datasets import load_digits
 
 from fcs_utils.data import readers
-from fcs_utils.data.arrays import download
+from fcs_utils.data.arrays import Arrays, download
 from fcs_utils.data.readers import FASHION_FILES, read_arrays, read_idx
 from fcs_utils.errors import StudyError
+from tests.conftest import ROOT
 
 
 def idx(values: np.ndarray) -> bytes:
@@ -167,3 +170,21 @@ def test_a_download_makes_the_folder_that_it_needs(tmp_path: Path) -> None:
     ):
         download(lambda: found.append(False), "some", [tmp_path / "file" / "more" / "batches"], "ask a friend")
     assert found == [True, True]
+
+
+def test_the_worked_example_of_a_data_set_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "extending.md").read_text()
+    names = {"Path": Path, "Arrays": Arrays, "np": np, "download": download}
+    exec(re.search(r"```python\n(def _kmnist.*?)```", page, re.DOTALL)[1], names)  # noqa: S102 - our own page
+    monkeypatch.setitem(readers.READERS, "kmnist", names["_kmnist"])
+
+    def unreachable(folder: str, train: bool, download: bool) -> None:
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:")
+
+    monkeypatch.setattr(torchvision.datasets, "KMNIST", unreachable)
+    with pytest.raises(StudyError, match="data set 'kmnist' not found. Looked in: .*raw. .*copy its four files there$"):
+        read_arrays("kmnist", tmp_path)
+    split = SimpleNamespace(classes=["o", "ki"], data=torch.from_numpy(IMAGES), targets=torch.tensor([1, 0]))
+    monkeypatch.setattr(torchvision.datasets, "KMNIST", lambda folder, train, download: split)
+    found = read_arrays("kmnist", tmp_path)
+    assert found.train_images.shape == (2, 1, 32, 32) and found.test_labels.tolist() == [1, 0] and found.classes == ("o", "ki")

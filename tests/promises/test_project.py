@@ -114,6 +114,13 @@ def test_a_profile_extends_another_but_for_what_it_says() -> None:
     assert {key for key in one["arms"] if one["arms"][key] != other["arms"][key]} == {"networks"}
 
 
+def test_pages_name_files_that_are_there() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {name for page in pages for name in re.findall(r"`((?:fcs_utils|tests|docs)/[\w./]+)`", page.read_text())}
+    named = {name for name in named if "NAME" not in name}
+    assert len(named) > 15 and not {name for name in named if not (ROOT / name).exists()}
+
+
 PORTABLE = """
 import os, sys
 import fcs_utils.study.study, sklearn.datasets  # before Python is told that this is no Linux
