@@ -23,7 +23,7 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class Listing:
-    """Pictures and labels (indices of ``classes``) to train on, and others to judge by."""
+    """Pictures and labels (indices of ``classes``) for training, and others for validation."""
 
     classes: tuple[str, ...]
     train: tuple[tuple[Path, int], ...]
@@ -43,9 +43,9 @@ def list_pictures(source: Path) -> Listing:
     classes = tuple(sorted({label for _, label in train}))
     counts = [Counter(label for _, label in part) for part in (train, val)]
     if odd := sorted(counts[1].keys() - counts[0].keys()):
-        raise StudyError(f"{source}: class {odd[0]!r} has pictures to judge by and none to train on")
+        raise StudyError(f"{source}: class {odd[0]!r} has validation pictures and no training pictures")
     if odd := [label for label in classes if not counts[1][label]]:
-        raise StudyError(f"{source}: class {odd[0]!r} has pictures to train on and none to judge by")
+        raise StudyError(f"{source}: class {odd[0]!r} has training pictures and no validation pictures")
     if len(classes) < 2 or not all(label.isprintable() for label in classes):
         raise StudyError(f"{source} has {len(classes)} classes that can be shown; two or more are needed: {LAYOUTS}")
     number = {label: index for index, label in enumerate(classes)}
@@ -83,7 +83,7 @@ def _from_folder(folder: Path) -> tuple[Labelled, Labelled]:
 
 
 def _parted(found: Labelled) -> tuple[Labelled, Labelled]:
-    """Every tenth picture of each class, the fifth first, to judge by."""
+    """Every tenth picture of each class, the fifth first, for validation."""
     seen: Counter[str] = Counter()
     parts: tuple[Labelled, Labelled] = ([], [])
     for path, label in sorted(found, key=lambda one: (one[1], one[0])):

@@ -98,7 +98,7 @@ class OnePass:
 
 @dataclass(frozen=True)
 class PictureSet:
-    """Pictures to train on and others to judge by, for networks that take squares of ``size`` pixels.
+    """Training and validation pictures, for networks that take squares of ``size`` pixels.
 
     mean, std: of images in 0..1, by which they are normalised. kept: decoded pictures by part, where they fit in memory. workers:
     processes that decode beside this one.
@@ -190,7 +190,7 @@ def load_pictures(
 
 
 def write_digits(folder: Path) -> Path:
-    """Scikit-learn's digits as a folder of pictures, 40 a class to train on and 10 to judge by; returns the folder."""
+    """Scikit-learn's digits as a folder of pictures, 40 a class for training and 10 for validation; returns the folder."""
     from PIL import Image
     from sklearn.datasets import load_digits
 

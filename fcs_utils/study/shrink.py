@@ -104,7 +104,7 @@ def shrink(wanted: Shrinking, out: Path, say: Callable[[str], None] = print) -> 
         wanted.images, size=wanted.size, mean=wanted.mean, std=wanted.std, resident=wanted.resident, workers=wanted.workers
     )
     listing, how = pictures.listing, "kept in memory" if pictures.resident else "decoded when needed"
-    say(f"{len(listing.train):,} pictures to train on, {len(listing.val):,} to judge by, {len(listing.classes)} classes, {how}")
+    say(f"{len(listing.train):,} training pictures, {len(listing.val):,} for validation, {len(listing.classes)} classes, {how}")
     dense = open_network(wanted, len(listing.classes), say).to(device)
     images, labels = (part.to(device) for part in pictures.calibration(min(wanted.calibration, len(listing.train)), wanted.seed))
     plan, compact = _cut(wanted, dense, images, labels)
@@ -183,7 +183,7 @@ def _cut(wanted: Shrinking, dense: nn.Module, images: Tensor, labels: Tensor) ->
 
 
 def top1_on(network: nn.Module, pictures: PictureSet, most: int | None = None) -> float:
-    """Top-1 in percent on the pictures to judge by, or on ``most`` of them, in batches that fit in memory."""
+    """Top-1 in percent on the validation pictures, or on ``most`` of them, in batches that fit in memory."""
     (logits,), labels = predict([network], pictures.in_order(_batch(network, pictures), most=most))
     return top1(logits, labels)
 

@@ -19,7 +19,7 @@ from tests.data.pictures import saved
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three white pictures of each of two classes to train on, one of each to judge by; the classes differ in their sides."""
+    """Three white pictures of each of two classes for training, one of each for validation; the classes differ in their sides."""
     base = tmp_path_factory.mktemp("white")
     for part, count in (("train", 3), ("val", 1)):
         for label, size in (("high", (30, 40)), ("wide", (50, 30))):

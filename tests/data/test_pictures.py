@@ -34,7 +34,7 @@ def picture(path: Path, number: int, size: tuple[int, int] = (40, 30)) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven pictures of each of two classes to train on, two of each to judge by."""
+    """Seven pictures of each of two classes for training, two of each for validation."""
     base = tmp_path_factory.mktemp("set") / "photos"
     for part, count in (("train", 7), ("val", 2)):
         for label in ("cat", "dog"):
@@ -101,11 +101,11 @@ def test_other_layouts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="has 1 classes that can be shown; two or more"):
         list_pictures(tmp_path)
     picture(tmp_path / "val/dog/0.png", 0)
-    with pytest.raises(StudyError, match="class 'dog' has pictures to judge by and none to train on"):
+    with pytest.raises(StudyError, match="class 'dog' has validation pictures and no training pictures"):
         list_pictures(tmp_path)
     picture(tmp_path / "train/dog/0.png", 0)
     picture(tmp_path / "train/emu/0.png", 0)
-    with pytest.raises(StudyError, match="class 'emu' has pictures to train on and none to judge by"):
+    with pytest.raises(StudyError, match="class 'emu' has training pictures and no validation pictures"):
         list_pictures(tmp_path)
     for bad, says in (({"size": 7}, "size=7"), ({"std": (0.2, 0.2, 0.0)}, "std above 0"), ({"workers": -1}, "workers=-1")):
         with pytest.raises(StudyError, match=says):
@@ -237,7 +237,7 @@ print(found.resident, len(labels), len(labels.unique()), tuple(images.shape), le
 
 @pytest.mark.slow
 def test_a_set_larger_than_memory_is_streamed(tmp_path: Path) -> None:
-    """20,000 different files at 224 pixels; a thousand more to judge by."""
+    """20,000 different files at 224 pixels; a thousand more for validation."""
     for part in ("train", "val"):
         for label in "abcd":
             (tmp_path / part / label).mkdir(parents=True)

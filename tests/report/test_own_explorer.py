@@ -67,7 +67,7 @@ def dense() -> nn.Module:
 
 
 def right(network: nn.Module) -> float:
-    """Top-1 in percent on the nine pictures to judge by, without the explorer."""
+    """Top-1 in percent on the nine validation pictures, without the explorer."""
     images, labels = next(iter(load_pictures("photos", size=16).in_order(9)))
     with torch.no_grad():
         return 100 * (network(images).argmax(1) == labels).double().mean().item()

@@ -65,7 +65,7 @@ def test_one_command_prunes_tunes_exports_and_reports(arm: str, here: Path, caps
     assert main([*COMMAND.split(), "--macs", "0.5", "--out", "compact", "--epochs", "1", "--arm", arm]) == 0
     said, out = capsys.readouterr().out, here / "compact"
     assert "building the network runs your own code" in said and str(here / "usernet.py") in said
-    assert "36 pictures to train on, 9 to judge by, 3 classes, kept in memory" in said
+    assert "36 training pictures, 9 for validation, 3 classes, kept in memory" in said
     plan = PruningPlan.from_json((out / "plan.json").read_text())
     assert all(len(kept) % 8 == 0 for kept in plan.kept.values()) and plan.macs == 0.5
     dense = build_model("usernet:build", num_classes=3)
