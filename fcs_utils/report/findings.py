@@ -64,7 +64,7 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, value: str = "test", /,
     return sentence(found.effect, found.low, found.high, found.n, **{"replicate": replicate, **words})
 
 
-def best_and_worst(runs: pd.DataFrame, by: str, base: str, verb: str = "is") -> str:
+def best_and_worst(runs: pd.DataFrame, by: str, base: str) -> str:
     """The kinds of runs with the highest and the lowest mean top-1 against one of them, corrected for all comparisons with it."""
     kinds = dict(iter(runs.groupby(by, sort=False)))
     own = kinds.pop(base)
@@ -78,7 +78,7 @@ def best_and_worst(runs: pd.DataFrame, by: str, base: str, verb: str = "is") -> 
             n=one.n,
             ours=f"`{name}`",
             theirs=f"`{base}`",
-            verb=verb,
+            verb="is",
             p=corrected[name],
             replicate=replicate,
         )

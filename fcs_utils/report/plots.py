@@ -14,11 +14,8 @@ import seaborn as sns
 from IPython.core.pylabtools import print_figure
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pandas.api.typing import SeriesGroupBy
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-
-from fcs_utils.report.inference import half_width
 
 # Okabe and Ito's palette, distinguishable with colour-blind eyes; one colour and marker a criterion, everywhere.
 STYLE = {
@@ -31,7 +28,6 @@ STYLE = {
 }
 Style = tuple[str, str]  # colour and marker
 BLUE: Style = ("#0072B2", "o")
-DARK: Style = ("#6b6b6b", "o")
 PALE = "#c4c4c4"
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8c8c8c"]
 VERDICT_COLOURS = {"supported": "#009E73", "contradicted": "#D55E00", "undecided": "#6b6b6b"}
@@ -93,7 +89,7 @@ def by_epoch(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def panels(
-    runs: pd.DataFrame, by: str, height: Callable[[pd.DataFrame], float], **options: Any
+    runs: pd.DataFrame, by: str, height: Callable[[pd.DataFrame], float]
 ) -> tuple[Figure, list[tuple[Axes, Any, pd.DataFrame]]]:
     """One panel for each value of a column, below one another: its axis, titled with the value, the value, and its rows.
 
@@ -102,7 +98,7 @@ def panels(
     groups = list(runs.groupby(by, sort=False))
     heights = [height(rows) for _, rows in groups]
     size = (WIDTH, sum(heights))
-    figure, axes = plt.subplots(len(groups), 1, figsize=size, squeeze=False, height_ratios=heights, **options)
+    figure, axes = plt.subplots(len(groups), 1, figsize=size, squeeze=False, height_ratios=heights)
     for axis, (value, _) in zip(axes.flat, groups, strict=True):
         axis.set_title(value, loc="left")
     return figure, [(axis, value, rows) for axis, (value, rows) in zip(axes.flat, groups, strict=True)]
@@ -121,14 +117,6 @@ def short_names(layers: Iterable[str]) -> dict[str, str]:
     names = list(layers)
     shared = commonprefix(names).rpartition(".")[0] if len(names) > 1 else ""
     return {name: name.removeprefix(f"{shared}.") if shared else name for name in names}
-
-
-def error_bars(axis: Axes, values: SeriesGroupBy, style: Style, **look: Any) -> None:
-    """Each group's mean against its key, with the mean's 95 % t interval over seeds, none for one seed."""
-    x, groups = zip(*values, strict=True)
-    means, halves = [group.mean() for group in groups], np.nan_to_num([half_width(group) for group in groups])
-    options = {"ms": 5, "lw": 1.3, "capsize": 2, "elinewidth": 0.9, "color": style[0], "marker": style[1], **look}
-    axis.errorbar(x, means, halves, **options)
 
 
 def effects(axis: Axes, rows: Iterable[tuple[str, float, float, float, Style]], **look: Any) -> None:

@@ -141,14 +141,14 @@ def study_subject(study: Study, network: str, seed: int, layer: str = "") -> Sub
     )
 
 
-def own_source(wanted: Shrinking, save_to: Callable[[str], Path], say: Callable[[str], None] = print) -> Subjects:
+def own_source(wanted: Shrinking, save_to: Callable[[str], Path]) -> Subjects:
     """One network of the user's on pictures of the user's, as ``fcs-mlft prune`` takes them; pictures are read when it opens.
 
     HRank and CHIP are left out: on pictures of 224 pixels they can take longer than the pass for all others together.
     Raises StudyError, before any picture is read, for a network, weights or a folder that do not fit.
     """
     listing, device = list_pictures(Path(wanted.images)), pick_device(wanted.device)
-    dense = open_network(wanted, len(listing.classes), say).to(device)
+    dense = open_network(wanted, len(listing.classes), print).to(device)
     layers = [*prunable_layers(dense, torch.zeros(1, 3, wanted.size, wanted.size, device=device))]
     if not layers:
         raise refuse("model", wanted.model, "a network with convolutions that can be pruned one by one, outside residual sums")

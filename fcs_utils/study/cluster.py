@@ -43,9 +43,7 @@ class Opened(Protocol):
 
 
 @contextmanager
-def runs_on(
-    study: Opened, workers: int, cluster: str | None, on_macs: OnMacs
-) -> Iterator[tuple[Executor, Callable[[], int] | int]]:
+def runs_on(study: Opened, workers: int, cluster: str | None, on_macs: OnMacs) -> Iterator[Site]:
     """Where a study's runs are done, and how many to have in hand: processes here, or a cluster's workers.
 
     Raises StudyError as ``on_cluster`` does.

@@ -36,8 +36,8 @@ LONG = 10.0  # seconds of the run that the overhead is compared with
 class Idle:
     """A study whose runs do nothing: it goes the whole way of one, but for the files of records."""
 
-    def __init__(self, out: Path, data: str = ".") -> None:
-        self.store, self._data = Store(out, "smoke"), data
+    def __init__(self, out: Path) -> None:
+        self.store = Store(out, "smoke")
 
     def record(self, run: Run) -> Record | None:
         return None
@@ -46,7 +46,7 @@ class Idle:
         return {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _idle, (None, "smoke", self.store.root.parent, self._data)
+        return _idle, (None, "smoke", self.store.root.parent, ".")
 
 
 def _idle(deadline: None, profile: str, out: Path, data: Path | None) -> Idle:
