@@ -62,7 +62,7 @@ def read_image_folder(folder: Path, name: str, size: int) -> tuple[dict[str, np.
         try:
             write_tensors(cached, tensors, {"classes": json.dumps(found.classes), "notes": json.dumps(found.notes)})
         except StudyError as error:
-            warnings.warn(f"{error}; decoded images are not cached, FCS_CACHE names a folder for them", stacklevel=2)
+            warnings.warn(f"{error}; decoded images are not cached; name a folder for them with FCS_CACHE", stacklevel=2)
     for note in found.notes:
         warnings.warn(f"{source}: {note}", stacklevel=2)
     return found.arrays, found.classes

@@ -154,7 +154,7 @@ def versions() -> dict[str, str]:
 
 
 class Joining(WorkerPlugin):
-    """Every worker that comes later goes again where it may not take part."""
+    """Ends every worker that joins later and may not take part."""
 
     def __init__(self, expected: dict[str, str]) -> None:
         self.expected = expected

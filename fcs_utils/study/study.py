@@ -173,7 +173,7 @@ class Study:
 
         workers: runs at once; more than one need a script to start under ``if __name__ == "__main__":``, for every worker imports
         it. only: words such as ``criterion=fcs``, see ``parse_only``; the records returned are then of those runs. cluster: a
-        scheduler whose workers do the runs instead, see ``on_cluster``. What a run needs that the data set has not is refused
+        scheduler whose workers do the runs instead, see ``on_cluster``. What a run needs and the data set lacks is refused
         before any work. A run that fails leaves the others intact; what failed is raised as one StudyError at the end.
         """
         wanted = check_stages(stages)

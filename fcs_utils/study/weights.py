@@ -28,7 +28,7 @@ def load_weights(store: Store, run: Run, network: nn.Module, recorded: str | Non
         try:
             state, metadata = read_tensors(path)
             if (found := tensors_sum(state)) != recorded and metadata.get("run") != run.identity:
-                raise StudyError(f"{path} has not the weights of {describe(run)}")
+                raise StudyError(f"{path} does not hold the weights of {describe(run)}")
             check_state(state, network, path)
         except StudyError as error:
             set_aside(path, f"{error}; trained again")
@@ -60,7 +60,7 @@ def load_given(reference: Reference, network: nn.Module, data: str | Path | None
     state = read_given(reference.weights, data)
     found, known = tensors_sum(state), reference.weights_sha256
     if known not in (None, found):
-        raise StudyError(f"{reference.weights} has not the weights of this run: its tensors' SHA-256 is {found}, not {known}")
+        raise StudyError(f"{reference.weights} does not hold the weights of this run: its tensors' SHA-256 is {found}, not {known}")
     give(network, state, reference.weights)
     return found
 

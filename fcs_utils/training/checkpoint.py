@@ -102,12 +102,12 @@ class Checkpoint:
             wanted |= {f"momentum.{n}.{i}": p for i, p in enumerate(own["params"]) if f"momentum.{n}.{i}" in tensors}
         found = {name: tensor for name, tensor in tensors.items() if name != "dropout.cuda"}
         if found.keys() != wanted.keys() or not all(_fits(found[name], like) for name, like in wanted.items()):
-            raise StudyError(f"{self.path} has not the tensors of this training, finite and of their shapes")
+            raise StudyError(f"{self.path} does not hold the tensors of this training, finite and of their shapes")
         history = content.get("history")
         if not isinstance(history, list) or not all(_is_epoch(entry, n, fields) for n, entry in enumerate(history, 1)):
             raise StudyError(f"{self.path} has no history of epochs from 1 on")
         if not _alike(content.get("schedules"), _cycles(optimisers)):
-            raise StudyError(f"{self.path} has not the learning-rate schedules of this training")
+            raise StudyError(f"{self.path} does not hold the learning-rate schedules of this training")
         return content, tensors
 
 

@@ -33,7 +33,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path: Path, monkeypatch
         monkeypatch.setattr(
             Path, "expanduser", lambda _: (_ for _ in ()).throw(RuntimeError("Could not determine home directory."))
         )
-    with pytest.warns(UserWarning, match="cannot write .*decoded images are not cached, FCS_CACHE names a folder"):
+    with pytest.warns(UserWarning, match="cannot write .*decoded images are not cached; name a folder for them with FCS_CACHE"):
         found = read(folder)
     assert found[1] == want[1] and all(map(np.array_equal, want[0], found[0]))
 

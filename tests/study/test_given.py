@@ -108,7 +108,7 @@ def test_an_edited_file_is_another_run_and_a_known_checksum_needs_no_file(given_
     save_file({**state, "head.bias": state["head.bias"] + 1}, given_data / FILE)
     after = Study(profile(), tmp_path, given_data).runs(["reference"])[0]
     assert after.identity != before.identity
-    with pytest.raises(StudyError, match=f"{FILE} has not the weights of this run: .*{before.reference.weights_sha256}"):
+    with pytest.raises(StudyError, match=f"{FILE} does not hold the weights of this run: .*{before.reference.weights_sha256}"):
         Study(profile(weights_sha256=before.reference.weights_sha256), tmp_path, given_data).run(["reference"])
     with pytest.raises(StudyError, match=rf"'{FILE}' not found. Looked in: {tmp_path}/elsewhere/{FILE}"):
         Study(profile(), tmp_path, tmp_path / "elsewhere")

@@ -60,7 +60,7 @@ def test_another_seeds_weights_are_set_aside_and_the_right_ones_trained_again(st
     first, second = places(study)
     right = tensors_sum(read_tensors(first)[0])
     shutil.copy(second, first)
-    with pytest.warns(UserWarning, match=f"{first.name} has not the weights of vgg16 x0.125 seed 0; trained again .*corrupt"):
+    with pytest.warns(UserWarning, match=f"{first.name} does not hold the weights of vgg16 x0.125 seed 0; trained again .*corrupt"):
         (record, *_) = study.run(["pruned"], only=["seed=0"])
     assert tensors_sum(read_tensors(first)[0]) == right and first.with_suffix(".corrupt").read_bytes() == second.read_bytes()
     (reference, _) = study.records(["reference"])
@@ -90,7 +90,7 @@ def test_without_a_record_too_weights_must_be_of_their_run(study: Study) -> None
         study.store.record(run.kind, run.identity).unlink()
     shutil.copy(first, second)
     expected = tensors_sum(read_tensors(first)[0])
-    with pytest.warns(UserWarning, match="has not the weights of vgg16 x0.125 seed 1"):
+    with pytest.warns(UserWarning, match="does not hold the weights of vgg16 x0.125 seed 1"):
         found = study.bench.load(study.runs(["reference"])[1].reference)
     assert found.sha256 != expected and study.bench.load(study.runs(["reference"])[0].reference).sha256 == expected
 
