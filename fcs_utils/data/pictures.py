@@ -128,7 +128,7 @@ class PictureSet:
         return OnePass(pixels, workers=self.workers, **batches)  # type: ignore[arg-type]
 
     def batches(self, batch_size: int) -> Callable[[int, int], OnePass]:
-        """``(seed, epoch)`` -> one pass over the pictures to train on, shuffled, cropped and mirrored by chance; for ``fit``."""
+        """``(seed, epoch)`` -> one pass over the training pictures, shuffled, cropped and mirrored at random; for ``fit``."""
 
         def one(seed: int, epoch: int) -> OnePass:
             generator = torch.Generator().manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))

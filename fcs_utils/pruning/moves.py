@@ -148,7 +148,7 @@ def shuffle(channels: int, groups: int) -> Units:
 
 
 def _shuffled(shape: torch.Size, steps: Sequence[Callable[[Tensor], Tensor]]) -> int:
-    """Of how many groups the shuffle is that some reshapes make: 1 where each channel keeps its place, 0 where it is none."""
+    """The number of groups in the shuffle that some reshapes make: 1 where each channel keeps its place, 0 where it is none."""
     moved = numbers = torch.arange(shape.numel(), dtype=torch.float64).reshape(shape)
     for step in steps:
         moved = step(moved)

@@ -74,7 +74,7 @@ ANY = Shares()
 
 
 def tying(channels: int, ties: Iterable[NDArray[np.int64]]) -> Shares | None:
-    """What pairs of channels (2, n) ask that go only together; None where these are no neighbours or equal places of runs."""
+    """What follows from pairs of channels (2, n) that go together; None where these are no neighbours or equal places of runs."""
     pairs = np.concatenate([np.zeros((2, 0), np.int64), *ties], 1)
     links = coo_array((np.ones(pairs.shape[1]), (pairs[0], pairs[1])), (channels, channels))
     _, owners = connected_components(links, directed=False)

@@ -84,8 +84,8 @@ _content_sum = while_unchanged(_sum_of, LARGEST_TENSORS)  # every page and noteb
 def inputs_of(store: Store, notebook: Notebook | None = None, common: str | None = None) -> str:
     """Hash of all that a notebook's outcome, or the other pages, depend on: sources, package, lock, records and settings.
 
-    common: of ``common_inputs``, for who asks about many notebooks. What a machine measured is left to the state's files: notebook
-    08 makes it.
+    common: what ``common_inputs`` returns, for callers that ask about many notebooks. Measurements are no input, because
+    notebook 08 makes them.
     """
     sources = [notebook.source] if notebook else [one.source for one in NOTEBOOKS.values()]
     measured = [] if notebook and not notebook.measures_time else [store.published(store.measurements())]
