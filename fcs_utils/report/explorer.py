@@ -20,10 +20,11 @@ from fcs_utils.pruning.sums import Reading
 from fcs_utils.report import channels as pictures
 from fcs_utils.report.controls import IN_A_COLUMN, TABLE_STYLE, OwnForm, choice_controls, hide_empty
 from fcs_utils.report.exploration import GOALS, Choice, Exploration, latency_in_words
-from fcs_utils.report.live_tuning import TuningPanel, saved_as
+from fcs_utils.report.live_tuning import TuningPanel
 from fcs_utils.report.plots import png
 from fcs_utils.report.subject import Subjects
 from fcs_utils.report.turns import Turns
+from fcs_utils.report.words import going_on, numbers, refused_as, saved_as
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 ROW = {"flex_flow": "row wrap"}
@@ -86,12 +87,12 @@ class Explorer:
         try:
             act(*arguments, **values)
         except StudyError as error:  # something that the user can change
-            self.said.value = f'<p role="alert">{html.escape(str(error))}</p>'
+            self.said.value = refused_as(error)
         finally:
             self.busy.value = ""
 
     def _tell(self, words: str) -> None:
-        self.busy.value = f'<p role="status"><b>{html.escape(words)} ...</b></p>'
+        self.busy.value = going_on(words)
 
     def _open(self, dataset: str, network: str, seed: int) -> None:
         if (dataset, network, seed) != self.here.subject.place:
@@ -242,16 +243,3 @@ class Explorer:
                 images += f'<img alt="{alt}"{kind} src="data:image/png;base64,{content}">'
         still = f"{self.numbers.value}{images}{self.why.value}"
         return {**live, "text/html": still, "text/plain": f"explorer of {self.here.network}"}
-
-
-def numbers(here: Exploration, choice: Choice) -> str:
-    """What is left of the whole network, as HTML tables."""
-    whole, dense = here.whole(choice), here.dense_cost
-    costs = [("MACs", whole.cost.macs, dense.macs), ("parameters", whole.cost.params, dense.params)]
-    left = [(name, f"{after:,}", 100 * after / before) for name, after, before in costs]
-    tops = [("unpruned", here.dense_accuracy, None), ("pruned", *whole.plain), ("pruned and merged", *whole.merged)]
-    judged = f"validation top-1, {here.subject.judged} images, no fine-tuning"
-    heads = ["whole network", "left", "of the unpruned"], [judged, "after surgery", "BatchNorm recalibrated"]
-    frames = [pd.DataFrame(rows, columns=head) for rows, head in zip((left, tops), heads, strict=True)]
-    tables = [frame.to_html(index=False, border=0, float_format="{:.1f} %".format, na_rep="") for frame in frames]
-    return f"{tables[0]}{here.measured(choice)}{tables[1]}"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import html
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -20,6 +18,7 @@ from fcs_utils.report.arm_figures import accuracy_by_epoch
 from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.plots import png
 from fcs_utils.report.turns import Turns
+from fcs_utils.report.words import going_on, saved_as
 from fcs_utils.training.arms import arm_label, get_arm
 from fcs_utils.training.evaluate import evaluate
 from fcs_utils.training.loop import Callbacks, Epoch, fit_in_steps
@@ -193,7 +192,7 @@ class TuningPanel:
         lines[arm], drawn, batches = tuning.accuracies, -1, steps_an_epoch(here)
         while not self.halted and tuning.step():
             at = f"epoch {tuning.finished + 1} of {epochs}, batch {tuning.batch} of {batches}"
-            self.said.value = f'<p role="status"><b>{label}: {at} ...</b></p>'
+            self.said.value = going_on(f"{label}: {at}")
             if tuning.finished > drawn:
                 drawn = tuning.finished
                 self._draw(here)
@@ -220,13 +219,6 @@ class TuningPanel:
         """Controls above, the curve below."""
         row = w.HBox([self.arm, self.epochs, self.start, self.stop, self.keep], layout={"flex_flow": "row wrap"})
         return w.VBox([row, self.pace, self.said, self.curve, self.errors], layout={"min_width": "0"})
-
-
-def saved_as(here: Exploration, files: Sequence[Path]) -> str:
-    """What was saved, the network first, and the code that loads it, as HTML."""
-    names = " and ".join(f"<code>{html.escape(str(file))}</code>" for file in files)
-    code = f'<pre style="white-space: pre; overflow-x: auto">{html.escape(here.loading_code(files[0].resolve()))}</pre>'
-    return f"<p>Saved {names}, with the plan beside. Load it anywhere with:</p>{code}"
 
 
 def _ended(tuning: LiveTuning, judged: int) -> str:
