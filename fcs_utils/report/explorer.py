@@ -43,7 +43,9 @@ class Explorer:
     def __init__(self, source: Subjects, exploration: Exploration, first: Choice) -> None:
         first = replace(first, layer=first.layer or exploration.first)
         exploration.layer(first)
+        TuningPanel.halt_all()
         self.source, self.here, self.quiet = source, exploration, False
+        self.refused, self.scored_by = "", ("", dict[str, Any]())
         self.controls = choice_controls(first)
         self.merge = self.controls["merge"]
         self.onnx = w.Checkbox(value=False, description="write ONNX, too", indent=False)
@@ -66,7 +68,15 @@ class Explorer:
         self._settle(first.goal[0])
         self.controls["layer"].value = first.layer
         acts = (self._open, self._layer, self._versus, self._matrix, self._pair, self._tune)
-        self.errors = w.VBox([errors, *(self._live(act) for act in acts)])
+        with self.turns.lock:
+            self.errors = w.VBox([errors, *(self._live(act) for act in acts)])
+
+    @property
+    def choice(self) -> Choice:
+        """What the controls hold. Raises StudyError while it is refused: what is shown is then of the choice before."""
+        if self.refused:
+            raise StudyError(self.refused)
+        return self.chosen
 
     def _live(self, act: Callable[..., Any]) -> w.HTML:
         """Call ``act`` now, and whenever a control changes that a parameter of it names; later errors appear in the widget."""
@@ -153,9 +163,16 @@ class Explorer:
         for name in GOALS:
             self.controls[name].layout.display = "" if name == goal else "none"
         amount = {"ratio": ratio, "macs": macs, "latency": latency_in_words(latency)}[goal]
-        choice = Choice(layer, criterion, reading, bins).with_goal(goal, amount)
-        frame, taken, dropped = self.here.layer(choice), self.here.options(choice), self.controls["dropped"]
-        self.choice = choice
+        try:
+            choice = Choice(layer, criterion, reading, bins).with_goal(goal, amount)
+            frame, taken, dropped = self.here.layer(choice), self.here.options(choice), self.controls["dropped"]
+        except StudyError as error:
+            self.refused = str(error)
+            self.tuning.withdraw()
+            raise
+        self.chosen, self.refused = choice, ""
+        if self.scored_by != (criterion, taken):
+            self.scored_by, self.curve.value = (criterion, taken), b""  # of another order of the channels
         for name in ("reading", "bins"):
             self.controls[name].disabled = name not in taken
         norms, bin_of, kept = torch.tensor(frame["L1 norm"]), torch.tensor(frame["bin"]), frame.index[frame.stays].tolist()
@@ -174,13 +191,17 @@ class Explorer:
         if against in ("", criterion):
             self.versus.value = ""
             return
-        parts = self.here.both(self.choice, against)
+        try:
+            parts = self.here.both(self.choice, against)
+            tops = [(name, *self.here.whole(replace(self.choice, criterion=name)).plain) for name in (criterion, against)]
+        except StudyError:  # a goal that the second one cannot reach
+            self.versus.value = ""
+            raise
         said = [
             f"<b>{html.escape(layer)}</b>: {len(gone)} go by {'both' if name == 'both' else f'{name} alone'}"
             + (f": {', '.join(map(str, gone))}" if gone else "")
             for name, gone in parts.items()
         ]
-        tops = [(name, *self.here.whole(replace(self.choice, criterion=name)).plain) for name in (criterion, against)]
         heads = [f"whole network, top-1 of {self.here.subject.judged} images", "after surgery", "BatchNorm recalibrated"]
         table = pd.DataFrame(tops, columns=heads).to_html(index=False, border=0, float_format="{:.1f} %".format)
         self.versus.value = f"<p>{'<br>'.join(said)}</p>{table}"
@@ -215,17 +236,8 @@ class Explorer:
         """Everything in one box: controls to the left, what they do to the right."""
         choice = [self.controls[name] for name in IN_A_COLUMN]
         files = [self.merge, self.onnx, self.save, self.said]
-        left = [
-            w.HTML(TABLE_STYLE),
-            *choice,
-            self.left_out,
-            self.busy,
-            self.numbers,
-            self.trace,
-            *files,
-            self.own.widget(),
-            self.errors,
-        ]
+        above = [w.HTML(TABLE_STYLE), *choice, self.left_out, self.busy, self.numbers, self.trace]
+        left = [*above, *files, self.own.widget(), self.errors]
         controls = w.VBox(left, layout={"width": "330px", "max_width": "100%", "flex": "0 0 auto"})
         pair = w.VBox([w.HBox([self.controls["dropped"], self.controls["image"]], layout=ROW), self.pair])
         why = w.HBox([self.why, pair], layout=ROW)

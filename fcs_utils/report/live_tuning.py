@@ -7,7 +7,7 @@ import copy
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import ipywidgets as w
 import torch
@@ -18,7 +18,7 @@ from fcs_utils.report.arm_figures import accuracy_by_epoch
 from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.plots import png
 from fcs_utils.report.turns import Turns
-from fcs_utils.report.words import going_on, saved_as
+from fcs_utils.report.words import ended, going_on, saved_as
 from fcs_utils.training.arms import arm_label, get_arm
 from fcs_utils.training.evaluate import evaluate
 from fcs_utils.training.loop import Callbacks, Epoch, fit_in_steps
@@ -112,7 +112,12 @@ def duration(seconds: float) -> str:
 
 
 class TuningPanel:
-    """Controls, the pace and the curve. One training at a time; a line for each arm that was tried on the present choice."""
+    """Controls, the pace and the curve. One training at a time; a line for each arm that was tried on the present choice.
+
+    training: all panels of the kernel whose training goes on.
+    """
+
+    training: ClassVar[set[TuningPanel]] = set()
 
     def __init__(self, turns: Turns, clock: Callable[[], float] = time.perf_counter) -> None:
         self.turns = turns
@@ -135,6 +140,17 @@ class TuningPanel:
         for control in (self.arm, self.epochs):
             control.observe(turns.answering(self.state_pace, self.errors), "value")
 
+    @classmethod
+    def halt_all(cls) -> None:
+        """Stop the trainings of all panels: a cell that is run again shows a new one, and nobody sees the others."""
+        for panel in [*cls.training]:
+            panel.halt()
+
+    def withdraw(self) -> None:
+        """There is nothing to tune until something is chosen again; a training ends."""
+        self.halt()
+        self.chosen, self.pace.value, self.start.disabled = None, "", True
+
     def choose(self, here: Exploration, choice: Choice, merge: bool) -> None:
         """What is tuned from now on. Another network than before ends a training, and its curves go."""
         before, self.chosen, self.of = self.of, (here, choice, merge), (here, here.whole(choice).plan, merge)
@@ -145,6 +161,7 @@ class TuningPanel:
             self.lines, self.said.value = {}, ""
             self.done, self.keep.disabled = None, True
             self._draw(here)
+        self.start.disabled = self.task is not None
         self.state_pace()
 
     def state_pace(self) -> None:
@@ -155,7 +172,12 @@ class TuningPanel:
         size, epochs = training.batch_size, self.epochs.value
         macs = arm.macs_per_image([here.whole(choice).cost.macs, here.dense_cost.macs][: arm.networks])
         if arm.name not in self.speeds:
-            self.speeds[arm.name] = macs * size / seconds_a_batch(here, choice, arm.name, self.clock)
+            self.pace.value = going_on(f"timing {arm.label}")
+            try:
+                self.speeds[arm.name] = macs * size / seconds_a_batch(here, choice, arm.name, self.clock)
+            except Exception:
+                self.pace.value = ""
+                raise
         seconds = steps_an_epoch(here) * macs * size / self.speeds[arm.name]
         whole = f", {duration(epochs * seconds)} for {epochs}" if epochs > 1 else ""
         self.pace.value = (
@@ -169,25 +191,32 @@ class TuningPanel:
 
     def _begin(self) -> None:
         if self.task is None and self.chosen is not None:
-            steps = self._steps(*self.chosen, self.arm.value, self.epochs.value)
+            self.halted = False  # what comes between now and the first batch may halt it
+            steps = self._steps(self.lines, *self.chosen, self.arm.value, self.epochs.value)
+            self.training.add(self)
             self.task = asyncio.get_running_loop().create_task(self._train(steps))
 
     async def _train(self, steps: Iterator[None]) -> None:
-        self.halted, self.start.disabled, self.stop.disabled = False, True, False
+        self.start.disabled, self.stop.disabled = True, False
         self.done, self.keep.disabled = None, True
-        going_on = True
+        more = True
         try:
-            while going_on:
-                going_on = False  # unless the batch is trained without an error
+            while more:
+                more = False  # unless the batch is trained without an error
                 with self.turns.taken(self.errors):
-                    going_on = next(steps, END) is not END
+                    more = next(steps, END) is not END
+                if self.errors.value:
+                    self.said.value = ""  # where it was when that happened
                 await asyncio.sleep(0)  # a click on Stop, or another choice, is heard here
         finally:
-            self.task, self.start.disabled, self.stop.disabled = None, False, True
+            self.training.discard(self)
+            self.task, self.start.disabled, self.stop.disabled = None, self.chosen is None, True
 
-    def _steps(self, here: Exploration, choice: Choice, merge: bool, arm: str, epochs: int) -> Iterator[None]:
-        """Train, a batch from one ``yield`` to the next."""
-        lines, label = self.lines, arm_label(arm)
+    def _steps(
+        self, lines: dict[str, list[float]], here: Exploration, choice: Choice, merge: bool, arm: str, epochs: int
+    ) -> Iterator[None]:
+        """Train, a batch from one ``yield`` to the next. lines: of the panel when it was begun."""
+        label = arm_label(arm)
         tuning = LiveTuning(here, choice, merge, arm, epochs)
         lines[arm], drawn, batches = tuning.accuracies, -1, steps_an_epoch(here)
         while not self.halted and tuning.step():
@@ -199,9 +228,10 @@ class TuningPanel:
             yield
         tuning.close()
         if self.lines is lines:
+            whole = tuning.history is not None
             self._draw(here)
-            self.said.value = f"<p>{label}{_ended(tuning, here.subject.judged)}</p>"
-            if tuning.history is not None:
+            self.said.value = f"<p>{label}{ended(tuning.accuracies, epochs, whole, here.subject.judged)}</p>"
+            if whole:
                 self.done, self.keep.disabled = (here, choice, merge, tuning), False
 
     def _keep(self) -> None:
@@ -219,13 +249,3 @@ class TuningPanel:
         """Controls above, the curve below."""
         row = w.HBox([self.arm, self.epochs, self.start, self.stop, self.keep], layout={"flex_flow": "row wrap"})
         return w.VBox([row, self.pace, self.said, self.curve, self.errors], layout={"min_width": "0"})
-
-
-def _ended(tuning: LiveTuning, judged: int) -> str:
-    """How a training ended, in words behind its arm's name."""
-    first, *later = tuning.accuracies
-    done = f"{len(later)} of {tuning.epochs} epochs {'is' if len(later) == 1 else 'are'} finished"
-    if not later:
-        return " was stopped before an epoch was finished."
-    found = f"{later[-1]:.1f} % after {len(later)} epoch{'s' * (len(later) > 1)}, {first:.1f} % before, on {judged} images."
-    return f": {found}" if tuning.history is not None else f" was stopped: {done} and kept. {found}"

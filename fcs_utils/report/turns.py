@@ -11,24 +11,29 @@ from typing import Any
 
 import ipywidgets as w
 
+from fcs_utils.errors import StudyError
+from fcs_utils.report.words import refused_as
+
 
 class Turns:
     """Takes answers one after the other, whichever thread they come in.
 
     JupyterLab has two threads of the kernel answer at once (subshells). An ``ipywidgets.Output`` that both enter keeps the message
     that ends an answer from the page, and the page then sends nothing more from that control: errors go to HTML widgets instead.
+    All explorers of a kernel share the turns, because they share torch's generators and matplotlib's figures.
     """
 
-    def __init__(self) -> None:
-        self.lock = threading.RLock()  # an answer that moves a control is answered within
+    lock = threading.RLock()  # an answer that moves a control is answered within
 
     @contextmanager
     def taken(self, errors: w.HTML) -> Iterator[None]:
-        """Wait for the turn; the traceback of what goes wrong in it appears in ``errors``."""
+        """Wait for the turn; what goes wrong in it appears in ``errors``, with a traceback unless the user can correct it."""
         with self.lock:
             errors.value = ""
             try:
                 yield
+            except StudyError as error:
+                errors.value = refused_as(error)
             except Exception:  # as a cell does, which goes on with the next
                 errors.value = f'<pre role="alert" style="overflow-x: auto">{html.escape(traceback.format_exc())}</pre>'
 

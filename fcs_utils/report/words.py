@@ -39,3 +39,13 @@ def saved_as(here: Exploration, files: Sequence[Path]) -> str:
     names = " and ".join(f"<code>{html.escape(str(file))}</code>" for file in files)
     code = f'<pre style="white-space: pre; overflow-x: auto">{html.escape(here.loading_code(files[0].resolve()))}</pre>'
     return f"<p>Saved {names}, with the plan beside. Load it anywhere with:</p>{code}"
+
+
+def ended(accuracies: Sequence[float], epochs: int, whole: bool, judged: int) -> str:
+    """How a training of some epochs ended, in words behind its arm's name. accuracies: before it and after each finished epoch."""
+    first, *later = accuracies
+    done = f"{len(later)} of {epochs} epochs {'is' if len(later) == 1 else 'are'} finished"
+    if not later:
+        return " was stopped before an epoch was finished."
+    found = f"{later[-1]:.1f} % after {len(later)} epoch{'s' * (len(later) > 1)}, {first:.1f} % before, on {judged} images."
+    return f": {found}" if whole else f" was stopped: {done} and kept. {found}"

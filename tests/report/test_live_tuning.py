@@ -189,7 +189,7 @@ def test_what_goes_wrong_in_a_training_ends_it(here: Exploration, choice: Choice
         await panel.task
 
     asyncio.run(scene())
-    assert "StudyError: the loss is NaN" in panel.errors.value
+    assert panel.errors.value == '<p role="alert">the loss is NaN</p>'
     assert panel.task is None and not panel.start.disabled
 
 
@@ -226,3 +226,69 @@ def test_legends_of_the_live_curves_lie_inside_their_figures() -> None:
         box = legend.get_window_extent()
         assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1
         plt.close(figure)
+
+
+def test_a_choice_that_comes_before_the_first_batch_ends_a_training(here: Exploration, choice: Choice) -> None:
+    panel = TuningPanel(Turns())
+    panel.choose(here, choice, False)
+
+    async def scene() -> None:
+        panel.start.click()
+        panel.choose(here, choice.with_goal("ratio", 0.3), False)  # in another thread, before the loop comes to the training
+        assert panel.task is not None
+        await panel.task
+
+    asyncio.run(scene())
+    assert not panel.lines and panel.said.value == "" and panel.done is None and not panel.start.disabled
+
+
+def test_a_training_that_fails_leaves_no_sign_that_it_goes_on(
+    here: Exploration, choice: Choice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panel = TuningPanel(Turns())
+    panel.choose(here, choice, False)
+    whole, steps = LiveTuning.step, count()
+
+    def fails(self: LiveTuning) -> bool:
+        if next(steps) == FEW_BATCHES:
+            raise RuntimeError("no memory left")
+        return whole(self)
+
+    monkeypatch.setattr(LiveTuning, "step", fails)
+    said = clicks(panel)
+    assert 'role="status"' in said[0] and panel.said.value == "" and "no memory left" in panel.errors.value
+
+
+def test_a_sign_stands_there_while_batches_are_timed(here: Exploration, choice: Choice) -> None:
+    panel, seen = TuningPanel(Turns(), steady()), list[str]()
+    panel.choose(here, choice, False)
+    panel.pace.observe(lambda change: seen.append(change["new"]), "value")
+    panel.arm.value = "kd"
+    assert len(seen) == 2 and 'role="status"' in seen[0] and "timing KD" in seen[0] and "status" not in seen[1]
+
+
+def test_what_is_refused_can_be_tuned_again_after_it_was_mended(here: Exploration, choice: Choice) -> None:
+    panel = TuningPanel(Turns())
+    panel.choose(here, choice, False)
+    panel.withdraw()
+    assert panel.start.disabled and panel.pace.value == ""
+    panel.arm.value = "kd"
+    assert panel.pace.value == "" and not panel.speeds.keys() - {"tft"}
+    panel.choose(here, choice, False)
+    assert not panel.start.disabled and "KD takes" in panel.pace.value
+
+
+def test_another_explorer_ends_the_trainings_of_those_before(here: Exploration, choice: Choice) -> None:
+    old = TuningPanel(Turns())
+    old.choose(here, choice, False)
+    old.epochs.value = 5
+
+    async def scene() -> None:
+        old.start.click()
+        assert old.task is not None
+        await asyncio.sleep(0)
+        TuningPanel.halt_all()
+        await old.task
+
+    asyncio.run(scene())
+    assert "TFT was stopped" in old.said.value and not old.start.disabled

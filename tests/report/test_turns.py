@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import ipywidgets as w
 
+from fcs_utils.errors import StudyError
 from fcs_utils.report.turns import Turns
 
 
@@ -60,3 +61,20 @@ def test_the_turn_is_given_back_after_an_error() -> None:
     turns.answering(lambda: [][1], errors)(None)
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(turns.lock.acquire, blocking=False).result()
+        pool.submit(turns.lock.release).result()
+
+
+def test_what_a_user_can_correct_is_said_in_one_line() -> None:
+    turns, errors = Turns(), w.HTML()
+
+    def act() -> None:
+        raise StudyError("cannot write <here>")
+
+    turns.answering(act, errors)(None)
+    assert errors.value == '<p role="alert">cannot write &lt;here&gt;</p>'
+
+
+def test_two_explorers_of_a_kernel_take_turns() -> None:
+    first, second, errors = Turns(), Turns(), w.HTML()
+    with first.taken(errors), ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(second.lock.acquire, blocking=False).result()
