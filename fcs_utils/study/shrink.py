@@ -63,7 +63,7 @@ class Shrinking(Config):
     learning_rate: Positive = 0.01
     batch_size: Count = 32
     size: Annotated[int, Field(ge=8, le=4096)] = 224
-    calibration: Count = 256
+    calibration: Annotated[int, Field(ge=2)] = 256  # networks are tried on two images
     seed: Seed = 0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD

@@ -120,6 +120,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "a share": ("--model usernet:build --images photos --macs 1.5", "macs=1.5 is not allowed"),
     "a layer to keep": ("--model usernet:build --images photos --size 16 --keep layer9", r"keep=\['layer9'\] is not allowed"),
     "a criterion": ("--model usernet:build --images photos --size 16 --criterion fsc", "did you mean fcs"),
+    "one image": ("--model usernet:build --images photos --size 16 --calibration 1", "calibration=1 is not allowed"),
     "a module": ("--model nonet:build --images photos", "network 'nonet:build' cannot be imported"),
 }
 
