@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from fcs_utils.files import read_bytes, write_atomic
 from fcs_utils.report.notebook import html_table
 from fcs_utils.report.pages import HERE, TEMPLATES
-from fcs_utils.report.plots import drawn, use_house_style
+from fcs_utils.report.plots import drawn, legend_above, use_house_style
 from fcs_utils.study.shrink import Shrunk
 
 
@@ -35,9 +35,12 @@ def before_and_after(measured: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["", "dense", "compact", "change"])
 
 
+NARROW = 4.4  # inches: a phone shows it without making its words small
+
+
 def tuning_curve(measured: dict[str, Any]) -> Figure:
     """Top-1 by epoch, from the pruned network on, beside the dense one's: all on the same pictures."""
-    figure, axis = plt.subplots(figsize=(6.5, 2.8))
+    figure, axis = plt.subplots(figsize=(NARROW, 2.6))
     epochs = [0, *(one["epoch"] for one in measured["history"])]
     watched = measured["watched"]
     found = [watched["pruned"], *(one["validation"] for one in measured["history"])]
@@ -48,7 +51,7 @@ def tuning_curve(measured: dict[str, Any]) -> Figure:
         ylabel=f"top-1 (%) on {watched['pictures']:,} pictures",
         xticks=epochs[:: max(1, len(epochs) // 10)],
     )
-    axis.legend()
+    legend_above(axis)
     return figure
 
 
@@ -56,7 +59,7 @@ def widths(shrunk: Shrunk) -> Figure:
     """Channels of each pruned layer before and after, and what its MACs fall to."""
     plan = shrunk.plan
     names = list(plan.kept)
-    figure, axes = plt.subplots(1, 2, figsize=(6.5, 0.22 * len(names) + 1), sharey=True)
+    figure, axes = plt.subplots(2, 1, figsize=(NARROW, 2 * (0.2 * len(names) + 0.9)))
     for axis, dense, left, title in (
         (axes[0], [plan.channels[n] for n in names], [len(plan.kept[n]) for n in names], "channels"),
         (axes[1], [plan.layer_macs[n][0] / 1e6 for n in names], [plan.layer_macs[n][1] / 1e6 for n in names], "million MACs"),
@@ -64,8 +67,8 @@ def widths(shrunk: Shrunk) -> Figure:
         axis.barh(names, dense, color="#d5d5d5", label="dense")
         axis.barh(names, left, color="#0072B2", label="compact")
         axis.set(xlabel=title)
-    axes[0].invert_yaxis()
-    axes[0].legend()
+        axis.invert_yaxis()
+    legend_above(axes[0])
     return figure
 
 
