@@ -30,6 +30,7 @@ def _is_share(value: float) -> float:
 
 Ratio = Annotated[float, AfterValidator(_is_share)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 

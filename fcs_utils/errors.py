@@ -17,12 +17,14 @@ ESCAPES = re.compile(r"\x1b\[[\d;]*m")  # that some libraries put into their err
 WORDS = {
     "bool_parsing": "true or false",
     "callable_type": "a function",
+    "finite_number": "a finite number",
     "float_parsing": "a number",
     "float_type": "a number",
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",
     "int_type": "a whole number",
     "sequence_str": "a list of strings",
+    "string_too_short": "a string that is not empty",
     "string_type": "a string",
 }
 
@@ -58,7 +60,8 @@ def refuse_field(error: ValidationError, where: str = "") -> StudyError:
     if first["type"] == "missing":
         return StudyError(f"{where}{field} is missing")
     said = first["msg"]
-    rule = f"; allowed: {allowed_by(first)}" if said.startswith("Input should be ") else f": {said.removeprefix('Value error, ')}"
+    known = said.startswith("Input should be ") or first["type"] in WORDS
+    rule = f"; allowed: {allowed_by(first)}" if known else f": {said.removeprefix('Value error, ')}"
     return StudyError(f"{where}{field}={_brief(first['input'])} is not allowed{rule}")
 
 

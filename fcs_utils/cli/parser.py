@@ -57,6 +57,8 @@ def _notebooks(text: str) -> str:
 
 
 def _out(text: str) -> str:
+    if not text:
+        raise refuse("out", text, "a folder")
     for place in (Path(text), *Path(text).parents):
         if os.path.lexists(place) and not os.path.isdir(place):
             raise refuse("out", text, "a folder, this is a link to nothing" if place.is_symlink() else "a folder, this is a file")

@@ -195,13 +195,20 @@ def as_rgb(content: bytes, use: Callable[[Any], Use] = lambda image: image) -> U
     use: makes it; by default, it is the image itself. Where several threads decode, one of them at a time has a large image.
     Raises StudyError for too many pixels and for floating-point ones, and Pillow's own errors for a broken file.
     """
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+    with _opened(content) as opened:
         if (pixels := opened.width * opened.height) > LARGEST_IMAGE:  # the header says so before memory is taken
             raise StudyError(f"{opened.width} x {opened.height} pixels are too many")
         with ONE_LARGE if pixels > LARGE_IMAGE else nullcontext():
             return use(_rgb(opened))
+
+
+def _opened(content: bytes) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError as error:  # its own words name an object of Python's
+        raise UnidentifiedImageError("cannot identify image file: it is damaged, or in no format that is read") from error
 
 
 def _rgb(opened: Any) -> Any:

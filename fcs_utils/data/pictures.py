@@ -7,6 +7,7 @@ batches are the same for any number of workers, and the same whether pictures ar
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -40,11 +41,9 @@ SHARE = 0.25  # of the free memory, up to which pictures are kept
 
 def decode(path: Path, size: int) -> Tensor:
     """A picture as uint8 (3, H, W), its shorter side ``MARGIN`` times the size. Raises StudyError, naming it, for a broken one."""
+    content, wanted = read_bytes(path, LARGEST_FILE), [round(MARGIN * size)]
     try:
-        wanted = [round(MARGIN * size)]
-        resized = as_rgb(read_bytes(path, LARGEST_FILE), lambda image: v2.functional.resize(image, wanted, antialias=True))
-    except StudyError:
-        raise
+        resized = as_rgb(content, lambda image: v2.functional.resize(image, wanted, antialias=True))
     except Exception as error:  # Pillow raises many kinds for a damaged file
         raise StudyError(f"picture {str(path)!r} cannot be decoded: {error}; replace or remove it") from error
     return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1)
@@ -175,8 +174,8 @@ def load_pictures(
     """
     if not 8 <= size <= 4096:
         raise refuse("size", size, "8 to 4096 pixels")
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise refuse("mean and std", (mean, std), "three numbers each, for images in 0..1, and std above 0")
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        raise refuse("mean and std", (mean, std), "three finite numbers each, for images in 0..1, and std above 0")
     listing = list_pictures(Path(source))
     check_present(path for path, _ in (*listing.train, *listing.val))
     needed = (len(listing.train) + len(listing.val)) * 3 * round(MARGIN * size) ** 2

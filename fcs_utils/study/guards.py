@@ -7,10 +7,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from filelock import FileLock, Timeout
 
 from fcs_utils.errors import Elsewhere, OutOfTime, StudyError
+
+
+def check_writable(folder: Path) -> None:
+    """Raises StudyError where the folder cannot be made or written to. Nothing is left there."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise StudyError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 @contextmanager

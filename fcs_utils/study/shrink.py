@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from fcs_utils.benchmarks.latency import latencies, stopwatch
 from fcs_utils.builders import file_of_network, is_own
-from fcs_utils.config import Amount, Config, Count, Positive, Ratio, Seed
+from fcs_utils.config import Amount, Config, Count, Finite, Positive, Ratio, Seed
+from fcs_utils.data.listing import list_pictures
 from fcs_utils.data.pictures import IMAGENET_MEAN, IMAGENET_STD, PictureSet, load_pictures
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import write_atomic, write_json
@@ -29,6 +31,7 @@ from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.surgery import prune, recalibrate
 from fcs_utils.running import run_network
+from fcs_utils.study.guards import check_writable
 from fcs_utils.training.arms import arm_label
 from fcs_utils.training.evaluate import evaluate, predict, top1
 from fcs_utils.training.loop import Callbacks, Epoch, fit
@@ -48,8 +51,8 @@ class Shrinking(Config):
     threads, batches, rounds: of the measurement of latency. runtime: where a goal in latency is measured, at the first batch.
     """
 
-    model: str
-    images: str
+    model: Annotated[str, Field(min_length=1)]
+    images: Annotated[str, Field(min_length=1)]
     weights: str | None = None
     macs: Ratio | None = None
     latency: Latency | None = None
@@ -65,8 +68,8 @@ class Shrinking(Config):
     size: Annotated[int, Field(ge=8, le=4096)] = 224
     calibration: Annotated[int, Field(ge=2)] = 256  # networks are tried on two images
     seed: Seed = 0
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[Finite, Finite, Finite] = IMAGENET_MEAN
+    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
     workers: Amount = 0
     resident: bool | None = None
     device: str = "auto"
@@ -99,13 +102,15 @@ def shrink(wanted: Shrinking, out: Path, say: Callable[[str], None] = print) -> 
         wanted = wanted.model_copy(update={"macs": HALF})
     if wanted.runtime == "onnxruntime" and not has_onnx():
         raise refuse("runtime", wanted.runtime, "pytorch: ONNX needs pip install .[deploy]")
-    device = pick_device(wanted.device)
+    check_writable(out)
+    needs(wanted.criterion)
+    device, listing = pick_device(wanted.device), list_pictures(Path(wanted.images))
+    dense = open_network(wanted, len(listing.classes), say).to(device)  # before pictures are decoded, which may take minutes
     pictures = load_pictures(
         wanted.images, size=wanted.size, mean=wanted.mean, std=wanted.std, resident=wanted.resident, workers=wanted.workers
     )
-    listing, how = pictures.listing, "kept in memory" if pictures.resident else "decoded when needed"
+    how = "kept in memory" if pictures.resident else "decoded when needed"
     say(f"{len(listing.train):,} training pictures, {len(listing.val):,} for validation, {len(listing.classes)} classes, {how}")
-    dense = open_network(wanted, len(listing.classes), say).to(device)
     images, labels = (part.to(device) for part in pictures.calibration(min(wanted.calibration, len(listing.train)), wanted.seed))
     plan, compact = _cut(wanted, dense, images, labels)
     say(str(plan))
@@ -201,4 +206,6 @@ def _tune(wanted: Shrinking, dense: nn.Module, compact: nn.Module, pictures: Pic
     callbacks = Callbacks(evaluate=lambda networks: evaluate(networks, watched), label=f"tuning {wanted.model}")
     history = fit(networks, training, pictures.batches(wanted.batch_size), wanted.arm, seed=wanted.seed, callbacks=callbacks)
     compact.eval()
+    if not math.isfinite(history[-1].validation_loss or 0):
+        raise refuse("learning_rate", wanted.learning_rate, "a smaller one: fine-tuning by it ended in a loss that is not finite")
     return history

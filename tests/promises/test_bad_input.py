@@ -45,6 +45,7 @@ COMMANDS: list[tuple[str, str]] = [
     ("study --data nowhere", "data='nowhere'"),
     (f"study --data {__file__}", "allowed: an existing folder"),
     (f"study --out {__file__}", "allowed: a folder, this is a file"),
+    ("study --out=", "out='' is not allowed; allowed: a folder"),
     (f"run --out {__file__}/below", "out="),
     ("run --stages prunned", "stages='prunned' is not allowed; allowed: reference, similarity, pruned"),
     ("run --stages prunned", "(did you mean pruned?)"),

@@ -121,6 +121,10 @@ WRONG: dict[str, tuple[str, str]] = {
     "a layer to keep": ("--model usernet:build --images photos --size 16 --keep layer9", r"keep=\['layer9'\] is not allowed"),
     "a criterion": ("--model usernet:build --images photos --size 16 --criterion fsc", "did you mean fcs"),
     "one image": ("--model usernet:build --images photos --size 16 --calibration 1", "calibration=1 is not allowed"),
+    "no number": ("--model usernet:build --images photos --mean nan 0 0", r"mean.*nan.* is not allowed; allowed: a finite number"),
+    "no name": ("--model= --images photos", "model='' is not allowed; allowed: a string that is not empty"),
+    "no folder": ("--model usernet:build --images=", "images='' is not allowed; allowed: a string that is not empty"),
+    "a folder": ("--model usernet:build --images photos --out /proc/compact", "cannot write to /proc/compact: "),
     "a module": ("--model nonet:build --images photos", "network 'nonet:build' cannot be imported"),
 }
 
@@ -151,3 +155,18 @@ def test_the_stopwatch_measures_in_turns_with_the_dense_network(monkeypatch: pyt
     monkeypatch.setattr(latency, "latencies", latencies)
     watch = latency.stopwatch(torch.nn.Identity(), torch.zeros(1, 3, 8, 8), "pytorch", batch=4)
     assert watch(torch.nn.Identity()) == 12 * 0.5 and watch(torch.nn.Identity()) == 12 * 0.5
+
+
+def test_a_tuning_that_diverges_names_the_learning_rate_and_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = "prune --model usernet:build --images photos --size 16 --multiple 1 --epochs 1 --learning-rate 1e30"
+    assert main(command.split()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "learning_rate=1e+30 is not allowed; allowed: a smaller one" in line and not (here / "compact").exists()
+
+
+def test_the_network_is_opened_before_pictures_are_decoded(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "photos" / "train" / "class0" / "broken.png").write_bytes(b"no picture")
+    assert main(["prune", "--model", "usernet:build", "--weights", "none.safetensors", "--images", "photos", "--size", "16"]) == 1
+    assert "none.safetensors' not found" in capsys.readouterr().err
+    assert main(["prune", "--model", "usernet:build", "--weights", "my.safetensors", "--images", "photos", "--size", "16"]) == 1
+    assert "broken.png' cannot be decoded: cannot identify image file: it is damaged" in capsys.readouterr().err
