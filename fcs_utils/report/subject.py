@@ -157,6 +157,7 @@ def own_source(wanted: Shrinking, save_to: Callable[[str], Path]) -> Subjects:
     )
     name, seeds = Path(wanted.images).name, sorted({*range(OWN_SEEDS), wanted.seed})
     training = Training(epochs=max(1, wanted.epochs), learning_rate=wanted.learning_rate, batch_size=wanted.batch_size)
+    known_by = "-".join([wanted.model, *([Path(wanted.weights).stem] if wanted.weights else []), name])  # a file for each
 
     def one(dataset: str, network: str, seed: int, layer: str = "") -> Subject:
         pick("network", network, [wanted.model], default=wanted.model)
@@ -169,7 +170,7 @@ def own_source(wanted: Shrinking, save_to: Callable[[str], Path]) -> Subjects:
         extras: tuple[Extra, ...] = ("apoz",)
         return Subject(
             place=Spot(name, wanted.model, seed),
-            name="".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in f"{wanted.model}-seed{seed}"),
+            name="".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in f"{known_by}-seed{seed}"),
             dense=dense,
             first=first,
             pixels=pixels,

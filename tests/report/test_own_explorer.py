@@ -116,7 +116,7 @@ def test_all_that_the_explorer_does_works_on_it(source: Subjects, here: Path) ->
     assert len(explorer.tuning.lines["tft"]) == 3 and "on 9 images" in explorer.tuning.said.value
     explorer.onnx.value = True
     explorer.save.click()
-    (file,) = here.glob("ownexplored-build-seed0-fcs-*.safetensors")
+    (file,) = here.glob("ownexplored-build-my-photos-seed0-fcs-*.safetensors")
     compact = load_compact(file, dense()).eval()
     plan = PruningPlan.from_data(json.loads(file.with_suffix(".plan.json").read_text()))
     assert plan == explored.whole(explorer.choice).plan and "num_classes=3)" in explorer.said.value
@@ -177,7 +177,7 @@ def test_layers_of_other_kinds_and_criteria_that_cannot_score_them(here: Path) -
         )
     assert not any(shown.value for shown in explorer.errors.children)
     explorer.save.click()
-    (file,) = here.glob("otherkinds-Build-seed0-*.safetensors")
+    (file,) = here.glob("otherkinds-Build-other-photos-seed0-*.safetensors")
     compact = load_compact(file, network.eval()).eval()
     assert compact(explored.images).shape == (36, 3) and compact.hidden.weight.shape == (5, 6)
     sys.modules.pop("otherkinds", None)
@@ -223,13 +223,13 @@ def test_it_is_opened_from_the_explorer_of_a_study_and_back(here: Path, tmp_path
     assert controls["layer"].options == ("0.0", "1.0") and "9 images" in explorer.numbers.value and form.back.layout.display == ""
     assert f"{explorer.here.whole(explorer.choice).cost.macs:,}" in explorer.numbers.value
     explorer.save.click()
-    assert [*tmp_path.glob(f"out/{FEW.name}/work/explored/ownexplored-build-seed0-fcs-pooled-4-0.2.safetensors")]
+    assert [*tmp_path.glob(f"out/{FEW.name}/work/explored/ownexplored-build-my-photos-seed0-fcs-pooled-4-0.2.safetensors")]
     form.back.click()
     assert explorer.here.network == "vgg16" == controls["network"].value and explorer.numbers.value == numbers
 
 
 WRONG: dict[str, tuple[dict[str, object], str]] = {
-    "no model": ({"model": ""}, "network=''"),
+    "no model": ({"model": ""}, "model='' is not allowed; allowed: a string that is not empty"),
     "a module": ({"model": "nonet:build"}, "network 'nonet:build' cannot be imported"),
     "no weights": ({"model": "torchvision/resnet18", "weights": ""}, "weights of torchvision/resnet18 are needed"),
     "weights": ({"weights": "none.safetensors"}, "none.safetensors' not found"),
