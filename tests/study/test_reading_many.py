@@ -32,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def another_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, empty in (("_right", {}), ("_read", set()), ("_unsaid", set())):
+    for name, empty in (("_right", {}), ("_lists_read", set()), ("_unsaid", set())):
         monkeypatch.setattr(right, name, empty)
 
 
