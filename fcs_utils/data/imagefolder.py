@@ -195,14 +195,14 @@ def as_rgb(content: bytes, use: Callable[[Any], Use] = lambda image: image) -> U
     use: makes it; by default, it is the image itself. Where several threads decode, one of them at a time has a large image.
     Raises StudyError for too many pixels and for floating-point ones, and Pillow's own errors for a broken file.
     """
-    with _opened(content) as opened:
+    with _image_of(content) as opened:
         if (pixels := opened.width * opened.height) > LARGEST_IMAGE:  # the header says so before memory is taken
             raise StudyError(f"{opened.width} x {opened.height} pixels are too many")
         with ONE_LARGE if pixels > LARGE_IMAGE else nullcontext():
             return use(_rgb(opened))
 
 
-def _opened(content: bytes) -> Any:
+def _image_of(content: bytes) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     try:
