@@ -19,24 +19,11 @@ from fcs_utils.report.channels import accuracy_over_ratios
 from fcs_utils.report.exploration import CURVE, Choice, Exploration
 from fcs_utils.report.live_tuning import ARMS_HERE, LiveTuning
 from fcs_utils.report.plots import use_house_style
-from fcs_utils.report.subject import study_subject
-from fcs_utils.study.study import Study
 from fcs_utils.training.evaluate import evaluate
 from fcs_utils.training.loop import Callbacks, fit
 from fcs_utils.training.optimiser import Training
-from tests.conftest import FEW
 
 FEW_BATCHES = 2  # of 64 images, in an epoch of 128
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Exploration:
-    return Exploration(study_subject(Study(FEW, tmp_path_factory.mktemp("few")), "vgg16", 0))
-
-
-@pytest.fixture
-def choice(here: Exploration) -> Choice:
-    return Choice(here.first, ratio=0.5)
 
 
 def state(here: Exploration) -> dict[str, Tensor]:

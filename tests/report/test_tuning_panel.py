@@ -15,22 +15,9 @@ from fcs_utils.pruning.export import load_compact
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.live_tuning import LiveTuning, TuningPanel, duration, seconds_a_batch
-from fcs_utils.report.subject import study_subject
 from fcs_utils.report.turns import Turns
-from fcs_utils.study.study import Study
-from tests.conftest import FEW
 
 FEW_BATCHES = 2  # of 64 images, in an epoch of 128
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Exploration:
-    return Exploration(study_subject(Study(FEW, tmp_path_factory.mktemp("few")), "vgg16", 0))
-
-
-@pytest.fixture
-def choice(here: Exploration) -> Choice:
-    return Choice(here.first, ratio=0.5)
 
 
 def steady() -> Callable[[], float]:
