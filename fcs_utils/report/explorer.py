@@ -23,7 +23,7 @@ from fcs_utils.report.exploration import GOALS, Choice, Exploration, latency_in_
 from fcs_utils.report.live_tuning import TuningPanel
 from fcs_utils.report.plots import png
 from fcs_utils.report.subject import Subjects
-from fcs_utils.report.turns import Turns
+from fcs_utils.report.turns import TURN, answering
 from fcs_utils.report.words import going_on, numbers, refused_as, saved_as
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -59,16 +59,15 @@ class Explorer:
             picture.observe(hide_empty, "value")
             picture.layout.display = "none"
         self.why, self.numbers, self.said, errors = w.HTML(), w.HTML(), w.HTML(), w.HTML()
-        self.turns = Turns()
-        self.tuning, self.own = TuningPanel(self.turns), OwnForm()
+        self.tuning, self.own = TuningPanel(), OwnForm()
         buttons = ((self.save, self._save), (self.trace, self._curve), (self.own.open, self._own), (self.own.back, self._back))
         for button, act in buttons:
-            button.on_click(self.turns.answering(partial(self._answer, act), errors))
+            button.on_click(answering(partial(self._answer, act), errors))
         self.home = source
         self._settle(first.goal[0])
         self.controls["layer"].value = first.layer
         acts = (self._open, self._layer, self._versus, self._matrix, self._pair, self._tune)
-        with self.turns.lock:
+        with TURN:
             self.errors = w.VBox([errors, *(self._live(act) for act in acts)])
 
     @property
@@ -86,7 +85,7 @@ class Explorer:
             self._answer(act, **{name: control.value for name, control in controls.items()})
 
         for control in controls.values():
-            control.observe(self.turns.answering(call, errors), "value")
+            control.observe(answering(call, errors), "value")
         call()
         return errors
 

@@ -17,7 +17,7 @@ from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.report.arm_figures import accuracy_by_epoch
 from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.plots import png
-from fcs_utils.report.turns import Turns
+from fcs_utils.report.turns import answering, in_its_turn
 from fcs_utils.report.words import ended, going_on, saved_as
 from fcs_utils.training.arms import arm_label, get_arm
 from fcs_utils.training.evaluate import evaluate
@@ -119,8 +119,7 @@ class TuningPanel:
 
     training: ClassVar[set[TuningPanel]] = set()
 
-    def __init__(self, turns: Turns, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.turns = turns
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock, self.speeds = clock, dict[str, float]()  # multiply-adds a second by arm, on the present subject
         self.chosen: tuple[Exploration, Choice, bool] | None = None
         self.of: tuple[Exploration, PruningPlan, bool] | None = None  # what the curves are of
@@ -134,11 +133,11 @@ class TuningPanel:
         self.done: tuple[Exploration, Choice, bool, LiveTuning] | None = None  # the last training that came to its end
         self.pace, self.said, self.errors = w.HTML(), w.HTML(), w.HTML()
         self.curve = w.Image(format="png", layout={"display": "none"}).add_class("fcs-tuned")
-        self.start.on_click(turns.answering(self._begin, self.errors))
+        self.start.on_click(answering(self._begin, self.errors))
         self.stop.on_click(lambda _: self.halt())
-        self.keep.on_click(turns.answering(self._keep, self.errors))
+        self.keep.on_click(answering(self._keep, self.errors))
         for control in (self.arm, self.epochs):
-            control.observe(turns.answering(self.state_pace, self.errors), "value")
+            control.observe(answering(self.state_pace, self.errors), "value")
 
     @classmethod
     def halt_all(cls) -> None:
@@ -203,7 +202,7 @@ class TuningPanel:
         try:
             while more:
                 more = False  # unless the batch is trained without an error
-                with self.turns.taken(self.errors):
+                with in_its_turn(self.errors):
                     more = next(steps, END) is not END
                 if self.errors.value:
                     self.said.value = ""  # where it was when that happened

@@ -1,4 +1,9 @@
-"""Answers to controls: one at a time, and what goes wrong is shown."""
+"""Answers to controls: one at a time, whichever thread they come in, and what goes wrong is shown.
+
+JupyterLab has two threads of the kernel answer at once (subshells). An ``ipywidgets.Output`` that both enter keeps the message
+that ends an answer from the page, and the page then sends nothing more from that control: errors go to HTML widgets instead.
+All explorers of a kernel share the turns, because they share torch's generators and matplotlib's figures.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +19,27 @@ import ipywidgets as w
 from fcs_utils.errors import StudyError
 from fcs_utils.report.words import refused_as
 
+TURN = threading.RLock()  # an answer that moves a control is answered within
 
-class Turns:
-    """Takes answers one after the other, whichever thread they come in.
 
-    JupyterLab has two threads of the kernel answer at once (subshells). An ``ipywidgets.Output`` that both enter keeps the message
-    that ends an answer from the page, and the page then sends nothing more from that control: errors go to HTML widgets instead.
-    All explorers of a kernel share the turns, because they share torch's generators and matplotlib's figures.
-    """
+@contextmanager
+def in_its_turn(errors: w.HTML) -> Iterator[None]:
+    """Wait for the turn; what goes wrong in it appears in ``errors``, with a traceback unless the user can correct it."""
+    with TURN:
+        errors.value = ""
+        try:
+            yield
+        except StudyError as error:
+            errors.value = refused_as(error)
+        except Exception:  # as a cell does, which goes on with the next
+            errors.value = f'<pre role="alert" style="overflow-x: auto">{html.escape(traceback.format_exc())}</pre>'
 
-    lock = threading.RLock()  # an answer that moves a control is answered within
 
-    @contextmanager
-    def taken(self, errors: w.HTML) -> Iterator[None]:
-        """Wait for the turn; what goes wrong in it appears in ``errors``, with a traceback unless the user can correct it."""
-        with self.lock:
-            errors.value = ""
-            try:
-                yield
-            except StudyError as error:
-                errors.value = refused_as(error)
-            except Exception:  # as a cell does, which goes on with the next
-                errors.value = f'<pre role="alert" style="overflow-x: auto">{html.escape(traceback.format_exc())}</pre>'
+def answering(act: Callable[[], Any], errors: w.HTML) -> Callable[[Any], None]:
+    """What a control can call when it changes: ``act`` in its turn."""
 
-    def answering(self, act: Callable[[], Any], errors: w.HTML) -> Callable[[Any], None]:
-        """What a control can call when it changes: ``act`` in its turn."""
+    def answer(_: Any) -> None:
+        with in_its_turn(errors):
+            act()
 
-        def answer(_: Any) -> None:
-            with self.taken(errors):
-                act()
-
-        return answer
+    return answer

@@ -15,7 +15,6 @@ from fcs_utils.pruning.export import load_compact
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.live_tuning import LiveTuning, TuningPanel, duration, seconds_a_batch
-from fcs_utils.report.turns import Turns
 
 FEW_BATCHES = 2  # of 64 images, in an epoch of 128
 
@@ -47,7 +46,7 @@ def clicks(panel: TuningPanel, *, stop_after: int | None = None) -> list[str]:
 
 
 def test_a_training_in_the_panel_draws_a_line_for_each_arm_and_says_where_it_is(here: Exploration, choice: Choice) -> None:
-    panel = TuningPanel(Turns())
+    panel = TuningPanel()
     panel.choose(here, choice, False)
     assert panel.curve.layout.display == "none"
     said = clicks(panel)
@@ -59,14 +58,14 @@ def test_a_training_in_the_panel_draws_a_line_for_each_arm_and_says_where_it_is(
     clicks(panel)
     assert [len(line) for line in panel.lines.values()] == [3, 2] and [*panel.lines] == ["tft", "mlft"]
     assert bytes(panel.curve.value) != one and panel.lines["tft"] == first
-    again = TuningPanel(Turns())
+    again = TuningPanel()
     again.choose(here, choice, False)
     clicks(again)
     assert again.lines["tft"] == first  # the seed decides
 
 
 def test_stop_keeps_the_epochs_that_are_finished(here: Exploration, choice: Choice) -> None:
-    panel = TuningPanel(Turns())
+    panel = TuningPanel()
     panel.choose(here, choice, False)
     panel.epochs.value = 5
     clicks(panel)
@@ -78,7 +77,7 @@ def test_stop_keeps_the_epochs_that_are_finished(here: Exploration, choice: Choi
 
 
 def test_a_tuned_network_is_saved_once_its_training_has_ended(here: Exploration, choice: Choice) -> None:
-    panel = TuningPanel(Turns())
+    panel = TuningPanel()
     panel.choose(here, choice, False)
     assert panel.keep.disabled
     clicks(panel)
@@ -97,7 +96,7 @@ def test_a_tuned_network_is_saved_once_its_training_has_ended(here: Exploration,
 
 
 def test_curves_of_another_choice_go_and_its_training_ends(here: Exploration, choice: Choice) -> None:
-    panel, other = TuningPanel(Turns()), choice.with_goal("ratio", 0.3)
+    panel, other = TuningPanel(), choice.with_goal("ratio", 0.3)
     panel.choose(here, choice, False)
     clicks(panel)
     panel.choose(here, Choice(here.layers[0], ratio=0.5), False)
@@ -118,7 +117,7 @@ def test_curves_of_another_choice_go_and_its_training_ends(here: Exploration, ch
 
 
 def test_what_goes_wrong_in_a_training_ends_it(here: Exploration, choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
-    panel = TuningPanel(Turns())
+    panel = TuningPanel()
     panel.choose(here, choice, False)
 
     def fails(self: LiveTuning) -> bool:
@@ -138,7 +137,7 @@ def test_what_goes_wrong_in_a_training_ends_it(here: Exploration, choice: Choice
 
 def test_the_pace_is_measured_here_and_scaled_by_macs(here: Exploration, choice: Choice) -> None:
     assert seconds_a_batch(here, choice, "tft", steady()) == 3
-    panel, macs = TuningPanel(Turns(), steady()), here.whole(choice).cost.macs
+    panel, macs = TuningPanel(steady()), here.whole(choice).cost.macs
     panel.choose(here, choice, False)
     assert "TFT takes about 6 s an epoch here, about 12 s for 2:" in panel.pace.value and "rate 0.02" in panel.pace.value
     panel.epochs.value = 1
@@ -159,7 +158,7 @@ def test_a_pace_in_words(seconds: float, words: str) -> None:
 
 
 def test_a_choice_that_comes_before_the_first_batch_ends_a_training(here: Exploration, choice: Choice) -> None:
-    panel = TuningPanel(Turns())
+    panel = TuningPanel()
     panel.choose(here, choice, False)
 
     async def scene() -> None:
@@ -175,7 +174,7 @@ def test_a_choice_that_comes_before_the_first_batch_ends_a_training(here: Explor
 def test_a_training_that_fails_leaves_no_sign_that_it_goes_on(
     here: Exploration, choice: Choice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    panel = TuningPanel(Turns())
+    panel = TuningPanel()
     panel.choose(here, choice, False)
     whole, steps = LiveTuning.step, count()
 
@@ -190,7 +189,7 @@ def test_a_training_that_fails_leaves_no_sign_that_it_goes_on(
 
 
 def test_a_sign_stands_there_while_batches_are_timed(here: Exploration, choice: Choice) -> None:
-    panel, seen = TuningPanel(Turns(), steady()), list[str]()
+    panel, seen = TuningPanel(steady()), list[str]()
     panel.choose(here, choice, False)
     panel.pace.observe(lambda change: seen.append(change["new"]), "value")
     panel.arm.value = "kd"
@@ -198,7 +197,7 @@ def test_a_sign_stands_there_while_batches_are_timed(here: Exploration, choice: 
 
 
 def test_what_is_refused_can_be_tuned_again_after_it_was_mended(here: Exploration, choice: Choice) -> None:
-    panel = TuningPanel(Turns())
+    panel = TuningPanel()
     panel.choose(here, choice, False)
     panel.withdraw()
     assert panel.start.disabled and panel.pace.value == ""
@@ -209,7 +208,7 @@ def test_what_is_refused_can_be_tuned_again_after_it_was_mended(here: Exploratio
 
 
 def test_another_explorer_ends_the_trainings_of_those_before(here: Exploration, choice: Choice) -> None:
-    old = TuningPanel(Turns())
+    old = TuningPanel()
     old.choose(here, choice, False)
     old.epochs.value = 5
 

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import ipywidgets as w
 
 from fcs_utils.errors import StudyError
-from fcs_utils.report.turns import Turns
+from fcs_utils.report.turns import TURN, answering
 
 
 def test_threads_answer_one_after_the_other() -> None:
-    turns, errors, inside, started = Turns(), w.HTML(), [0], threading.Barrier(8)
+    errors, inside, started = w.HTML(), [0], threading.Barrier(8)
     most = []
 
     def act() -> None:
@@ -24,7 +24,7 @@ def test_threads_answer_one_after_the_other() -> None:
     def thread(_: int) -> None:
         started.wait()
         for _ in range(50):
-            turns.answering(act, errors)(None)
+            answering(act, errors)(None)
 
     with ThreadPoolExecutor(8) as pool:
         [*pool.map(thread, range(8))]
@@ -32,22 +32,22 @@ def test_threads_answer_one_after_the_other() -> None:
 
 
 def test_an_answer_may_move_a_control_that_is_answered_within() -> None:
-    turns, errors, said = Turns(), w.HTML(), list[str]()
+    errors, said = w.HTML(), list[str]()
     first, second = w.IntText(), w.IntText()
 
     def moves() -> None:
         second.value = 10 * first.value
         said.append("first")
 
-    first.observe(turns.answering(moves, errors), "value")
-    second.observe(turns.answering(lambda: said.append(f"second {second.value}"), errors), "value")
+    first.observe(answering(moves, errors), "value")
+    second.observe(answering(lambda: said.append(f"second {second.value}"), errors), "value")
     first.value = 3
     assert said == ["second 30", "first"] and errors.value == ""
 
 
 def test_what_goes_wrong_is_shown_until_the_next_answer() -> None:
-    turns, errors, control = Turns(), w.HTML(), w.IntText()
-    control.observe(turns.answering(lambda: 1 / control.value, errors), "value")
+    errors, control = w.HTML(), w.IntText()
+    control.observe(answering(lambda: 1 / control.value, errors), "value")
     control.value = 5
     assert errors.value == ""
     control.value = 0
@@ -57,24 +57,18 @@ def test_what_goes_wrong_is_shown_until_the_next_answer() -> None:
 
 
 def test_the_turn_is_given_back_after_an_error() -> None:
-    turns, errors = Turns(), w.HTML()
-    turns.answering(lambda: [][1], errors)(None)
+    errors = w.HTML()
+    answering(lambda: [][1], errors)(None)
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(turns.lock.acquire, blocking=False).result()
-        pool.submit(turns.lock.release).result()
+        assert pool.submit(TURN.acquire, blocking=False).result()
+        pool.submit(TURN.release).result()
 
 
 def test_what_a_user_can_correct_is_said_in_one_line() -> None:
-    turns, errors = Turns(), w.HTML()
+    errors = w.HTML()
 
     def act() -> None:
         raise StudyError("cannot write <here>")
 
-    turns.answering(act, errors)(None)
+    answering(act, errors)(None)
     assert errors.value == '<p role="alert">cannot write &lt;here&gt;</p>'
-
-
-def test_two_explorers_of_a_kernel_take_turns() -> None:
-    first, second, errors = Turns(), Turns(), w.HTML()
-    with first.taken(errors), ThreadPoolExecutor(1) as pool:
-        assert not pool.submit(second.lock.acquire, blocking=False).result()
