@@ -185,6 +185,6 @@ class Draft:
             return  # between two choices of whole channels
         pruned, (name, why) = sum(map(len, self.groups.values())), next(iter(self.skipped.items()), ("", ""))
         rest = f"; {len(self.skipped)} stay whole, such as {name}: {why}" if name else ""
-        raise refuse(
-            "macs", macs, f"{least:.3f} to {most:.3f}, which pruning {pruned} of {len(self.layers)} convolutions leaves{rest}"
-        )
+        step = self.options.limits.multiple
+        how = f"{pruned} of {len(self.layers)} convolutions" + (f" in multiples of {step} channels" if step > 1 else "")
+        raise refuse("macs", macs, f"{least:.3f} to {most:.3f}, which pruning {how} leaves{rest}")

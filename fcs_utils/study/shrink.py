@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -112,7 +113,7 @@ def shrink(wanted: Shrinking, out: Path, say: Callable[[str], None] = print) -> 
     how = "kept in memory" if pictures.resident else "decoded when needed"
     say(f"{len(listing.train):,} training pictures, {len(listing.val):,} for validation, {len(listing.classes)} classes, {how}")
     images, labels = (part.to(device) for part in pictures.calibration(min(wanted.calibration, len(listing.train)), wanted.seed))
-    plan, compact = _cut(wanted, dense, images, labels)
+    plan, compact = _cut(wanted, dense, images, labels, say)
     say(str(plan))
     before, pruned = (top1_on(network, pictures) for network in (dense, compact))
     say(f"top-1 on {len(listing.val):,} pictures: {before:.1f} % dense, {pruned:.1f} % pruned")
@@ -121,6 +122,7 @@ def shrink(wanted: Shrinking, out: Path, say: Callable[[str], None] = print) -> 
     after = top1_on(compact, pictures) if history else pruned
     say(f"top-1: {after:.1f} % after {len(history)} epoch{'s' * (len(history) != 1)} of {arm_label(wanted.arm)}")
     cost = {name: measure_cost(network, images[:1]).as_dict() for name, network in (("dense", dense), ("compact", compact))}
+    say(f"measuring the latency of both, {wanted.rounds} rounds at batches of {' and '.join(map(str, wanted.batches))}")
     taken = latencies(
         {"dense": dense, "compact": compact}, images[:2], batches=wanted.batches, rounds=wanted.rounds, threads=wanted.threads
     )
@@ -148,9 +150,9 @@ def open_network(wanted: Shrinking, classes: int, say: Callable[[str], None]) ->
     """The dense network in eval mode. Raises StudyError for weights that do not fit, and logits of other classes than the set's."""
     if is_own(wanted.model):
         say(f"building the network runs your own code, {file_of_network(wanted.model)}")
-    elif wanted.weights is None:
+    network = build_seeded(wanted.seed, wanted.model, num_classes=classes)  # first: a wrong name has no weights
+    if wanted.weights is None and not is_own(wanted.model):
         raise StudyError(f"weights of {wanted.model} are needed: --weights FILE.safetensors")
-    network = build_seeded(wanted.seed, wanted.model, num_classes=classes)
     if wanted.weights is not None:
         give(network, read_given(str(Path(wanted.weights).absolute()), None), wanted.weights)
     network.eval()
@@ -164,7 +166,9 @@ def open_network(wanted: Shrinking, classes: int, say: Callable[[str], None]) ->
     return network
 
 
-def _cut(wanted: Shrinking, dense: nn.Module, images: Tensor, labels: Tensor) -> tuple[PruningPlan, nn.Module]:
+def _cut(
+    wanted: Shrinking, dense: nn.Module, images: Tensor, labels: Tensor, say: Callable[[str], None]
+) -> tuple[PruningPlan, nn.Module]:
     """The plan, and the compact network with merged weights and its own BatchNorm statistics."""
     statistics = collect_statistics(dense, images, scope=wanted.scope, **needs(wanted.criterion)._asdict())
     scores = importance(wanted.criterion, model=dense, statistics=statistics, images=images, labels=labels, seed=wanted.seed)
@@ -182,7 +186,11 @@ def _cut(wanted: Shrinking, dense: nn.Module, images: Tensor, labels: Tensor) ->
         watch = stopwatch(dense, images[:2], wanted.runtime, batch=wanted.batches[0], rounds=wanted.rounds, threads=wanted.threads)
         options |= {"latency": wanted.latency, "measure": watch}
     plan = make_plan(dense, images[:2], scores, **options)
-    compact = prune(dense, plan, compensate="merge", statistics=statistics, example=images[:2])
+    with warnings.catch_warnings(record=True) as warned:  # of layers that merging leaves out
+        warnings.simplefilter("always")
+        compact = prune(dense, plan, compensate="merge", statistics=statistics, example=images[:2])
+    for message in dict.fromkeys(str(one.message) for one in warned):
+        say(message)
     recalibrate(compact, images)
     return plan, compact
 

@@ -65,6 +65,7 @@ def test_one_command_prunes_tunes_exports_and_reports(arm: str, here: Path, caps
     assert main([*COMMAND.split(), "--macs", "0.5", "--out", "compact", "--epochs", "1", "--arm", arm]) == 0
     said, out = capsys.readouterr().out, here / "compact"
     assert "building the network runs your own code" in said and str(here / "usernet.py") in said
+    assert "merge left out 1 of 2 layers: 1.0 (" in said and "measuring the latency of both, 2 rounds at batches of 1 and 2" in said
     assert "36 training pictures, 9 for validation, 3 classes, kept in memory" in said
     plan = PruningPlan.from_json((out / "plan.json").read_text())
     assert all(len(kept) % 8 == 0 for kept in plan.kept.values()) and plan.macs == 0.5
@@ -125,6 +126,12 @@ WRONG: dict[str, tuple[str, str]] = {
     "no name": ("--model= --images photos", "model='' is not allowed; allowed: a string that is not empty"),
     "no folder": ("--model usernet:build --images=", "images='' is not allowed; allowed: a string that is not empty"),
     "a folder": ("--model usernet:build --images photos --out /proc/compact", "cannot write to /proc/compact: "),
+    "no such network": ("--model torchvision/nope --images photos", "network='torchvision/nope' is not allowed"),
+    "no function": ("--model mymodule --images photos", "network='mymodule' is not allowed; allowed: .*MODULE:FUNCTION"),
+    "multiples": (
+        "--model usernet:build --weights my.safetensors --images photos --size 16 --multiple 64",
+        "macs=0.5 is not allowed; allowed: 1.000 to 1.000, which pruning 2 of 2 convolutions in multiples of 64 channels leaves",
+    ),
     "a module": ("--model nonet:build --images photos", "network 'nonet:build' cannot be imported"),
 }
 
