@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from itertools import product
 from typing import Any
@@ -53,12 +53,12 @@ def by_replicate(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, bool]]:
     return [(part, not given) for given, part in runs.groupby("given", sort=True)]  # those trained here come first
 
 
-def await_seeds(rows: Sequence[Row], planned: int) -> list[Row]:
-    """The rows; those with fewer pairs than so many planned seeds only inform.
+def await_plan(rows: Sequence[Row], planned: int, waiting: Collection[str] = ()) -> list[Row]:
+    """The rows; those with fewer pairs than so many planned seeds, and those of claims that wait for other runs, only inform.
 
-    A verdict on part of the seeds would be a look at the results before the plan is done.
+    A verdict on part of the plan would be a look at the results before it is done.
     """
-    return [row | {"decisive": row["decisive"] and row["n"] >= planned} for row in rows]
+    return [row | {"decisive": row["decisive"] and row["n"] >= planned and row["claim"] not in waiting} for row in rows]
 
 
 SHARES = {"near_duplicates": "channels with a near-duplicate beyond chance", "pairs": "pairs more similar than chance"}
@@ -132,9 +132,11 @@ def _one_reading(claim: str, criterion: str, words: str, tuned: pd.DataFrame, de
         ours, theirs = part[part.criterion == criterion], part[part.criterion == name]
         if ours.merge(theirs, on=["seed", "network", "ratio"]).empty:
             continue  # an incomplete grid
-        prefix, scope = (
-            (f"{network}: ", "all ratios") if network else ("given networks: " if given else "", "all networks and ratios")
-        )
+        prefix = f"{network}: " if network else "given networks: " if given else ""
+        shared = {*ours.ratio} & {*theirs.ratio}
+        scope = "all ratios" if network else "all networks and ratios"
+        if len(shared) == 1:
+            scope = ("all networks, " if networks and not network else "") + f"ratio {shared.pop():g}"
         word = f"{BASELINES[name]} ({name})" if name in BASELINES else name
         question = f"{prefix}test top-1 after fine-tuning, {words} minus {word}, {scope}"
         role = "network" if network else "given" if given else ""

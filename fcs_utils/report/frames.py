@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -138,9 +138,8 @@ def similarity_frame(records: Iterable[Record]) -> pd.DataFrame:
 def add_targets(arms: pd.DataFrame, slack: float) -> pd.DataFrame:
     """Adds epochs, training MACs and seconds to target for each run.
 
-    The target is TFT's final validation accuracy with the same network, seed and schedule (for training from
-    scratch: with the longest), minus the slack. A target that is not reached counts as schedule + 1, flagged in
-    ``reached``.
+    The target is TFT's final validation accuracy with the same network, seed and schedule (for training from scratch: with the
+    longest), minus the slack. A target that is not reached counts as schedule + 1, flagged in ``reached``.
     """
     tft = arms[arms.method == "tft"].set_index(["network", "seed", "epochs"]).validation - slack
     longest = arms.epochs[arms.method == "tft"].max()
@@ -168,7 +167,7 @@ class Report:
 
     missing: runs without a record, in words; they become a table of their own. best: the criterion that is the best reading of
     FCS. default: the one that the recipe's combinations are compared with. unfinished: what is not run, with its hours.
-    latency: what was measured of the compact networks. planned: the number of seeds that a verdict waits for.
+    latency: what was measured of the compact networks. planned: how many seeds a verdict needs. waiting: claims that wait for more.
     """
 
     def __init__(
@@ -181,6 +180,7 @@ class Report:
         latency: Iterable[Mapping[str, Any]] = (),
         default: str = "",
         planned: int = 0,
+        waiting: Collection[str] = (),
     ) -> None:
         self.unfinished = pd.DataFrame() if unfinished is None else unfinished
         self.missing, self.slack = missing, margin(validation_images)
@@ -211,7 +211,7 @@ class Report:
             self.schedules = self.arms[self.arms.method.map(is_searched)]
             found += schedules.c3(self.schedules) + schedules.c3_by_compute(self.schedules)
         self.compared, self.taught = figures.compared(self.tuned), arm_figures.taught(self.schedules)
-        self.ledger = claims.ledger(comparisons.await_seeds(found, planned))
+        self.ledger = claims.ledger(comparisons.await_plan(found, planned, waiting))
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every published table by file name; one without rows is left out."""
@@ -256,4 +256,5 @@ def make_report(study: Study, *, allow_missing: bool = False) -> Report:
         for stage in study.missing()
         if stage not in study.grid
     ]
-    return Report(study.found(), missing=missing, unfinished=planning.not_run(study), **about)
+    about |= {"unfinished": planning.not_run(study), "waiting": planning.claims_that_wait(study)}
+    return Report(study.found(), missing=missing, **about)

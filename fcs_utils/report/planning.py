@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fcs_utils.models import network_title
+from fcs_utils.report.comparisons import BASELINES, LITERAL_READING
 from fcs_utils.report.inference import MANY, detectable, needed, paired, replicate_of, seed_differences
 from fcs_utils.report.tables import as_table
 from fcs_utils.study.catalogue import STAGES
@@ -85,6 +86,19 @@ def hours_of(runs: Iterable[Run], records: Iterable[Record]) -> list[float]:
             seconds.setdefault(key, []).append(record["volatile"]["seconds"] / _epochs_of(run))
     found = ((run, next((seconds[key] for key in _keys(run) if key in seconds), None)) for run in runs)
     return [math.nan if like is None else mean(like) * _epochs_of(run) / 3600 for run, like in found]
+
+
+def claims_that_wait(study: Study) -> set[str]:
+    """Claims that have no verdict yet, because some of the planned runs that decide them have no record."""
+    pending = {stage: [run for run in study.pending([stage]) if run.tuning] for stage in ("tuned", "arms")}
+    criteria = {name_criterion(run.pruning.criterion, run.pruning.options) for run in pending["tuned"] if run.pruning}
+    arms = {run.tuning.method for run in pending["arms"] if run.tuning}
+    awaited = {
+        "C2": criteria & {LITERAL_READING, *BASELINES},
+        "C2, best reading": criteria & {study.profile.best, *BASELINES},
+        **dict.fromkeys(("C3", "C3 by compute"), arms & {"tft", "mlft"}),
+    }
+    return {claim for claim, missing in awaited.items() if missing}
 
 
 def not_run(study: Study) -> pd.DataFrame:

@@ -30,14 +30,14 @@ TOPICS = {
     "C3 by compute": "Compute (C3)",
 }
 UNTRIED = "no verdict yet, for no network trained here has been compared"
-UNFINISHED = "no verdict yet, for not all planned seeds are done"
+UNFINISHED = "no verdict yet, for not all planned runs are done"
 
 
 def found(report: Report, words: Mapping[str, str]) -> str:
     """Each claim's topic and verdict, and what was found, as a Markdown list.
 
-    A claim on which only given networks have something to say has no verdict: they inform, and decide nothing. Nor has one on
-    which fewer seeds do than the profile plans.
+    A claim on which only given networks have something to say has no verdict: they inform, and decide nothing. Nor has one for
+    which the profile plans more runs than are done.
     """
     ledger = report.ledger
     verdicts, judged = claim_verdicts(ledger), {*ledger.claim[ledger.decisive]}

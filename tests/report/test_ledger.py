@@ -124,9 +124,11 @@ def test_each_reading_of_fcs_has_a_claim_and_every_network_a_row_that_informs() 
     assert said[5][1:3] == ("fcs_greedy − kernel_l1", True) and said[7][1] == "fcs_greedy − fcs"
     assert [row["effect"] for row in found[:3]] == pytest.approx([7 / 3, 13 / 3, -2.5 / 3])
     top = "test top-1 after fine-tuning"
-    assert found[0]["comparison"] == f"{top}, FCS minus kernel L1 norm (kernel_l1), all networks and ratios"
-    assert found[1]["comparison"] == f"{top}, FCS minus random, all networks and ratios"
-    assert found[3]["comparison"] == f"a: {top}, FCS minus kernel L1 norm (kernel_l1), all ratios"
+    assert found[0]["comparison"] == f"{top}, FCS minus kernel L1 norm (kernel_l1), all networks, ratio 0.5"
+    assert found[3]["comparison"] == f"a: {top}, FCS minus kernel L1 norm (kernel_l1), ratio 0.5"
+    more = c2(pd.concat([runs(**TOPS), runs(random=TOPS["random"], fcs=TOPS["fcs"]).assign(ratio=0.7)]))
+    assert more[0]["comparison"] == found[0]["comparison"]  # of kernel_l1 there is one ratio
+    assert more[1]["comparison"] == f"{top}, FCS minus random, all networks and ratios"
     assert found[5]["comparison"].startswith(f"{top}, best reading of FCS (fcs_greedy) minus kernel L1 norm")
     assert {row["claim"] for row in c2(runs(**TOPS), best="fcs")} == {"C2"} and {row["n"] for row in found} == {3}
     one = runs(**TOPS)
@@ -140,9 +142,7 @@ def test_given_networks_inform_behind_those_that_were_trained() -> None:
     assert found[-len(behind) :] == behind and [row["label"] for row in behind] == [
         f"given networks: FCS − {name}" for name in ("kernel_l1", "random", "fcs_greedy")
     ]
-    assert behind[0]["comparison"].startswith("given networks: test top-1") and behind[0]["comparison"].endswith(
-        "all networks and ratios"
-    )
+    assert behind[0]["comparison"].startswith("given networks: test top-1") and behind[0]["comparison"].endswith(", ratio 0.5")
     assert {(row["n"], row["replicate"], row["decisive"]) for row in behind} == {(2, "network", False)}
     first = c1(
         pd.concat([pd.DataFrame(shares(40, 20, 5, "g")).assign(given=True), pd.DataFrame(shares(30, 20, 5)).assign(given=False)])

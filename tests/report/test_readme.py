@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from fcs_utils.report.comparisons import await_seeds, judge
+from fcs_utils.report.comparisons import await_plan, judge
 from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.frames import Report, make_report
+from fcs_utils.report.planning import claims_that_wait
 from fcs_utils.report.readme import found
 from fcs_utils.study.study import Study
 from tests.conftest import ROOT
@@ -63,14 +64,14 @@ def test_a_claim_without_a_decisive_comparison_has_no_verdict() -> None:
     first, second, third, fourth = found(report, dict.fromkeys(("C1a", "C1b", "C2", "C3"), "So it is.")).splitlines()
     assert first == "- **Redundancy (C1a): supported.** So it is." and third.endswith("reading): undecided.** So it is.")
     assert "own question): no verdict yet, for no network trained here has been compared.** So it is." in second
-    assert fourth == "- **Epochs (C3): no verdict yet, for not all planned seeds are done.** So it is."
+    assert fourth == "- **Epochs (C3): no verdict yet, for not all planned runs are done.** So it is."
 
 
 def test_a_comparison_decides_once_all_planned_seeds_are_there() -> None:
     rows = [judge("C2", label, "question", differences) for label, differences in (("all", [1.0, 2.0, 3.0]), ("two", [1.0, 2.0]))]
-    waiting = await_seeds([*rows, judge("C2", "informs", "question", [1.0] * 4, decisive=False)], 3)
+    waiting = await_plan([*rows, judge("C2", "informs", "question", [1.0] * 4, decisive=False)], 3)
     assert [(row["label"], row["decisive"]) for row in waiting] == [("all", True), ("two", False), ("informs", False)]
-    assert [row["decisive"] for row in await_seeds(rows, 0)] == [True, True]
+    assert [row["decisive"] for row in await_plan(rows, 0)] == [True, True]
 
 
 def test_part_of_a_profile_s_seeds_gives_no_verdict() -> None:
@@ -80,3 +81,27 @@ def test_part_of_a_profile_s_seeds_gives_no_verdict() -> None:
     some = {stage: [one for one in records if one["config"]["reference"]["seed"] < 4] for stage, records in study.found().items()}
     part = Report(some, study.settings.validation_images, planned=len(study.profile.seeds))
     assert len(decided) >= 4 and len(part.ledger) and not part.ledger.decisive.any()
+
+
+def test_a_claim_waits_for_every_run_that_decides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study("quick", ROOT / "results")
+    tuned, arms = study.runs(["tuned"]), study.runs(["arms"])
+
+    def waiting(stage: str, word: str) -> set[str]:
+        """What waits where the last run of a criterion, at one ratio only, or of an arm is not done."""
+        runs = [run for run in {"tuned": tuned, "arms": arms}[stage] if run.pruning and run.tuning]
+        last = [run for run in runs if word in (run.pruning.criterion, run.tuning.method)][-1]
+        monkeypatch.setattr(study, "pending", lambda stages: [last] if stages == [stage] else [])
+        return claims_that_wait(study)
+
+    both, by_epochs = {"C2", "C2, best reading"}, {"C3", "C3 by compute"}
+    assert waiting("tuned", "kernel_l1") == waiting("tuned", "feature_norm") == both and waiting("tuned", "fcs") == {"C2"}
+    assert waiting("tuned", "random") == waiting("arms", "kd") == set()
+    assert waiting("arms", "tft") == waiting("arms", "mlft") == by_epochs
+    report = make_report(study, allow_missing=True)  # of which a run of MLFT is called not done
+    verdicts = dict(
+        line.removeprefix("- **").split(":** ")[0].split(": ", 1) for line in found(report, defaultdict(str)).splitlines()
+    )
+    assert verdicts["Epochs (C3)"].startswith("no verdict yet, for not all planned runs are done")
+    assert not report.ledger.decisive[report.ledger.claim.isin(by_epochs)].any() and "Redundancy (C1a)" in verdicts
+    assert report.ledger.decisive[report.ledger.claim == "C2"].any()
