@@ -14,7 +14,7 @@ from fcs_utils.models import network_title
 from fcs_utils.report.comparisons import BASELINES, LITERAL_READING
 from fcs_utils.report.inference import MANY, detectable, needed, paired, replicate_of, seed_differences
 from fcs_utils.report.tables import as_table
-from fcs_utils.study.catalogue import STAGES
+from fcs_utils.study.catalogue import ABOUT_STAGES, STAGES
 from fcs_utils.study.grid import name_criterion
 from fcs_utils.study.packed import Record
 from fcs_utils.study.rates import best_rates
@@ -125,6 +125,18 @@ def not_run(study: Study) -> pd.DataFrame:
     frame = pd.DataFrame(rows).groupby(["stage", "network", "what"], sort=False).agg({"runs": "sum", "core-hours (ESTIMATE)": _sum})
     words = frame["core-hours (ESTIMATE)"].map(lambda hours: "no record like it" if math.isnan(hours) else f"{hours:.2f}")
     return frame.assign(**{"core-hours (ESTIMATE)": words}).reset_index()
+
+
+def stages_not_run(unfinished: pd.DataFrame) -> pd.DataFrame:
+    """The same by stage alone: what it does, how many runs are left, and their core-hours, as far as they are known."""
+
+    def hours(texts: pd.Series) -> str:
+        known = pd.to_numeric(texts, errors="coerce")
+        return "not known" if known.isna().all() else ("over " if known.isna().any() else "") + f"{known.sum():.1f}"
+
+    frame = unfinished.groupby("stage", sort=False).agg({"runs": "sum", "core-hours (ESTIMATE)": hours}).reset_index()
+    frame.insert(1, "what it does", [ABOUT_STAGES[stage] for stage in frame.stage])
+    return frame
 
 
 @as_table("not_run", "unfinished")

@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fcs_utils.report.chapters import NOTEBOOKS, ROOT
 from fcs_utils.report.claims import claim_verdicts, claims_table
@@ -18,6 +19,7 @@ from fcs_utils.report.findings import findings, headlines
 from fcs_utils.report.frames import Report, make_report
 from fcs_utils.report.inference import TRAINED_SEED
 from fcs_utils.report.pages import TEMPLATES, index_layout, title_and_question
+from fcs_utils.report.planning import stages_not_run
 from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.study import Study
 
@@ -79,6 +81,7 @@ def profile_readme(study: Study, report: Report) -> str:
     figures = [(name, FIGURES.about(name), _figure_links(study, name)) for name in drawn]
     chapters = [(n.name, *title_and_question(n)) for n in NOTEBOOKS.values() if there(study.store.executed(n.name)).exists()]
     tables = sorted(path.stem for path in there(study.store.table("claims")).parent.glob("*.md"))
+    flat: dict[str, Any] = {"index": False, "disable_numparse": True}
     return TEMPLATES.get_template("readme.md.j2").render(
         profile=study.profile.name,
         summary=study.profile.summary,
@@ -87,8 +90,8 @@ def profile_readme(study: Study, report: Report) -> str:
         figures=figures,
         chapters=chapters,
         tables=tables,
-        unfinished=report.unfinished.to_markdown(index=False) if len(report.unfinished) else "",
-        claims=claims_table(shown).to_markdown(index=False, disable_numparse=True),
+        unfinished=stages_not_run(report.unfinished).to_markdown(**flat) if len(report.unfinished) else "",
+        claims=claims_table(shown).to_markdown(**flat),
     )
 
 

@@ -13,7 +13,7 @@ from fcs_utils.report.claims import ledger
 from fcs_utils.report.comparisons import judge
 from fcs_utils.report.exchange import order_table
 from fcs_utils.report.latency_figures import latency_frame, with_latency
-from fcs_utils.report.planning import hours_of, power_table
+from fcs_utils.report.planning import hours_of, power_table, stages_not_run
 from fcs_utils.report.recipe import recipe_table
 from fcs_utils.report.tables import compression_table, points_table, readings_table
 from fcs_utils.study.runs import Pruning, Reference, Run, Tuning
@@ -173,3 +173,16 @@ def test_the_recipe_is_ranked_on_validation_and_compared_with_the_default() -> N
     assert found["minus tp_group_norm, plain, TFT (points)"].tolist() == ["+2.50", "-10.00", ""]
     assert found["95 % interval, uncorrected"].tolist() == ["-3.85 to +8.85", "-22.71 to +2.71", ""]
     assert found.n.tolist() == [2, 2, 2] and set(found["training MACs (T)"]) == {"2.000"}
+
+
+def test_what_is_not_run_is_summed_by_stage() -> None:
+    hours = "core-hours (ESTIMATE)"
+    rows = [
+        ("tuned", "fcs", 5, "1.25"),
+        ("tuned", "random", 5, "no record like it"),
+        ("given", "fcs", 1, "0.50"),
+        ("arms", "a", 2, "no record like it"),
+    ]
+    found = stages_not_run(pd.DataFrame(rows, columns=["stage", "what", "runs", hours]))
+    assert found.stage.tolist() == ["tuned", "given", "arms"] and found.runs.tolist() == [10, 1, 2]
+    assert found[hours].tolist() == ["over 1.2", "0.5", "not known"] and found["what it does"].iloc[2].endswith("(C3)")
