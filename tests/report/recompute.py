@@ -85,20 +85,21 @@ def fine_tuned(plan: Row, records: list[Row], given: bool = False) -> dict[tuple
     for r in records:
         cut, tuning, reference = r["config"]["pruning"], r["config"]["tuning"], r["config"]["reference"]
         schedule = tuning and {name: tuning["training"][name] for name in wanted}
-        plain = tuning and tuning["method"] == "tft" and cut["compensate"] == "none" and not cut["options"]
+        plain = tuning and tuning["method"] == "tft" and cut["compensate"] == "none"
         if bool(reference.get("weights")) == given and plain and schedule == wanted and cut["ratio"] in ratios:
             network = reference["network"] if given else network_of(r)
             if given or reference["seed"] in plan["seeds"]:
-                found[cut["criterion"], reference["seed"], network, cut["ratio"]] = r["result"]["test"]
+                words = [f"{option}={value}" for option, value in sorted(cut["options"].items())]
+                found[" ".join([cut["criterion"], *words]), reference["seed"], network, cut["ratio"]] = r["result"]["test"]
     return found
 
 
-def c2(tops: dict[tuple[Any, ...], float], row: Row) -> Row:
-    """FCS minus another criterion by seed; in given networks, by network, where both have a run."""
+def c2(tops: dict[tuple[Any, ...], float], row: Row, own: str) -> Row:
+    """A reading of FCS minus another criterion by seed; in given networks, by network. Rows that inform may lack runs."""
     by_replicate = defaultdict(list)
     for (criterion, seed, network, ratio), top in tops.items():
         other = tops.get((row["theirs"], seed, network, ratio))
-        if criterion == "fcs" and row["network"] in ("", network) and (row["role"] != "given" or other is not None):
+        if criterion == own and row["network"] in ("", network) and (row["decisive"] or other is not None):
             by_replicate[network if row["role"] == "given" else seed].append(top - other)
     return interval([float(np.mean(values)) for values in by_replicate.values()])
 
@@ -134,7 +135,8 @@ def arms(plan: Row, records: list[Row]) -> dict[tuple[str, int], dict[int, Row]]
         chosen[method] = min(near, key=near.__getitem__)
     found: dict[tuple[str, int], dict[int, Row]] = defaultdict(dict)
     for method, epochs, rate, seed, result in runs:
-        if rate == chosen[method] and seed in seeds and epochs in section["epochs"]:
+        schedules = section["epochs"][method] if isinstance(section["epochs"], dict) else section["epochs"]
+        if rate == chosen.get(method) and seed in seeds and epochs in schedules:  # no rate is chosen yet where the pilots wait
             found[method, epochs][seed] = {"test": result["test"], "macs": result["history"][-1]["training_macs"]}
     return found
 
@@ -188,8 +190,8 @@ def recompute(profile: str) -> list[tuple[str, str, float, float]]:
     for row in rows:
         if row["claim"] in ("C1a", "C1b"):
             own = c1(records, row)
-        elif row["claim"] == "C2":
-            own = c2(given if row["role"] == "given" else tops, row)
+        elif row["claim"] in ("C2", "C2, best reading"):
+            own = c2(given if row["role"] == "given" else tops, row, "fcs" if row["claim"] == "C2" else plan["best"])
         elif row["role"].startswith("saving"):
             own = saved(schedules, row)
             both.append((row["comparison"], "reached", float(row["effect"] is not None), float(own["effect"] is not None)))

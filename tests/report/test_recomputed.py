@@ -75,3 +75,15 @@ def test_the_best_reading_is_the_one_that_validation_chose(profile: str) -> None
     if known.best is None:
         pytest.skip("no reading was chosen")
     assert known.best == recompute.best_reading(profile)
+
+
+def test_a_reading_with_options_is_compared_under_its_own_name() -> None:
+    plan, records, _ = recompute.read("quick")
+    for record in (changed := [r for r in records if r["kind"] == "tuned" and r["config"]["pruning"]["criterion"] == "fcs"]):
+        record["config"]["pruning"]["options"] = {"redundancy": "max", "bins": 2}
+        record["result"]["test"] += 1
+    before = recompute.fine_tuned(*recompute.read("quick")[:2])
+    tops = recompute.fine_tuned(plan, records)
+    row = {"theirs": "kernel_l1", "network": "", "role": "", "decisive": True}
+    literal, best = recompute.c2(before, row, "fcs"), recompute.c2(tops, row, "fcs bins=2 redundancy=max")
+    assert changed and best["effect"] == pytest.approx(literal["effect"] + 1) and best["n"] == literal["n"]
