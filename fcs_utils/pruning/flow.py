@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,7 +83,7 @@ class Flow:
     calls: how often each module ran. sources: the images' nodes, with the numbers of their channels where there are several inputs.
     inputs, outputs: by module name, for each of its calls the node of the first tensor that it read and of the tensor that it
     returned. shapes: by name and side, their shapes. axes: by name, which holds the channels. shown: by node, the modules that
-    returned it. buffers: by node, the name and shape of a buffer.
+    returned it. buffers: by node, the name and shape of a buffer. ends: see ``dead_ends``.
     """
 
     def __init__(self, model: nn.Module, example: Inputs, buffers: Mapping[str, Tensor]) -> None:
@@ -125,7 +125,8 @@ class Flow:
             where = [f"{name}, a {type(model.get_submodule(name)).__name__}" for name in running if name]
             raise StudyError(f"{error}" + (f" (in {where[-1]})" if where else "")) from error
         self.results, self.users = [tensor.grad_fn for tensor in tensors_in(result) if tensor.grad_fn], dict[Node, list[Node]]()
-        self._link(self.results)
+        self.ends = dead_ends(self.results, [node for name, _ in candidates(model) for node in self.outputs.get(name, ())])
+        self._link([*self.results, *self.ends])
         self.shown: dict[Node, list[str]] = {}
         for name, nodes in self.outputs.items():
             for node in nodes:
@@ -212,6 +213,25 @@ class Flow:
                 waiting.append(before)
                 met += [self.buffers[before]] if before in self.buffers else []
         return sorted(met)
+
+
+def dead_ends(results: Sequence[Node], written: Iterable[Node | None]) -> list[Node]:
+    """Where gradients end before the network's results: the last tensors that layers wrote on such ways.
+
+    A detector so detaches its proposals, and an index of the largest value has no gradient.
+    """
+    known, ends = set[Node](), list[Node]()
+    late = sorted((node for node in {*written} if node), key=lambda node: -node._sequence_nr())
+    for node in [*results, *late]:
+        if node not in known:
+            ends.append(node)
+            known.add(node)
+            waiting = [node]
+            while waiting:
+                new = {before for before, _ in waiting.pop().next_functions if before is not None} - known
+                known |= new
+                waiting += new
+    return [node for node in ends if node not in results]
 
 
 def candidates(model: nn.Module) -> Iterator[tuple[str, Prunable]]:

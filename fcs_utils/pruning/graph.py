@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch_pruning as tp
-from torch import nn
+from torch import Tensor, nn
 from torch_pruning.dependency import Dependency, index_mapping
 
 from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs, first_of, parts_of
 from fcs_utils.pruning.cutters import cutters
+from fcs_utils.pruning.flow import candidates, dead_ends
 from fcs_utils.pruning.kinds import Prunable, map_axes, out_width
 from fcs_utils.pruning.moves import Graph, Indices, Moving, Units, clash
 from fcs_utils.pruning.splits import Parted, count_parts, place_slices, sizes_of
@@ -67,18 +68,28 @@ def _graph_of(model: nn.Module, example: Inputs, guess: bool) -> Graph:
     failed, parted, moving = list[StudyError](), Parted(), Moving()
 
     def run(network: nn.Module, images: Inputs) -> Any:
+        written: dict[Any, Tensor] = {}
+
+        def note(_module: nn.Module, _images: object, output: Tensor) -> None:
+            written[output.grad_fn] = output
+
+        hooks = [module.register_forward_hook(note) for _, module in candidates(network)]
         try:
             with parted, moving:
-                return run_network(network, images)
+                found = tensors_in(run_network(network, images))
+            return found + [written[node] for node in dead_ends([one.grad_fn for one in found if one.grad_fn], written)]
         except StudyError as error:  # kept until the library has removed its hooks
             failed.append(error)
             return []
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     graph = Graph(moving, guess).build_dependency(
         model,
         example_inputs=first_of(example),
         forward_fn=run,
-        output_transform=lambda output: [tensor for tensor in tensors_in(output) if tensor.grad_fn],
+        output_transform=lambda output: [tensor for tensor in output if tensor.grad_fn],
         customized_pruners=cutters(model),
         # One slope for all channels loses none. As an operation it has a node for each of its calls, which need not agree.
         ignored_layers=[one for one in model.modules() if isinstance(one, nn.PReLU) and one.num_parameters == 1],

@@ -76,7 +76,7 @@ class GroupFinder:
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self.parameters.setdefault(id(parameter), []).append(name)
         self.gates, self.largest = flow.gates(walls), 4 * flow.largest
-        self.to_results = flow.leading_to(flow.results, walls)
+        self.to_results, self.to_ends = (flow.leading_to(ends, walls) for ends in (flow.results, flow.ends))
         joined = {node for node in flow.order if node.name().startswith("Cat")}  # side by side is no sum
         self.to_images = {one: flow.leading_to(flow.reach([one], walls | joined), walls) for one in flow.sources}
         self.shared: dict[str, ChannelGroup] = {}
@@ -193,6 +193,8 @@ class GroupFinder:
             self.calls(group)
         if any(node in self.to_results for node in nodes):
             group.barriers.append("its channels are the network's outputs")
+        elif any(node in self.to_ends for node in nodes):
+            group.barriers.append("its channels flow on without gradients, as behind a detach, and cannot be followed")
         if not group.consumers:
             group.barriers.append("no layer was found that reads its channels alone")
         pinned = [one for one, width in flow.sources.items() if width in (None, group.channels)]  # others are spread over channels
