@@ -70,8 +70,8 @@ def _graph_of(model: nn.Module, example: Inputs, guess: bool) -> Graph:
     def run(network: nn.Module, images: Inputs) -> Any:
         written: dict[Any, Tensor] = {}
 
-        def note(_module: nn.Module, _images: object, output: Tensor) -> None:
-            written[output.grad_fn] = output
+        def note(_module: nn.Module, _images: object, output: object) -> None:
+            written.update((one.grad_fn, one) for one in tensors_in(output))
 
         hooks = [module.register_forward_hook(note) for _, module in candidates(network)]
         try:

@@ -32,7 +32,9 @@ class Segments:
         self.pool = torch.empty(0)
         for name in mixing:
 
-            def cut(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> Tensor:
+            def cut(_module: nn.Module, _inputs: object, output: object, name: str = name) -> object:
+                if not isinstance(output, Tensor):  # of a layer of the user's own, which then stays whole
+                    return output
                 self.outputs.setdefault(name, []).append(leaf := output.detach().requires_grad_())
                 return leaf.clone()  # a leaf itself could not be overwritten in place
 

@@ -85,6 +85,21 @@ def test_a_layer_that_runs_without_gradients_is_no_part_of_the_graph() -> None:
     assert "b" not in pruned_exactly(net, IMAGES).kept  # which the check of exactness finds
 
 
+class Pair(nn.Conv2d):
+    """Returns its maps and their mean, as some layers return their bias beside."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = super().forward(x)
+        return y, mean(y)
+
+
+def test_a_layer_may_return_more_than_its_maps() -> None:
+    net = branched(lambda n, y: n.main(y) * n.pair(y)[0].detach().sigmoid().mean((1, 2, 3), keepdim=True))
+    net.pair = Pair(12, 4, 1)
+    plan = pruned_exactly(net, IMAGES)
+    assert len(plan.kept["b"]) == 6 and plan.skipped["pair"] == WHOLE
+
+
 def test_a_network_that_answers_by_an_index_alone_is_pruned() -> None:
     net = Net(lambda n, x: mean(n.b(n.a(x).relu())).argmax(1), a=conv(3, 8), b=conv(8, 12)).eval()
     layers = trace_layers(net, IMAGES)
