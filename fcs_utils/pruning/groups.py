@@ -131,6 +131,11 @@ class GroupFinder:
         there = [n for n in ("weight", "bias") if isinstance(getattr(target, n, None), Tensor)]  # a GRU's bias is a truth value
         if computed := [n for n in there if n not in target._parameters | target._buffers]:
             group.barriers.append(f"the {computed[0]} of {called} is computed, such as by weight_norm or a mask, and cannot be cut")
+        if isinstance(target, Prunable):
+            width = in_width(target) if reads else out_width(target)
+            more = {n: p.shape for n, p in target._parameters.items() if p is not None and n not in ("weight", "bias")}
+            if held := [n for n, shape in more.items() if width > 1 and width in shape]:
+                group.barriers.append(f"{called}, a {type(target).__name__}, has {held[0]}, which is not cut with its channels")
         if grouped(target) or isinstance(target, nn.GroupNorm):
             self.share(group, target, called, indices, reads)
         if isinstance(target, TRANSPOSED) and target.groups > 1:

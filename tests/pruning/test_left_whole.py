@@ -177,6 +177,42 @@ def test_what_an_odd_reader_reads_stays_whole_and_the_rest_is_pruned(case: str) 
     assert set(plan.kept) == {"a"} and set(plan.skipped) == {"b"} and "is computed" not in plan.skipped["b"]
 
 
+class Standardised(nn.Conv2d):
+    """Weight standardisation with a gain, as in NFNets (Brock et al. 2021)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+        self.gain = nn.Parameter(torch.rand(outputs, 1, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, (self.weight - self.weight.mean((1, 2, 3), keepdim=True)) * self.gain, self.bias, padding=1)
+
+
+class LowRank(nn.Linear):
+    """A linear layer with LoRA's two matrices (Hu et al. 2022)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x @ self.down.T @ self.up.T
+
+
+def test_a_layer_with_further_parameters_stays_whole_and_its_reason_names_them() -> None:
+    torch.manual_seed(0)
+    net = Net(lambda n, x: mean(n.c(n.b(n.a(x).relu()).relu())), a=conv(3, 6), b=Standardised(6, 8), c=conv(8, 4)).eval()
+    with pytest.raises(StudyError, match="b: b, a Standardised, has gain, which is not cut with its channels") as refused:
+        make_plan(net, torch.randn(2, 3, 8, 8), {"a": torch.arange(6.0), "b": torch.arange(8.0)}, ratio=0.5)
+    assert "a: the network looks at the index or number of its channels" in str(refused.value)  # the mean over inputs
+    net = Net(lambda n, x: n.d(n.c(n.b(mean(n.a(x).relu())).relu()).relu()), a=conv(3, 6), b=LowRank(6, 8)).eval()
+    net.c, net.d = nn.Linear(8, 6), nn.Linear(6, 2)
+    scores = {"a": torch.arange(6.0), "b": torch.arange(8.0), "c": torch.arange(6.0)}
+    plan = make_plan(net, torch.randn(2, 3, 8, 8), scores, ratio=0.5, scope="all")
+    assert set(plan.kept) == {"c"} and plan.skipped["a"].endswith("b, a LowRank, has down, which is not cut with its channels")
+    assert plan.skipped["b"].startswith("b, a LowRank, has up")
+
+
 def bright(n: nn.Module, x: Tensor) -> Tensor:
     h = n.a(x).relu()
     return mean(n.c(n.b(h).relu() if x.mean() > 1 else n.d(h).relu()))
