@@ -257,4 +257,4 @@ def make_report(study: Study, *, allow_missing: bool = False) -> Report:
         if stage not in study.grid
     ]
     about |= {"unfinished": planning.not_run(study), "waiting": planning.claims_that_wait(study)}
-    return Report(study.found(), missing=missing, **about)
+    return Report(planning.found_so_far(study), missing=missing, **about)

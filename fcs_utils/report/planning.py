@@ -14,7 +14,7 @@ from fcs_utils.models import network_title
 from fcs_utils.report.comparisons import BASELINES, LITERAL_READING
 from fcs_utils.report.inference import MANY, detectable, needed, paired, replicate_of, seed_differences
 from fcs_utils.report.tables import as_table
-from fcs_utils.study.catalogue import ABOUT_STAGES, STAGES
+from fcs_utils.study.catalogue import ABOUT_STAGES, STAGES, Stage
 from fcs_utils.study.grid import name_criterion
 from fcs_utils.study.packed import Record
 from fcs_utils.study.rates import best_rates
@@ -86,6 +86,11 @@ def hours_of(runs: Iterable[Run], records: Iterable[Record]) -> list[float]:
             seconds.setdefault(key, []).append(record["volatile"]["seconds"] / _epochs_of(run))
     found = ((run, next((seconds[key] for key in _keys(run) if key in seconds), None)) for run in runs)
     return [math.nan if like is None else mean(like) * _epochs_of(run) / 3600 for run, like in found]
+
+
+def found_so_far(study: Study) -> dict[Stage, list[Record]]:
+    """The records of each stage; none of the rates while some are still to be tried, for then none is chosen."""
+    return study.found() | ({"rates": []} if study.rates() is None else {})
 
 
 def claims_that_wait(study: Study) -> set[str]:

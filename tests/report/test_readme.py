@@ -14,7 +14,7 @@ import pytest
 from fcs_utils.report.comparisons import await_plan, judge
 from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.frames import Report, make_report
-from fcs_utils.report.planning import claims_that_wait
+from fcs_utils.report.planning import claims_that_wait, found_so_far
 from fcs_utils.report.readme import found
 from fcs_utils.study.study import Study
 from tests.conftest import ROOT
@@ -105,3 +105,10 @@ def test_a_claim_waits_for_every_run_that_decides_it(monkeypatch: pytest.MonkeyP
     assert verdicts["Epochs (C3)"].startswith("no verdict yet, for not all planned runs are done")
     assert not report.ledger.decisive[report.ledger.claim.isin(by_epochs)].any() and "Redundancy (C1a)" in verdicts
     assert report.ledger.decisive[report.ledger.claim == "C2"].any()
+
+
+def test_no_rate_is_chosen_before_all_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study("quick", ROOT / "results")
+    assert found_so_far(study) == study.found() and study.found()["rates"]
+    monkeypatch.setattr(study, "rates", lambda: None)
+    assert found_so_far(study) == {**study.found(), "rates": []}
