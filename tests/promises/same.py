@@ -11,6 +11,8 @@ from fcs_utils.files import read_checksummed
 from fcs_utils.study.runs import Run
 from fcs_utils.study.study import Study
 
+SOME = ["network=vgg16", "criterion=fcs"]  # about half of the smoke study: every stage that trains, with one network and with two
+
 
 def differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
     """The fields in which two records differ, except ``volatile``."""

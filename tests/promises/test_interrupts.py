@@ -17,7 +17,7 @@ import pytest
 from fcs_utils.files import read_tensors
 from fcs_utils.study.records import Store
 from tests.conftest import GUARD, ROOT, command_here
-from tests.promises.same import assert_same_records, differences
+from tests.promises.same import SOME, assert_same_records, differences
 
 # Every epoch is kept, so that a kill in the middle of a training meets a checkpoint.
 EAGER = """
@@ -29,9 +29,6 @@ checkpoint.EVERY = 0
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & switches it off for all that start below it
 sys.exit(main(sys.argv[1:]))
 """
-
-
-SOME = ["network=vgg16", "criterion=fcs"]  # about half of the study: every stage that trains, with one network and with two
 
 
 def start(*arguments: str, eager: bool = False) -> subprocess.Popen[str]:
