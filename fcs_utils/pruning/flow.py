@@ -216,9 +216,9 @@ class Flow:
 
 
 def dead_ends(results: Sequence[Node], written: Iterable[Node | None]) -> list[Node]:
-    """Where gradients end before the network's results: the last tensors that layers wrote on such ways.
+    """The last tensors that layers wrote where gradients end before the network's results.
 
-    A detector so detaches its proposals, and an index of the largest value has no gradient.
+    For example, a detector detaches its proposals, and the index of the largest value has no gradient.
     """
     known, ends = set[Node](), list[Node]()
     late = sorted((node for node in {*written} if node), key=lambda node: -node._sequence_nr())

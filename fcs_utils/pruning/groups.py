@@ -135,7 +135,9 @@ class GroupFinder:
             width = in_width(target) if reads else out_width(target)
             more = {n: p.shape for n, p in target._parameters.items() if p is not None and n not in ("weight", "bias")}
             if held := [n for n, shape in more.items() if width > 1 and width in shape]:
-                group.barriers.append(f"{called}, a {type(target).__name__}, has {held[0]}, which is not cut with its channels")
+                group.barriers.append(
+                    f"{called}, a {type(target).__name__}, has {held[0]}, a parameter that is not cut with the channels"
+                )
         if grouped(target) or isinstance(target, nn.GroupNorm):
             self.share(group, target, called, indices, reads)
         if isinstance(target, TRANSPOSED) and target.groups > 1:

@@ -130,13 +130,17 @@ def _one_reading(claim: str, criterion: str, words: str, tuned: pd.DataFrame, de
     for network, name in [("", name) for name in order] + [(one, name) for name in order if name in BASELINES for one in networks]:
         part = tuned[tuned.network == network] if network else tuned
         ours, theirs = part[part.criterion == criterion], part[part.criterion == name]
-        if ours.merge(theirs, on=["seed", "network", "ratio"]).empty:
+        pairs = ours.merge(theirs, on=["seed", "network", "ratio"])
+        if pairs.empty:
             continue  # an incomplete grid
+        # Of the ratios, those that all seeds have: with another one, a seed's mean would be of other runs.
+        every = pairs.groupby("ratio", dropna=False).seed.nunique()
+        ratios = [*every.index[every == every.max()]]
+        ours, theirs = ours[ours.ratio.isin(ratios)], theirs[theirs.ratio.isin(ratios)]
         prefix = f"{network}: " if network else "given networks: " if given else ""
-        shared = {*ours.ratio} & {*theirs.ratio}
         scope = "all ratios" if network else "all networks and ratios"
-        if len(shared) == 1:
-            scope = ("all networks, " if networks and not network else "") + f"ratio {shared.pop():g}"
+        if len(ratios) == 1:
+            scope = ("all networks, " if networks and not network else "") + f"ratio {ratios[0]:g}"
         word = f"{BASELINES[name]} ({name})" if name in BASELINES else name
         question = f"{prefix}test top-1 after fine-tuning, {words} minus {word}, {scope}"
         role = "network" if network else "given" if given else ""

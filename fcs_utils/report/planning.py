@@ -22,6 +22,7 @@ from fcs_utils.study.runs import Run
 from fcs_utils.study.study import Study
 from fcs_utils.training.arms import arm_label
 
+HOURS = "core-hours (ESTIMATE)"
 WORTH = 0.5  # points of top-1, the difference that the study wants to find
 Key = tuple[object, ...]
 
@@ -110,6 +111,7 @@ def not_run(study: Study) -> pd.DataFrame:
     """Runs without a record by stage, network and what they do, with the core-hours that they would take.
 
     A run of several stages counts in the first of them. While the arms' rates are open, the first of the list stands for them.
+    Hours are NaN where no record is like the runs.
     """
     pending = {run.identity: (stage, run) for stage in reversed(STAGES) for run in study.pending([stage])}
     runs = [one for stage in STAGES for one in pending.values() if one[0] == stage]
@@ -121,25 +123,23 @@ def not_run(study: Study) -> pd.DataFrame:
             "network": network_title(run.reference.network, run.reference.width),
             "what": " ".join(filter(None, (_of_pruning(run), _of_tuning(run)))) or run.kind,
             "runs": 1,
-            "core-hours (ESTIMATE)": taken,
+            HOURS: taken,
         }
         for (stage, run), taken in zip(runs, hours, strict=True)
     ]
     if not rows:
         return pd.DataFrame()
-    frame = pd.DataFrame(rows).groupby(["stage", "network", "what"], sort=False).agg({"runs": "sum", "core-hours (ESTIMATE)": _sum})
-    words = frame["core-hours (ESTIMATE)"].map(lambda hours: "no record like it" if math.isnan(hours) else f"{hours:.2f}")
-    return frame.assign(**{"core-hours (ESTIMATE)": words}).reset_index()
+    frame = pd.DataFrame(rows).groupby(["stage", "network", "what"], sort=False).agg({"runs": "sum", HOURS: _sum})
+    return frame.reset_index()
 
 
 def stages_not_run(unfinished: pd.DataFrame) -> pd.DataFrame:
-    """The same by stage alone: what it does, how many runs are left, and their core-hours, as far as they are known."""
+    """What ``not_run`` returns, by stage alone: what the stage does, how many runs it lacks, and their hours as far as known."""
 
-    def hours(texts: pd.Series) -> str:
-        known = pd.to_numeric(texts, errors="coerce")
-        return "not known" if known.isna().all() else ("over " if known.isna().any() else "") + f"{known.sum():.1f}"
+    def words(hours: pd.Series) -> str:
+        return "not known" if hours.isna().all() else ("over " if hours.isna().any() else "") + f"{hours.sum():.1f}"
 
-    frame = unfinished.groupby("stage", sort=False).agg({"runs": "sum", "core-hours (ESTIMATE)": hours}).reset_index()
+    frame = unfinished.groupby("stage", sort=False).agg({"runs": "sum", HOURS: words}).reset_index()
     frame.insert(1, "what it does", [ABOUT_STAGES[stage] for stage in frame.stage])
     return frame
 
@@ -147,7 +147,10 @@ def stages_not_run(unfinished: pd.DataFrame) -> pd.DataFrame:
 @as_table("not_run", "unfinished")
 def not_run_table(unfinished: pd.DataFrame) -> pd.DataFrame:
     """What the profile plans and has no records for, with its core-hours."""
-    return unfinished
+    if unfinished.empty:
+        return unfinished
+    words = unfinished[HOURS].map(lambda hours: "no record like it" if math.isnan(hours) else f"{hours:.2f}")
+    return unfinished.assign(**{HOURS: words})
 
 
 def _sum(hours: pd.Series) -> float:

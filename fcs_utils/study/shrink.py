@@ -187,7 +187,7 @@ def _cut(
         options |= {"latency": wanted.latency, "measure": watch}
     plan = make_plan(dense, images[:2], scores, **options)
     with warnings.catch_warnings(record=True) as warned:  # of layers that merging leaves out
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)
         compact = prune(dense, plan, compensate="merge", statistics=statistics, example=images[:2])
     for message in dict.fromkeys(str(one.message) for one in warned):
         say(message)

@@ -202,15 +202,17 @@ class LowRank(nn.Linear):
 def test_a_layer_with_further_parameters_stays_whole_and_its_reason_names_them() -> None:
     torch.manual_seed(0)
     net = Net(lambda n, x: mean(n.c(n.b(n.a(x).relu()).relu())), a=conv(3, 6), b=Standardised(6, 8), c=conv(8, 4)).eval()
-    with pytest.raises(StudyError, match="b: b, a Standardised, has gain, which is not cut with its channels") as refused:
+    with pytest.raises(StudyError, match="b: b, a Standardised, has gain, a parameter that is not cut") as refused:
         make_plan(net, torch.randn(2, 3, 8, 8), {"a": torch.arange(6.0), "b": torch.arange(8.0)}, ratio=0.5)
     assert "a: the network looks at the index or number of its channels" in str(refused.value)  # the mean over inputs
     net = Net(lambda n, x: n.d(n.c(n.b(mean(n.a(x).relu())).relu()).relu()), a=conv(3, 6), b=LowRank(6, 8)).eval()
     net.c, net.d = nn.Linear(8, 6), nn.Linear(6, 2)
     scores = {"a": torch.arange(6.0), "b": torch.arange(8.0), "c": torch.arange(6.0)}
     plan = make_plan(net, torch.randn(2, 3, 8, 8), scores, ratio=0.5, scope="all")
-    assert set(plan.kept) == {"c"} and plan.skipped["a"].endswith("b, a LowRank, has down, which is not cut with its channels")
-    assert plan.skipped["b"].startswith("b, a LowRank, has up")
+    assert set(plan.kept) == {"c"} and plan.skipped["a"].endswith(
+        "b, a LowRank, has down, a parameter that is not cut with the channels"
+    )
+    assert plan.skipped["b"].startswith("b, a LowRank, has up, a parameter")
 
 
 def bright(n: nn.Module, x: Tensor) -> Tensor:

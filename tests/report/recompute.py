@@ -96,11 +96,16 @@ def fine_tuned(plan: Row, records: list[Row], given: bool = False) -> dict[tuple
 
 def c2(tops: dict[tuple[Any, ...], float], row: Row, own: str) -> Row:
     """A reading of FCS minus another criterion by seed; in given networks, by network. Rows that inform may lack runs."""
-    by_replicate = defaultdict(list)
+    gains, seeds = {}, defaultdict(set)
     for (criterion, seed, network, ratio), top in tops.items():
         other = tops.get((row["theirs"], seed, network, ratio))
         if criterion == own and row["network"] in ("", network) and (row["decisive"] or other is not None):
-            by_replicate[network if row["role"] == "given" else seed].append(top - other)
+            gains[seed, network, ratio] = top - other
+            seeds[ratio].add(seed)
+    most, by_replicate = max(map(len, seeds.values())), defaultdict(list)
+    for (seed, network, ratio), gain in gains.items():
+        if len(seeds[ratio]) == most:
+            by_replicate[network if row["role"] == "given" else seed].append(gain)
     return interval([float(np.mean(values)) for values in by_replicate.values()])
 
 

@@ -129,6 +129,8 @@ def test_each_reading_of_fcs_has_a_claim_and_every_network_a_row_that_informs() 
     more = c2(pd.concat([runs(**TOPS), runs(random=TOPS["random"], fcs=TOPS["fcs"]).assign(ratio=0.7)]))
     assert more[0]["comparison"] == found[0]["comparison"]  # of kernel_l1 there is one ratio
     assert more[1]["comparison"] == f"{top}, FCS minus random, all networks and ratios"
+    begun = c2(pd.concat([runs(**TOPS), runs(random=[9.0], fcs=[1.0]).assign(ratio=0.7)]))  # one seed of three
+    assert (begun[1]["effect"], begun[1]["n"]) == (found[1]["effect"], 3) and begun[1]["comparison"].endswith("ratio 0.5")
     assert found[5]["comparison"].startswith(f"{top}, best reading of FCS (fcs_greedy) minus kernel L1 norm")
     assert {row["claim"] for row in c2(runs(**TOPS), best="fcs")} == {"C2"} and {row["n"] for row in found} == {3}
     one = runs(**TOPS)

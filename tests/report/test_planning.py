@@ -13,7 +13,7 @@ from fcs_utils.report.claims import ledger
 from fcs_utils.report.comparisons import judge
 from fcs_utils.report.exchange import order_table
 from fcs_utils.report.latency_figures import latency_frame, with_latency
-from fcs_utils.report.planning import hours_of, power_table, stages_not_run
+from fcs_utils.report.planning import hours_of, not_run_table, power_table, stages_not_run
 from fcs_utils.report.recipe import recipe_table
 from fcs_utils.report.tables import compression_table, points_table, readings_table
 from fcs_utils.study.runs import Pruning, Reference, Run, Tuning
@@ -178,11 +178,13 @@ def test_the_recipe_is_ranked_on_validation_and_compared_with_the_default() -> N
 def test_what_is_not_run_is_summed_by_stage() -> None:
     hours = "core-hours (ESTIMATE)"
     rows = [
-        ("tuned", "fcs", 5, "1.25"),
-        ("tuned", "random", 5, "no record like it"),
-        ("given", "fcs", 1, "0.50"),
-        ("arms", "a", 2, "no record like it"),
+        ("tuned", "fcs", 5, 1.25),
+        ("tuned", "random", 5, math.nan),
+        ("given", "fcs", 1, 0.5),
+        ("arms", "a", 2, math.nan),
     ]
-    found = stages_not_run(pd.DataFrame(rows, columns=["stage", "what", "runs", hours]))
+    unfinished = pd.DataFrame(rows, columns=["stage", "what", "runs", hours])
+    assert not_run_table(unfinished)[hours].tolist() == ["1.25", "no record like it", "0.50", "no record like it"]
+    found = stages_not_run(unfinished)
     assert found.stage.tolist() == ["tuned", "given", "arms"] and found.runs.tolist() == [10, 1, 2]
     assert found[hours].tolist() == ["over 1.2", "0.5", "not known"] and found["what it does"].iloc[2].endswith("(C3)")
