@@ -68,7 +68,7 @@ def measure_deployed(wanted: Deployed) -> dict[str, Any]:
         layers.append({"network": name, "kinds": time_by_kind(dense, example[:1], wanted.rounds, wanted.threads)})
     goals = [{"network": name, **_timed(name, example, goal, wanted)} for name in wanted.timed for goal in wanted.goals]
     machine = describe_machine(torch.device("cpu"))
-    asked = {"asked": wanted.model_dump(mode="json"), "machine": machine, "date": describe_moment()["date"]}
+    asked = {"asked": wanted.model_dump(mode="json"), "machine": machine, "precision": "fp32", "date": describe_moment()["date"]}
     return {**asked, "rows": rows, "goals": goals, "layers": layers}
 
 

@@ -218,16 +218,12 @@ def _prune(options: argparse.Namespace) -> None:
 
 
 def _latency(options: argparse.Namespace) -> None:
-    from fcs_utils.benchmarks.deployed import Deployed, bound_table, deployed_table, goals_table, median_miss
-    from fcs_utils.benchmarks.widths import Widths, widths_table
-    from fcs_utils.study.measurements import deploy_here, widths_here
+    from fcs_utils.study.measurements import measure_latencies
 
     store = _open(options.profile, options).store
-    print(widths_table(widths_here(store, Widths())).to_string(index=False), end="\n\n", flush=True)
-    found = deploy_here(store, Deployed())
-    for made in (deployed_table, bound_table, goals_table):
-        print(made(found).to_string(index=False), end="\n\n")
-    print(f"goals in latency: half of the plans are off by {median_miss(found):.1f} % at most. Saved in {store.measurements()}")
+    for table in measure_latencies(store):
+        print(table.to_string(index=False), end="\n\n", flush=True)
+    print(f"Saved in {store.measurements()}")
 
 
 def _networks(options: argparse.Namespace) -> None:

@@ -136,7 +136,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "--profile paper-core", "paper-core", "--device",
     ),
     "latency": (
-        "measure how much faster small networks and those of ImageNet are at half of their MACs; notebook 08 shows it",
+        "measure how much faster networks at half of their MACs are, and what else takes time; notebook 08 shows it",
         "--profile cifar", HEADLINE, "",
     ),
     "tables": ("write tables and verdicts from records, running nothing", "--profile cifar", "quick", "--data --allow-missing"),

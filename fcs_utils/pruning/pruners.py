@@ -93,7 +93,7 @@ def _losses(network: nn.Module, images: Inputs, labels: Tensor, batch_size: int)
         yield F.cross_entropy(logits, truth, reduction="none")
 
 
-class _Library:
+class Library:
     """One of the library's pruners on a copy of a network, asked what it would prune; to be used inside ``traceable(network)``.
 
     able: the convolutions that may shrink, with those that follow them.
@@ -184,7 +184,7 @@ def pruner_plan(
     costs, cuts = Costs(model, example, trace_layers(model, example)), Cuts(model, whole.kept, example)
     network = duplicate(model)
     with traceable(network), _in_one_line():
-        library = _Library(name, network.eval(), images, labels, list(whole.kept))
+        library = Library(name, network.eval(), images, labels, list(whole.kept))
         kept = cache(library.kept)
         share = cache(lambda ratio: costs.measured(cuts.compact(kept(ratio))))
         if not (ratios := library.ratios()):
@@ -232,7 +232,7 @@ def _nearest(ratios: Sequence[float], share: Any, macs: float) -> float:
     return nearest_ratio(ratios[: end + 1], share, macs) if least <= macs else ratios[end]
 
 
-def _check(model: nn.Module, example: Inputs, cuts: Cuts, kept: Mapping[str, list[int]], library: _Library, ratio: float) -> None:
+def _check(model: nn.Module, example: Inputs, cuts: Cuts, kept: Mapping[str, list[int]], library: Library, ratio: float) -> None:
     """Prunes the library's copy. Raises StudyError where this study's surgery does not leave exactly the same network."""
     cuts.check(kept)
     compact = cuts.compact(kept)

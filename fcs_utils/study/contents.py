@@ -67,14 +67,27 @@ JOB = _shape(network=str, width=Positive, images=Count)
 SCORED = _shape(JOB, method=str, memory=bool, seconds=Positive | None, forward_seconds=Positive | None, bytes=int | None)
 TIMED = _shape(JOB, batch_size=Count, what=str, way=str, images_per_second=Positive)
 TURNS = _shape(network=str, macs=_by_name(Count), milliseconds=_by_name(_list(Positive)))
-WIDE = _shape(network=str, macs=_by_name(Count), seconds=_by_name(Annotated[_list(Positive), Len(1)]))
+TIMES: Any = Annotated[_list(Positive), Len(1)]
+WIDE = _shape(network=str, macs=_by_name(Count), seconds=_by_name(TIMES))
 ON_CLUSTER = _shape(workers=Count, runs_per_second=Positive, idle_per_second=Positive)
 GRID_OF_IDLE = _shape(runs=Count, per_second=Positive, bytes=Count, bytes_per_run=float)
+PAIR = _shape(what=str, against=str, seconds=TIMES, other_seconds=TIMES)
+SHARED = _shape(asked=float, macs=float, reached=Positive)
+DEPLOYED = _shape(MEASURED, asked=dict, rows=_list(TURNS), goals=_list(SHARED), layers=_list(_shape(network=str, kinds=dict)))
+
+
+def _each(*parts: Shape, **fields: Any) -> Any:
+    """What each machine adds to."""
+    return _shape(measured=_list(_shape(*parts, precision=str, **fields))) | None
+
+
 MEASUREMENTS = _shape(
     scoring=_shape(MEASURED, jobs=list, rows=_list(SCORED)) | None,
-    speed=_shape(measured=_list(_shape(MEASURED, precision=str, jobs=list, rows=_list(TIMED)))) | None,
+    speed=_each(MEASURED, jobs=list, rows=_list(TIMED)),
     cluster=_shape(MEASURED, here_per_second=Positive, rows=_list(ON_CLUSTER), overhead_seconds=Positive, grid=GRID_OF_IDLE) | None,
-    widths=_shape(MEASURED, precision=str, asked=dict, rows=_list(WIDE)) | None,
+    widths=_each(MEASURED, asked=dict, rows=_list(WIDE)),
+    deployed=_each(DEPLOYED),
+    yardsticks=_each(MEASURED, asked=dict, rows=_list(PAIR)),
     latency=_shape(MEASURED, onnxruntime=str | None, runs=list, rows=_list(TURNS)) | None,
 )
 

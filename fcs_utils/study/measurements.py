@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import torch
 
-from fcs_utils.benchmarks.deployed import Deployed, measure_deployed
+from fcs_utils.benchmarks.deployed import Deployed, bound_table, deployed_table, goals_table, measure_deployed
 from fcs_utils.benchmarks.latency import latencies
 from fcs_utils.benchmarks.scoring import Scoring, measure_scoring, scoring_jobs
 from fcs_utils.benchmarks.speed import Speed, listed, measure_speeds, speed_jobs
 from fcs_utils.benchmarks.speed_tables import machine_name
-from fcs_utils.benchmarks.widths import Widths, measure_widths
+from fcs_utils.benchmarks.widths import Widths, measure_widths, widths_table
+from fcs_utils.benchmarks.yardsticks import Yardsticks, measure_yardsticks, yardstick_table
 from fcs_utils.files import read_or_set_aside, write_checksummed
 from fcs_utils.machine import describe_machine, describe_moment
 from fcs_utils.models import count_macs
@@ -22,7 +26,8 @@ from fcs_utils.study.contents import MEASUREMENTS, conform
 from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
 
-Measured = Literal["scoring", "speed", "latency", "deployed", "widths", "cluster"]
+Measured = Literal["scoring", "speed", "latency", "deployed", "widths", "yardsticks", "cluster"]
+Valid = Callable[[Any], bool]
 
 
 def _measured(path: Path) -> dict[str, Any]:
@@ -52,41 +57,45 @@ def scoring_costs(store: Store, scoring: Scoring, device: str) -> dict[str, Any]
     return measured
 
 
-def measurements(store: Store, speed: Speed) -> list[dict[str, Any]]:
-    """What was measured of these speeds, by machine, the latest last. A file of this machine holds the published ones too."""
-    for file in kept(store, "speed"):
-        valid = [one for one in file["measured"] if one["jobs"] == listed(speed_jobs(speed, one["machine"]["device_type"]))]
-        if valid:
-            return valid
-    return []
+def by_machine(store: Store, what: Measured, valid: Valid = bool) -> list[dict[str, Any]]:
+    """Measurements that each machine adds to, the latest last. A file of this machine holds the published ones too."""
+    files = ([*filter(valid, file["measured"])] for file in kept(store, what))
+    return next(filter(None, files), [])
 
 
-def speeds(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
-    """``measurements``, taken on this machine where there are none."""
-    return measurements(store, speed) or measure_here(store, speed, device)
-
-
-def measure_here(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
-    """Add this machine's speeds, or renew them; returns ``measurements``. Raises StudyError as ``measure_speeds`` does."""
-    keep(store, "speed", {"measured": measurements(store, speed)})  # so that an unwritable folder fails before the work
-    mine = measure_speeds(speed, device)
-    others = [one for one in measurements(store, speed) if machine_name(one) != machine_name(mine)]
-    keep(store, "speed", {"measured": [*others, mine]})
+def _add(store: Store, what: Measured, measure: Callable[[], dict[str, Any]], valid: Valid = bool) -> list[dict[str, Any]]:
+    """Add this machine's measurements to those of others, or renew them; returns all."""
+    keep(store, what, {"measured": by_machine(store, what, valid)})  # so that an unwritable folder fails before the work
+    mine = measure()
+    others = [one for one in by_machine(store, what, valid) if machine_name(one) != machine_name(mine)]
+    keep(store, what, {"measured": [*others, mine]})
     return [*others, mine]
 
 
-def deploy_here(store: Store, wanted: Deployed) -> dict[str, Any]:
-    """Measure how much faster networks of ImageNet's size are, and keep it; needs idle cores and 16 GB of memory."""
-    found = measure_deployed(wanted)
-    keep(store, "deployed", found)
-    return found
+def of_jobs(speed: Speed) -> Valid:
+    """Whether measurements are of these speeds."""
+    return lambda one: bool(one["jobs"] == listed(speed_jobs(speed, one["machine"]["device_type"])))
 
 
-def widths_here(store: Store, wanted: Widths) -> dict[str, Any]:
-    """Measure how much faster small networks are with and without counts that fit vectors, and keep it; needs an idle core."""
-    found = measure_widths(wanted)
-    keep(store, "widths", found)
-    return found
+def speeds(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
+    """What was measured of these speeds, by machine, the latest last; measured on this machine where there are none."""
+    return by_machine(store, "speed", of_jobs(speed)) or measure_here(store, speed, device)
+
+
+def measure_here(store: Store, speed: Speed, device: str) -> list[dict[str, Any]]:
+    """Add this machine's speeds, or renew them; returns ``speeds``. Raises StudyError as ``measure_speeds`` does."""
+    return _add(store, "speed", partial(measure_speeds, speed, device), of_jobs(speed))
+
+
+def measure_latencies(store: Store) -> Iterator[pd.DataFrame]:
+    """Measure what takes time on this machine, keep each part as soon as it is known, and yield its tables.
+
+    What people wait for comes first, then small networks, then large ones. It needs idle cores and 16 GB of memory.
+    """
+    yield yardstick_table(_add(store, "yardsticks", partial(measure_yardsticks, Yardsticks()))[-1])
+    yield widths_table(_add(store, "widths", partial(measure_widths, Widths()))[-1])
+    large = _add(store, "deployed", partial(measure_deployed, Deployed()))[-1]
+    yield from (table(large) for table in (deployed_table, bound_table, goals_table))
 
 
 def deployment(study: Study) -> dict[str, Any]:

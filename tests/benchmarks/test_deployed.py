@@ -21,11 +21,16 @@ from fcs_utils.cli import main
 from fcs_utils.models import build_seeded, count_macs
 from fcs_utils.pruning.export import export_onnx
 from fcs_utils.study import measurements
+from fcs_utils.study.contents import MEASUREMENTS, conform
 from fcs_utils.study.records import Store
 from tests.benchmarks.test_widths import FOUND as SMALL
+from tests.benchmarks.test_yardsticks import FOUND as MEASURED
 from tests.conftest import warm
 
 FOUND = {
+    "machine": {"device_type": "cpu", "device": "a CPU", "threads": 2, "torch": "2"},
+    "date": "2026-01-01",
+    "precision": "fp32",
     "asked": {"macs": 0.5},
     "rows": [
         {
@@ -88,6 +93,7 @@ def test_a_small_measurement() -> None:
         goals=(0.8,),
     )
     found = measure_deployed(wanted)
+    conform(MEASUREMENTS, {"deployed": {"measured": [found]}}, "here")
     (row,) = found["rows"]
     assert row["macs"]["multiple-8"] / row["macs"]["dense"] == pytest.approx(0.5, abs=0.05)
     assert len(deployed_table(found)) == 2 and len(goals_table(found)) == 1 and len(bound_table(found))
@@ -105,7 +111,8 @@ def test_the_command_measures_keeps_and_prints(
 ) -> None:
     monkeypatch.setattr(measurements, "measure_deployed", lambda wanted: FOUND)
     monkeypatch.setattr(measurements, "measure_widths", lambda wanted: SMALL)
+    monkeypatch.setattr(measurements, "measure_yardsticks", lambda wanted: MEASURED)
     assert main(["latency", "--profile", "smoke", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "2.00x (1.75 to 2.25)" in said and "1.43x" in said and "off by 5.5 % at most" in said
-    assert measurements.kept(Store(tmp_path, "smoke"), "deployed") == [FOUND]
+    assert "2.00x (1.75 to 2.25)" in said and "1.43x" in said and "+10.0" in said
+    assert measurements.by_machine(Store(tmp_path, "smoke"), "deployed") == [FOUND]

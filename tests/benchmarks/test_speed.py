@@ -20,7 +20,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.files import write_checksummed
 from fcs_utils.models import build_seeded
 from fcs_utils.report.tables import grid_cost_table
-from fcs_utils.study.measurements import measure_here, measurements, speeds
+from fcs_utils.study.measurements import by_machine, measure_here, speeds
 from fcs_utils.study.study import Study
 from fcs_utils.training.loop import Callbacks, fit
 from fcs_utils.training.optimiser import Training
@@ -142,7 +142,7 @@ def test_two_at_once_are_measured_like_workers(
 
 def test_speed_and_growth_come_from_the_measurements(smoke: Path) -> None:
     study = Study("smoke", smoke)
-    (found,) = measurements(study.store, study.profile.speed)
+    (found,) = by_machine(study.store, "speed")
     table = speed_table([found])
     assert set(table.machine) == {machine_name(found)} and found["machine"]["device"] in machine_name(found)
     assert set(table.way) == {"usual", "study", "study, two at once", "convolutions alone"} and set(table.what) == {
@@ -164,7 +164,7 @@ def test_each_machine_has_its_measurement_and_renews_only_its_own(
     smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = Study("smoke", tmp_path)
-    (found,) = measurements(Study("smoke", smoke).store, study.profile.speed)
+    (found,) = by_machine(Study("smoke", smoke).store, "speed")
     other = {**found, "machine": {**found["machine"], "device": "another"}}
     stale = {**other, "jobs": other["jobs"][:-1]}
     write_checksummed(study.store.measurements(), {"speed": {"measured": [stale, other]}})
@@ -173,7 +173,7 @@ def test_each_machine_has_its_measurement_and_renews_only_its_own(
     for rate in (10.0, 20.0):
         monkeypatch.setattr("fcs_utils.benchmarks.speed.measure_speed", lambda job, rate=rate: rate)
         assert main(["speed", "--profile", "smoke", "--device", "cpu", "--out", str(tmp_path)]) == 0
-        first, mine = measurements(study.store, study.profile.speed)
+        first, mine = by_machine(study.store, "speed")
         assert first == other and {row["images_per_second"] for row in mine["rows"]} == {rate}
         assert f"{50_000 / rate:,.2f}" in capsys.readouterr().out
     assert [len(rows) for _, rows in speed_table([first, mine]).groupby("machine")] == [len(speed_table([found]))] * 2

@@ -14,6 +14,7 @@ from fcs_utils.files import read_checksummed
 from fcs_utils.study import measurements
 from fcs_utils.study.contents import MEASUREMENTS, conform
 from fcs_utils.study.records import Store
+from tests.benchmarks.test_yardsticks import FOUND as MEASURED
 
 SMALL = Widths(networks=(("vgg16", 0.125), ("resnet20", 1.0)), batch_size=2, steps=1, rounds=5)
 FOUND = {
@@ -72,7 +73,7 @@ def test_a_small_measurement_takes_turns_and_prunes_to_the_multiples(monkeypatch
     monkeypatch.setattr(widths, "in_turns", noted)
     monkeypatch.setattr(widths, "prune", lambda dense, plan, real=widths.prune: kept.append(plan) or real(dense, plan))
     found = measure_widths(SMALL)
-    conform(MEASUREMENTS, {"widths": found}, "here")
+    conform(MEASUREMENTS, {"widths": {"measured": [found]}}, "here")
     one_round = [f"{what} {name}" for name in ("dense", "multiple-1", "multiple-8") for what in ("training", "inference")]
     assert turns == one_round * 6 * 2  # one warms up; two networks
     assert [row["network"] for row in found["rows"]] == ["vgg16 x0.125", "resnet20 x1"] and len(widths_table(found)) == 4
@@ -88,12 +89,13 @@ def test_the_command_measures_keeps_and_prints_small_networks_first(
     def interrupted(wanted: object) -> None:
         raise StudyError("the large networks were not reached")
 
+    monkeypatch.setattr(measurements, "measure_yardsticks", lambda wanted: MEASURED)
     monkeypatch.setattr(measurements, "measure_widths", lambda wanted: FOUND)
     monkeypatch.setattr(measurements, "measure_deployed", interrupted)
     assert main(["latency", "--profile", "smoke", "--out", str(tmp_path)]) == 1
     assert "2.00x (1.00 to 3.00)" in capsys.readouterr().out
     store = Store(tmp_path, "smoke")
-    assert measurements.kept(store, "widths") == [FOUND] == [read_checksummed(store.measurements())["widths"]]
+    assert measurements.by_machine(store, "widths") == [FOUND] == read_checksummed(store.measurements())["widths"]["measured"]
 
 
 @pytest.mark.parametrize(
@@ -101,5 +103,5 @@ def test_the_command_measures_keeps_and_prints_small_networks_first(
 )
 def test_wrong_measurements_are_refused(field: str, new: object) -> None:
     wrong = {**FOUND, "rows": [{**FOUND["rows"][0], field: new}]}
-    with pytest.raises(StudyError, match=f"widths.rows.0.{field}"):
-        conform(MEASUREMENTS, {"widths": wrong}, "here")
+    with pytest.raises(StudyError, match=f"widths.measured.0.rows.0.{field}"):
+        conform(MEASUREMENTS, {"widths": {"measured": [wrong]}}, "here")

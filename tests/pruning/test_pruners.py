@@ -17,7 +17,7 @@ from fcs_utils.pruning.criteria import CRITERIA, importance, ranking_of, reading
 from fcs_utils.pruning.cutters import cutters
 from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.pruning.plan import PruningPlan
-from fcs_utils.pruning.pruners import _Library, pruner_plan
+from fcs_utils.pruning.pruners import Library, pruner_plan
 from fcs_utils.pruning.surgery import prune
 from tests.conftest import warm
 from tests.pruning.test_moves import Turned
@@ -165,10 +165,10 @@ def test_the_same_plan_twice_and_the_network_stays_as_it_was(name: str) -> None:
 
 
 def test_a_choice_that_the_plan_does_not_say_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def others(self: _Library, ratio: float, real: object = _Library.kept) -> dict[str, list[int]]:
+    def others(self: Library, ratio: float, real: object = Library.kept) -> dict[str, list[int]]:
         return {name: [*range(len(kept))] for name, kept in real(self, ratio).items()}
 
-    monkeypatch.setattr(_Library, "kept", others)
+    monkeypatch.setattr(Library, "kept", others)
     with pytest.raises(StudyError, match="no plan says what Torch-Pruning prunes: its network has another features.conv1.weight"):
         pruned(network("vgg16"), "tp_group_norm", 0.5, BIG)
 
