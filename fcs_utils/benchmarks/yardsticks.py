@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fcs_utils.benchmarks.deployed import plan_by_norms
 from fcs_utils.benchmarks.isolated import in_turns
+from fcs_utils.benchmarks.operators import operator_shares
 from fcs_utils.benchmarks.scoring import PROCEDURES, forward
 from fcs_utils.benchmarks.widths import CPU
 from fcs_utils.config import Config, Count, Width
@@ -75,12 +76,16 @@ class Pair(NamedTuple):
 
 
 def measure_yardsticks(wanted: Yardsticks) -> dict[str, Any]:
-    """This machine's measurements on the CPU: ``rows`` with the seconds of both sides of every pair, round by round."""
+    """This machine's measurements on the CPU: ``rows`` with the seconds of both sides of every pair, round by round.
+
+    Of the first side, also the operators that take most of its time.
+    """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for pair in _pairs(wanted, Path(folder)):
             taken = in_turns({"call": pair.call, "other": pair.other}, wanted.rounds, warm_up=1)
-            rows.append({"what": pair.what, "against": pair.against, "seconds": taken["call"], "other_seconds": taken["other"]})
+            row = {"what": pair.what, "against": pair.against, "seconds": taken["call"], "other_seconds": taken["other"]}
+            rows.append({**row, "operators": operator_shares(pair.call)})
     asked = {"asked": wanted.model_dump(mode="json"), "precision": pick_precision(CPU)}
     return {"machine": describe_machine(CPU), "date": describe_moment()["date"], **asked, "rows": rows}
 

@@ -71,7 +71,7 @@ TIMES: Any = Annotated[_list(Positive), Len(1)]
 WIDE = _shape(network=str, macs=_by_name(Count), seconds=_by_name(TIMES))
 ON_CLUSTER = _shape(workers=Count, runs_per_second=Positive, idle_per_second=Positive)
 GRID_OF_IDLE = _shape(runs=Count, per_second=Positive, bytes=Count, bytes_per_run=float)
-PAIR = _shape(what=str, against=str, seconds=TIMES, other_seconds=TIMES)
+PAIR = _shape(what=str, against=str, seconds=TIMES, other_seconds=TIMES, operators=_by_name(PERCENT))
 SHARED = _shape(asked=float, macs=float, reached=Positive)
 DEPLOYED = _shape(MEASURED, asked=dict, rows=_list(TURNS), goals=_list(SHARED), layers=_list(_shape(network=str, kinds=dict)))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from fcs_utils.benchmarks import yardsticks
+from fcs_utils.benchmarks.operators import operator_shares, operator_table
 from fcs_utils.benchmarks.yardsticks import Yardsticks, measure_yardsticks, yardstick_table
 from fcs_utils.errors import StudyError
 from fcs_utils.study.contents import MEASUREMENTS, conform
@@ -17,7 +19,15 @@ FOUND = {
     "date": "2026-01-01",
     "precision": "fp32",
     "asked": {"rounds": 3},
-    "rows": [{"what": "a pass", "against": "another", "seconds": [2.0, 3.0, 2.0], "other_seconds": [1.0, 2.0, 4.0]}],
+    "rows": [
+        {
+            "what": "a pass",
+            "against": "another",
+            "seconds": [2.0, 3.0, 2.0],
+            "other_seconds": [1.0, 2.0, 4.0],
+            "operators": {"mm": 75.0, "all others": 25.0},
+        }
+    ],
 }
 
 
@@ -34,7 +44,9 @@ def test_every_pair_does_its_work_in_turns(monkeypatch: pytest.MonkeyPatch) -> N
     found = measure_yardsticks(SMALL)
     conform(MEASUREMENTS, {"yardsticks": {"measured": [found]}}, "here")
     assert all(len(row["seconds"]) == len(row["other_seconds"]) == 5 for row in found["rows"])
-    assert read == [(b"PNG", 32)] * 70 * 2 * 6  # of both ways in every round, one of which warms up
+    assert read == [(b"PNG", 32)] * 70 * (
+        2 * 6 + 2
+    )  # both ways in every round, of which one warms up; then once for the operators, warmed up too
     against = {row["what"]: row["against"] for row in found["rows"]}
     assert list(against) == [
         "one scoring pass of ResNet-20, all layers, 4 images of 32 pixels",
@@ -48,6 +60,17 @@ def test_every_pair_does_its_work_in_turns(monkeypatch: pytest.MonkeyPatch) -> N
         "fcs-mlft --help",
     ]
     assert len(yardstick_table(found)) == 9
+    named = {row["what"] for row in found["rows"] if row["operators"]}
+    assert named == {what for what in against if not what.startswith(("decoding", "fcs-mlft"))}
+
+
+def test_operators_share_the_time_of_a_call() -> None:
+    one = torch.ones(300, 300)
+    shares = operator_shares(lambda: [one @ one for _ in range(50)])
+    assert max(shares, key=shares.__getitem__) == "mm" and sum(shares.values()) == pytest.approx(100)
+    assert operator_shares(lambda: None) == {}
+    rows = [{"what": "a pass", "operator": "mm", "share of the time (%)": "75.0"}]
+    assert operator_table(FOUND["rows"]).to_dict("records")[:1] == rows
 
 
 @pytest.mark.parametrize(("field", "new"), [("seconds", []), ("other_seconds", [0.0]), ("what", 5)])
