@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fcs_utils.config import Amount, Images, Model, checked
 from fcs_utils.errors import StudyError, refuse
+from fcs_utils.pruning.apart import check_apart
 from fcs_utils.pruning.costs import Costs
 from fcs_utils.pruning.cutting import Cuts
 from fcs_utils.pruning.input_shapes import shape_fields
@@ -41,6 +42,7 @@ def plan_by_hand(model: Model, example: Images, kept: Mapping[str, Sequence[Amou
     losing = {name: indices for name, indices in wanted.items() if len(indices) < layers[name].channels}
     if not losing:
         raise StudyError("nothing to prune: every layer in kept keeps all of its channels")
+    check_apart(model, example)
     cuts = Cuts(model, losing, example)
     if unled := next((name for name in cuts.groups if name not in losing), None):
         led = next(name for name in losing if name in cuts.groups[unled])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from fcs_utils.errors import StudyError
+from fcs_utils.errors import StudyError, first_line, is_out_of_memory
 from fcs_utils.inputs import Inputs, blank_like, placed
 from fcs_utils.pruning.graph import dependency_graph, traceable, walk
 from fcs_utils.pruning.groups import MIXING
@@ -19,7 +19,7 @@ from fcs_utils.pruning.kinds import Prunable, depthwise, held_axis, out_width
 from fcs_utils.pruning.moves import Graph
 from fcs_utils.pruning.shares import cut_of
 from fcs_utils.pruning.splits import resizes
-from fcs_utils.pruning.ties import tie_again, tied_parameters
+from fcs_utils.pruning.ties import end_of, sharing, tie_again, tied_parameters
 from fcs_utils.running import in_turn
 
 Stays = Mapping[str, Sequence[int]]  # by convolution, the channels that stay
@@ -41,9 +41,40 @@ def duplicate(model: nn.Module, like: Tensor | None = None, share: bool = False)
             if type(tensor) in (Tensor, nn.Parameter) and tensor.is_leaf and tensor.is_floating_point():
                 cast = tensor.detach().to(like, copy=True)  # at once: a copy that is cast later takes twice the time
                 computed[id(tensor)] = nn.Parameter(cast, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cast
-        computed |= {id(one): one for one in model.parameters()} if share else {}
-        made = copy.deepcopy(model, computed)
+        computed |= {id(one): one for one in model.parameters()} if share else _together(model, like)
+        try:
+            made = copy.deepcopy(model, computed)
+        except (AttributeError, NotImplementedError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise StudyError(f"the network cannot be copied: {_uncopied(model)}{first_line(error)}") from error
     return made if like is None else made.to(like.device, like.dtype)
+
+
+def _together(model: nn.Module, like: Tensor | None) -> dict[int, Any]:
+    """Copies of parameters that share memory, by identity: they share it, too. Python would give each a piece of its own."""
+    found: dict[int, Any] = {}
+    for views in sharing(model.parameters()):
+        if len(views) > 1:
+            start, end = views[0].storage_offset(), max(map(end_of, views))
+            memory = views[0].detach().as_strided((end - start,), (1,), start)
+            copied = memory.clone() if like is None else memory.to(like, copy=True)
+            for one in views:
+                view = copied.as_strided(one.shape, one.stride(), one.storage_offset() - start)
+                found[id(one)] = nn.Parameter(view, one.requires_grad)
+    return found
+
+
+def _uncopied(model: nn.Module) -> str:
+    """The attribute of a module that Python refuses to copy, in words; nothing where none is found by itself."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if not isinstance(value, dict | Tensor):  # of parameters, buffers, hooks and parts
+                try:
+                    copy.deepcopy(value)
+                except (AttributeError, NotImplementedError, RecursionError, RuntimeError, TypeError, ValueError):
+                    return f"{f'{name}.{key}'.lstrip('.')} is a {type(value).__name__}: "
+    return ""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.inputs import Inputs
+from fcs_utils.pruning.apart import check_apart
 from fcs_utils.pruning.costs import Costs
 from fcs_utils.pruning.counts import Limits, nearest_ratio, select
 from fcs_utils.pruning.cutting import Cuts, duplicate
@@ -47,6 +48,7 @@ class Draft:
         self.whole: dict[str, str] = {}
         if not groups:
             raise self._nothing()
+        check_apart(model, example)
         self.example, self.cuts, self.proof = example, Cuts(model, groups, example), Proof(model, example, example)
         for name in self.cuts.unseen:
             self.skipped |= dict.fromkeys(self.groups.pop(name), ROUTE)

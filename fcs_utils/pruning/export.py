@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import importlib.util
 import inspect
@@ -21,6 +20,7 @@ from fcs_utils.errors import StudyError, first_line, refuse
 from fcs_utils.files import read_tensors, tensors_sum, write_atomic, write_tensors
 from fcs_utils.inputs import Inputs, call, count_of, of_each, parts_of
 from fcs_utils.models import load_state
+from fcs_utils.pruning.cutting import duplicate
 from fcs_utils.pruning.flow import candidates
 from fcs_utils.pruning.kinds import check_axes, out_width
 from fcs_utils.pruning.plan import PruningPlan
@@ -47,7 +47,7 @@ def export_onnx(model: Model, path: FilePath, example: Images) -> Path:
     check_axes(model, example, "example")
     if count_of(example) < 2:
         raise refuse("example", example, "two images or more, (N, C, ...)")
-    example, model = of_each(example, lambda one: one.cpu().contiguous()), copy.deepcopy(model).cpu().eval()
+    example, model = of_each(example, lambda one: one.cpu().contiguous()), duplicate(model).cpu().eval()
     inputs = _as_arguments(model, example)
     several, batch = isinstance(example, Mapping), torch.export.Dim("batch")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():

@@ -15,6 +15,7 @@ from fcs_utils.config import Count, Images, Model, checked
 from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs, laid_out, split_batches
 from fcs_utils.models import images_at_once
+from fcs_utils.pruning.apart import check_apart
 from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.pruning.kinds import Prunable, check_axes, check_images, map_axes, out_width
 from fcs_utils.pruning.merge import merge
@@ -50,11 +51,12 @@ def prune(
     passes of one or two images, in float64, ten with an example; for large images most are of small ones, where the network does
     the same with these (``routes.same_route``). A warning says when it does not run in train mode.
 
-    Raises StudyError for an unknown compensate, missing statistics, a plan that is damaged or of another network, and for
-    a network that the plan cannot cut exactly, with the name of a layer.
+    Raises StudyError for an unknown compensate, missing statistics, a plan that is damaged or of another network, a network that
+    cannot be copied, and one that the plan cannot cut exactly, with the name of a layer.
     """
     _check_fit(model, plan, example)
     images = plan.images(example)
+    check_apart(model, images)
     dense = duplicate(model)
     if compensate == "merge":
         if statistics is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 import torch_pruning as tp
-from torch import nn
+from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.kinds import Prunable
@@ -16,12 +17,53 @@ Place = tuple[nn.Module, str]  # a module, and the name under which it has a par
 
 
 def tied_parameters(model: nn.Module) -> list[list[Place]]:
-    """The places of every parameter that has more than one. A module with two names has its parameters in one place each."""
+    """The places of every parameter that has more than one, or whose memory is another's, too.
+
+    A module with two names has its parameters in one place each.
+    """
     places: dict[nn.Parameter, list[Place]] = defaultdict(list)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             places[parameter].append((module, name))
-    return [found for found in places.values() if len(found) > 1]
+    tied = [[place for one in views for place in places[one]] for views in sharing(places)]
+    return [found for found in tied if len(found) > 1]
+
+
+def sharing(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """The parameters, those together that have some of their memory in common."""
+    blocks: dict[object, list[nn.Parameter]] = defaultdict(list)
+    for parameter in parameters:
+        blocks[memory_of(parameter) or parameter].append(parameter)
+    for block in blocks.values():
+        views: list[nn.Parameter] = []
+        end = 0  # of these views
+        for one in sorted(block, key=Tensor.storage_offset):
+            if views and one.storage_offset() >= end:
+                yield views
+                views, end = [], 0
+            views.append(one)
+            end = max(end, end_of(one))
+        yield views
+
+
+def end_of(parameter: Tensor) -> int:
+    """The number behind its last one, in the memory that it lies in."""
+    return (
+        int(parameter.storage_offset())
+        + 1
+        + sum((n - 1) * step for n, step in zip(parameter.shape, parameter.stride(), strict=True))
+    )
+
+
+def memory_of(parameter: Tensor) -> int:
+    """Where the memory begins that a parameter lies in; 0 where nothing can be said of it."""
+    return parameter.untyped_storage().data_ptr() if parameter.numel() and parameter.layout is torch.strided else 0
+
+
+def _one_view(tie: list[Place]) -> bool:
+    """Whether the places of a tie read its memory in one way; another view of it cannot be cut alike."""
+    found = [getattr(module, name) for module, name in tie]
+    return len({(one.storage_offset(), one.shape, one.stride()) for one in found}) == 1
 
 
 def unlike(
@@ -34,12 +76,21 @@ def unlike(
         reads = not out and isinstance(module, Prunable)  # inputs are columns of the weight alone
         for name in ("weight",) if reads else dict(module.named_parameters(recurse=False) if isinstance(module, nn.Module) else ()):
             cuts[module, name].append((out, indices[0].tolist()))
-    return next((tie for tie in ties if any(cuts.get(place) != cuts.get(tie[0]) for place in tie)), None)
+    return next(
+        (
+            tie
+            for tie in ties
+            if any(cuts.get(place) != cuts.get(tie[0]) for place in tie) or (tie[0] in cuts and not _one_view(tie))
+        ),
+        None,
+    )
 
 
 def tie_again(ties: Iterable[list[Place]]) -> None:
     """Let the places share one parameter again, after each was cut. Raises StudyError where they were not cut alike."""
     for first, *others in ties:
+        if len({memory_of(getattr(module, name)) for module, name in (first, *others)}) == 1:
+            continue  # not cut
         parameter = first[0].get_parameter(first[1])
         for module, name in others:
             if not parameter.equal(module.get_parameter(name)):

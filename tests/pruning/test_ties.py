@@ -103,3 +103,26 @@ def test_a_bias_is_not_cut_where_its_layer_loses_inputs() -> None:
     net.stranger.bias = net.one.bias
     compact = prune(net, plan_of(net))
     assert compact.one.in_channels == 4 and compact.stranger.bias is compact.one.bias and len(compact.one.bias) == 4
+
+
+def test_memory_that_two_parameters_share_stays_shared() -> None:
+    net = two_readers(conv(8, 4), conv(8, 4))
+    net.two.weight = nn.Parameter(net.one.weight.data)
+    plan = plan_of(net)
+    compact = prune(net, plan)
+    assert compact.one.in_channels == 4 and compact.two.weight.data_ptr() == compact.one.weight.data_ptr()
+    torch.testing.assert_close(compact(IMAGES), zeroed(net, plan), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "a part"])
+def test_another_view_of_a_weight_stays_whole(transposed: bool) -> None:
+    def flow(net: nn.Module, images: Tensor) -> Tensor:
+        maps = net.a(images).relu()
+        return net.head(torch.cat([net.one(maps), net.two(maps)[:, :4]], 1).mean((2, 3)))
+
+    torch.manual_seed(0)
+    net = Net(flow, a=conv(3, 8, 3), one=conv(8, 8), two=conv(8, 8 if transposed else 4), head=nn.Linear(12, 2)).eval()
+    shared = net.one.weight.data
+    net.two.weight = nn.Parameter(shared.transpose(0, 1) if transposed else shared[4:])
+    with pytest.raises(StudyError, match="shares a parameter that would not shrink alike: one.weight, two.weight"):
+        plan_of(net)
