@@ -10,10 +10,12 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, create_model
 from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from fcs_utils.errors import StudyError, allowed_by, refuse, refuse_field
 from fcs_utils.inputs import Inputs, parts_of
@@ -34,12 +36,14 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-def plain_integer(value: Any) -> Any:
-    """A whole number of NumPy as Python's own; everything else as it is."""
-    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
+def plain_number(value: Any) -> Any:
+    """A number of NumPy as Python's own; everything else as it is."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, np.floating) else value
 
 
-OF_NUMPY = BeforeValidator(plain_integer)
+OF_NUMPY = BeforeValidator(plain_number)
 Amount = Annotated[int, Field(strict=True, ge=0), OF_NUMPY]
 Count = Annotated[int, Field(strict=True, ge=1), OF_NUMPY]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32), OF_NUMPY]  # what every generator here takes
@@ -50,7 +54,8 @@ Classes = Annotated[int, Field(strict=True, ge=1, le=100_000), OF_NUMPY]
 
 
 def _ordinary(tensor: Tensor) -> bool:
-    return not (tensor.is_meta or tensor.is_inference() or tensor.is_quantized or nn.parameter.is_lazy(tensor))
+    odd = tensor.is_meta or tensor.is_inference() or tensor.is_quantized or tensor.is_nested or nn.parameter.is_lazy(tensor)
+    return not odd and not isinstance(tensor, FakeTensor)
 
 
 def _is_network(model: nn.Module) -> nn.Module:
@@ -61,8 +66,8 @@ def _is_network(model: nn.Module) -> nn.Module:
 
 
 def _is_plain(tensor: Tensor) -> Tensor:
-    if not _ordinary(tensor) or tensor.requires_grad or tensor.is_sparse:
-        raise ValueError("a plain tensor: not on device meta, not made in inference mode, and without a gradient (use .detach())")
+    if not _ordinary(tensor) or tensor.requires_grad or tensor.layout is not torch.strided:
+        raise ValueError("a plain, dense tensor: not on device meta or in inference mode, and without a gradient (use .detach())")
     return tensor
 
 
@@ -130,7 +135,7 @@ def _refusal(given: Mapping[str, Any], error: Mapping[str, Any]) -> StudyError:
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Check the arguments of every call against the function's annotations before the call; whole numbers of NumPy become Python's.
+    """Check the arguments of every call against the function's annotations before the call; numbers of NumPy become Python's.
 
     Raises StudyError for the first that does not fit: it names the parameter, its value and what is allowed. Missing and
     unknown arguments are a TypeError, as without this. What the function makes has gradients also inside ``inference_mode``.
@@ -150,7 +155,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
             options = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-            bound.arguments[name] = {n: plain_integer(v) for n, v in value.items()} if options else plain_integer(value)
+            bound.arguments[name] = {n: plain_number(v) for n, v in value.items()} if options else plain_number(value)
         given = bound.arguments
         try:
             rules().model_validate({name: value for name, value in given.items() if name in rules().model_fields})

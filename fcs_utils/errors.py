@@ -44,6 +44,8 @@ def refuse(parameter: str, value: object, allowed: str) -> StudyError:
 
 def _short(value: object) -> str:
     """A value in one line: tensors and arrays by kind and shape, alone or several; long texts and networks by their beginning."""
+    if getattr(value, "is_nested", False):  # which has no shape
+        return "a nested tensor"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{type(value).__name__} {value.dtype} {tuple(value.shape)}"
     inside = [*(value.values() if isinstance(value, Mapping) else value)] if isinstance(value, Mapping | tuple | list) else []

@@ -40,6 +40,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         # A module keeps its hooks, parameters and buffers in tables of their own, one level down.
         tables += [value for table in tables for value in table.values() if isinstance(value, (dict, list))]
         before = [(table, list(table) if isinstance(table, list) else dict(table)) for table in tables]
+        for module in modes:  # what module.compile() made may run past hooks
+            vars(module).pop("_compiled_call_impl", None)
         model.eval()
         try:
             yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs, noise_like, parts_of
+from fcs_utils.machine import free_memory
 from fcs_utils.pruning.cutting import duplicate
 from fcs_utils.pruning.outcomes import first_run
 from fcs_utils.pruning.proof import SMALL
@@ -19,17 +20,19 @@ from fcs_utils.pruning.ties import memory_of
 
 
 class _Reads(TorchDispatchMode):
-    """Notes which tensors of ``known``, by the place of their memory, are read."""
+    """Notes which tensors of ``known``, by the place of their memory, are read, and how many numbers the largest one made has."""
 
     def __init__(self, known: Mapping[int, str]) -> None:
         super().__init__()
-        self.known, self.found = known, dict[str, None]()
+        self.known, self.found, self.largest = known, dict[str, None](), 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for one in tree_leaves((args, kwargs)):
             if isinstance(one, Tensor) and (name := self.known.get(memory_of(one))):
                 self.found[name] = None
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self.largest = max([self.largest, *(one.numel() for one in tree_leaves(result) if isinstance(one, Tensor))])
+        return result
 
 
 def check_apart(model: nn.Module, images: Inputs) -> None:
@@ -37,17 +40,35 @@ def check_apart(model: nn.Module, images: Inputs) -> None:
 
     images: (N, C, ...) or several inputs. A lambda that a layer holds, or a hook, may have got hold of the network. Python copies
     neither, so it goes on to use the network's own layers in every copy. What such a copy learns would change the wrong network.
+    Also raises StudyError for images so large that the network would take more memory than there is, as a small one shows.
     """
     named = [*model.named_parameters(), *model.named_buffers()]
     known = {memory: name for name, tensor in named if (memory := memory_of(tensor))}
-    sides = parts_of(images)[0].shape[2:]
-    share = min(1.0, SMALL / min(sides)) if isinstance(images, Tensor) else 1.0
-    tried = [noise_like(images, 1, torch.Generator().manual_seed(0), one) for one in sorted({share, 1.0})]
-    copied = duplicate(model)
-    with _Reads(known) as reads:
-        first_run(copied, tried, False)  # where it does not run, others say so
+    copied, reads = duplicate(model), _Reads(known)
+    for tried in _sizes(images):
+        with reads:
+            _, error = first_run(copied, [tried], False)  # where it does not run, others say so
+        if isinstance(images, Tensor) and isinstance(tried, Tensor):
+            _check_memory(images, reads.largest * images[0].numel() // tried.numel(), next(model.parameters()).device)
+        if error is None:
+            break
     if reads.found:
         raise StudyError(
             f"a copy of the network still computes with the network's own {', '.join([*reads.found][:3])}: something that it holds "
             "and Python does not copy refers to them, such as a lambda, a hook or a part with an own __deepcopy__; make it a method"
         )
+
+
+def _sizes(images: Inputs) -> Iterator[Inputs]:
+    """A small random image, and one of full size, which is made where it is asked for."""
+    sides = parts_of(images)[0].shape[2:]
+    for share in (SMALL / min(sides), 1.0) if isinstance(images, Tensor) and min(sides) > SMALL else (1.0,):
+        yield noise_like(images, 1, torch.Generator().manual_seed(0), share)
+
+
+def _check_memory(images: Tensor, largest: int, device: torch.device) -> None:
+    """largest: numbers in the largest tensor of one image."""
+    needed, free = 2 * 8 * largest, free_memory(device)  # what a layer reads and writes, in float64
+    if needed > free:
+        size = " x ".join(map(str, images.shape[2:]))
+        raise StudyError(f"an image of {size} takes some {needed / 1e9:.3g} GB in this network, and {free / 1e9:.3g} GB are free")

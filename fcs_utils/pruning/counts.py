@@ -25,7 +25,7 @@ def keep_count(channels: int, ratio: float, rounding: Rounding = "study") -> int
     Raises StudyError for a ratio outside (0, 1).
     """
     if not isinstance(ratio, int | float) or not 0 < ratio < 1:  # also refuses NaN
-        raise refuse("ratio", ratio, "above 0 and below 1, the share of channels to remove")
+        raise refuse("ratio", ratio, "a number above 0 and below 1, the share of channels to remove")
     return max(1, int(channels * (1 - ratio)) if rounding == "chip" else channels - round(ratio * channels))
 
 

@@ -124,6 +124,8 @@ class Flow:
         except StudyError as error:
             where = [f"{name}, a {type(model.get_submodule(name)).__name__}" for name in running if name]
             raise StudyError(f"{error}" + (f" (in {where[-1]})" if where else "")) from error
+        if not any(node for name, _ in candidates(model) for node in self.outputs.get(name, [None])):
+            raise StudyError("the network's channels cannot be followed: its forward pass makes no gradients, as in torch.no_grad")
         self.results, self.users = [tensor.grad_fn for tensor in tensors_in(result) if tensor.grad_fn], dict[Node, list[Node]]()
         self.ends = dead_ends(self.results, [node for name, _ in candidates(model) for node in self.outputs.get(name, ())])
         self._link([*self.results, *self.ends])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from fcs_utils.config import Count, Images, Model, checked
+from fcs_utils.config import Amount, Count, Images, Model, NotNegative, Ratio, checked
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.inputs import Inputs
 from fcs_utils.pruning.counts import Limits, Ranking, Rounding
@@ -23,6 +24,7 @@ from fcs_utils.pruning.options import Allocation, Evaluate, PlanOptions
 from fcs_utils.pruning.statistics import ChannelStatistics
 
 REASON = 60  # characters of a reason in a table
+LARGEST_INPUT = 2**30  # numbers of an image
 
 
 class PruningPlan(BaseModel):
@@ -41,14 +43,14 @@ class PruningPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kept: dict[str, list[int]]
-    channels: dict[str, int]
+    kept: dict[str, list[Annotated[int, Field(strict=True)]]]
+    channels: dict[str, Count]
     skipped: dict[str, str] = {}
     input_shape: tuple[Count, ...]
-    ratio: float | None
+    ratio: Ratio | None
     scope: Scope = "inner"
-    macs: float | None = None
-    macs_left: float | None = None
+    macs: Ratio | None = None
+    macs_left: NotNegative | None = None
     # In no text of a plan that does without them: such plans stay as they were.
     ranking: Ranking = Field(default="layer", exclude_if=lambda ranking: ranking == "layer")
     rates: dict[str, float] | None = Field(default=None, exclude_if=lambda rates: rates is None)
@@ -57,8 +59,8 @@ class PruningPlan(BaseModel):
     multiple: Count = Field(default=1, exclude_if=lambda multiple: multiple == 1)
     min_channels: Count = Field(default=1, exclude_if=lambda least: least == 1)
     latency: Latency | None = Field(default=None, exclude_if=lambda latency: latency is None)
-    latency_left: float | None = Field(default=None, exclude_if=lambda latency: latency is None)
-    layer_macs: dict[str, tuple[int, int]] = Field(default={}, exclude_if=lambda macs: not macs)
+    latency_left: NotNegative | None = Field(default=None, exclude_if=lambda latency: latency is None)
+    layer_macs: dict[str, tuple[Amount, Amount]] = Field(default={}, exclude_if=lambda macs: not macs)
     inputs: tuple[Input, ...] = Field(default=(), exclude_if=lambda inputs: not inputs)
 
     @model_validator(mode="after")
@@ -71,6 +73,14 @@ class PruningPlan(BaseModel):
             raise ValueError("the plan is damaged: input_shape must be (C, H, W), (C, L) or (C, D, H, W)")
         if self.inputs and self.inputs[0].shape != self.input_shape:
             raise ValueError("the plan is damaged: input_shape must be that of the first of its inputs")
+        if both := sorted(self.kept.keys() & self.skipped.keys()):
+            raise ValueError(f"the plan is damaged: {both[0]} cannot lose channels and stay whole")
+        if (self.macs_left or 0) > 1 or any(left > dense for dense, left in self.layer_macs.values()):
+            raise ValueError("the plan is damaged: it cannot leave more MACs than there were")
+        if any(not 0 <= rate < 1 for rate in (self.rates or {}).values()):
+            raise ValueError("the plan is damaged: rates must be 0 or above and below 1")
+        if any(math.prod(shape) > LARGEST_INPUT for shape in (self.input_shape, *(one.shape for one in self.inputs))):
+            raise ValueError(f"input_shape: one image has more than {LARGEST_INPUT:,} numbers")
         for name, indices in self.kept.items():
             width = self.channels[name]
             if not indices or indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= width:

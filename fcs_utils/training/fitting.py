@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,25 @@ from fcs_utils.training.arms import Arm
 from fcs_utils.training.losses import check_logits, check_range
 
 InputBatch = tuple[Inputs, Tensor]  # images (B, C, ...), or all inputs of a network, and labels (B,)
+
+
+_threads: list[int] = []  # that are in a training, once for each
+
+
+@contextmanager
+def in_training() -> Iterator[None]:
+    """Warns where another thread is in a training: torch has one generator for all threads, from which dropout draws."""
+    if set(_threads) - {threading.get_ident()}:
+        warnings.warn(
+            "another thread trains, too: what networks draw at random, such as dropout, comes from one generator, so that results are "
+            "not those of a seed; use processes instead",
+            stacklevel=5,
+        )
+    _threads.append(threading.get_ident())
+    try:
+        yield
+    finally:
+        _threads.remove(threading.get_ident())
 
 
 def check_networks(networks: Sequence[nn.Module], arm: Arm) -> None:

@@ -21,7 +21,7 @@ from fcs_utils.inputs import Inputs, call, first_of, moved
 from fcs_utils.models import count_macs
 from fcs_utils.training.arms import Arm, get_arm
 from fcs_utils.training.checkpoint import Checkpoint
-from fcs_utils.training.fitting import InputBatch, check_fit, check_networks, checked_batch, first_look
+from fcs_utils.training.fitting import InputBatch, check_fit, check_networks, checked_batch, first_look, in_training
 from fcs_utils.training.losses import check_logits, check_range, on_the_host
 from fcs_utils.training.optimiser import Optimiser, Training
 from fcs_utils.training.passes import Execution, Pass, autocast, check_mode, training_passes
@@ -107,7 +107,7 @@ def fit(
     >>> len(history), history[-1].loss > 0
     (2, True)
     """
-    with closing(fit_in_steps(networks, training, batches, arm, seed, execution, callbacks)) as steps:  # also when interrupted
+    with in_training(), closing(fit_in_steps(networks, training, batches, arm, seed, execution, callbacks)) as steps:
         while True:
             try:
                 next(steps)

@@ -47,6 +47,7 @@ class Optimiser:
     def update(self, loss: Tensor) -> None:
         """One step down a scalar loss."""
         self.sgd.zero_grad()
-        loss.backward()
+        with torch.autocast(loss.device.type, enabled=False):  # the caller's own would reach into the backward pass
+            loss.backward()
         self.sgd.step()
         self.cycle.step()

@@ -18,6 +18,7 @@ from fcs_utils.models import build_seeded, count_macs, module_macs
 from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.plan import make_plan
 from fcs_utils.pruning.statistics import collect_statistics
+from fcs_utils.pruning.surgery import prune
 from fcs_utils.running import evaluating, memory_format, run_network, shared, tensors_in, untouched
 
 
@@ -155,3 +156,18 @@ def test_tensors_are_found_in_any_answer() -> None:
     loop: list[Any] = [one]
     loop.append(loop)
     assert tensors_in(loop) == [one] and tensors_in(None) == tensors_in(7) == []
+
+
+@pytest.mark.parametrize("part", ["", "0", "3"])
+def test_what_compile_made_of_a_network_is_not_run(part: str) -> None:
+    images, scores = torch.randn(2, 1, 8, 8), {"0": torch.arange(6.0)}
+    net = network(2).eval()
+    wanted = make_plan(net, images, scores, ratio=0.5)
+
+    def compiled(*_: object) -> None:
+        raise AssertionError("hooks may not be seen here")
+
+    net.get_submodule(part)._compiled_call_impl = compiled  # as module.compile() does
+    assert make_plan(net, images, scores, ratio=0.5) == wanted
+    assert collect_statistics(net, images).keys() == {"0", "3"} and prune(net, wanted)[0].out_channels == 3
+    assert net.get_submodule(part)._compiled_call_impl is compiled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import fcs_utils
 from fcs_utils.errors import StudyError
@@ -67,6 +69,11 @@ TENSORS += [
     {0: IMAGES},
     [IMAGES, IMAGES / 0],
     (IMAGES[0, 0, 0, 0],),
+    torch.nested.nested_tensor([IMAGES[0], IMAGES[1]]),
+    IMAGES[0, 0].to_sparse_csr(),
+    IMAGES.to_mkldnn(),
+    FakeTensorMode().from_tensor(IMAGES),
+    np.float32(0.5),
 ]
 COUNTS = [0, -1, 4.0, True, "4", None, [4], np.int64(0), np.float64(4), np.True_, np.ones(1, int), torch.tensor(4)]
 SEEDS = [-1, 2**32, 1.0, True, "0", None, np.int64(-1), np.uint64(2**32), np.True_]
@@ -103,7 +110,11 @@ BAD: list[tuple[str, str, list[Any]]] = [
     ("make_plan", "multiple", COUNTS),
     ("make_plan", "min_channels", COUNTS),
     ("make_plan", "keep", ["0", 3, [3], ["nowhere"]]),
-    ("make_plan", "ratio", ["half", True, [0.5], float("nan")]),
+    (
+        "make_plan",
+        "ratio",
+        ["half", True, [0.5], float("nan"), Fraction(1, 2), np.float32(1), np.float64("nan"), torch.ones(())],
+    ),
     ("build_model", "name", [3, None, ["vgg16"]]),
     ("build_model", "num_classes", [*COUNTS, 100_001, 10**12]),
     ("build_model", "in_channels", [*COUNTS, 10_001, np.int64(10**9)]),
@@ -169,6 +180,14 @@ def test_whole_numbers_of_numpy_are_whole_numbers(kind: type[np.integer[Any]]) -
         schedule = Training(epochs=number(2), learning_rate=0.1, batch_size=number(4))
         fcs_utils.fit([one], schedule, lambda seed, epoch: [BATCH], seed=number(7))
     assert all(tensor.equal(other.state_dict()[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_fractions_of_numpy_are_fractions(kind: type[np.floating[Any]]) -> None:
+    net, scores = network(), {"0": torch.arange(6.0)}
+    for goal in ("ratio", "macs"):
+        found = [fcs_utils.make_plan(net, IMAGES, scores, **{goal: value}) for value in (kind(0.5), 0.5)]
+        assert found[0] == found[1] and found[0].model_dump_json() == found[1].model_dump_json()
 
 
 def test_missing_and_unknown_arguments_are_type_errors() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
+from fcs_utils.pruning import apart
 from fcs_utils.pruning.by_hand import plan_by_hand
 from fcs_utils.pruning.export import export_onnx
 from fcs_utils.pruning.plan import PruningPlan, make_plan
@@ -99,4 +100,17 @@ def test_what_python_cannot_copy_is_named(name: str) -> None:
         lambda: export_onnx(net, "nowhere", IMAGES),
     ):
         with pytest.raises(StudyError, match=said):
+            call()
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["any size", "one size"])
+def test_images_that_take_more_memory_than_there_is_are_refused(flat: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 6 channels of 128 x 128 numbers: 98,304, which read and written in float64 take 1.57 MB.
+    net = network(lambda net, x: net.b(x) if not flat or x.shape[2] == 128 else net.b(x.reshape(len(x), 6, 128, 128)))
+    large = PLAN.model_copy(update={"input_shape": (3, 128, 128)})
+    monkeypatch.setattr(apart, "free_memory", lambda device: 1_600_000)
+    assert prune(net, large).a.out_channels == 2
+    monkeypatch.setattr(apart, "free_memory", lambda device: 1_500_000)
+    for call in (lambda: prune(net, large), lambda: make_plan(net, torch.zeros(1, 3, 128, 128), SCORES, ratio=0.5)):
+        with pytest.raises(StudyError, match="^an image of 128 x 128 takes some 0.00157 GB .*, and 0.0015 GB are free"):
             call()

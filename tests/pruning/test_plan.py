@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -114,6 +115,28 @@ def test_a_plan_names_each_layer_with_its_width() -> None:
     for change in ({"kept": {}, "channels": {}}, {"channels": {"a": 3, "b": 3}}, {"channels": {"a": 2}}, {"kept": {"a": [0, 3]}}):
         with pytest.raises(StudyError, match="the plan is damaged"):
             PruningPlan.from_data({**good, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kept": {"a": [False, True]}}, "valid integer"),
+        ({"kept": {"a": [0.0, 1.0]}}, "valid integer"),
+        ({"kept": {"a": ["0", "1"]}}, "valid integer"),
+        ({"skipped": {"a": "too small"}}, "a cannot lose channels and stay whole"),
+        ({"macs_left": 1.5}, "more MACs than there were"),
+        ({"macs_left": float("nan")}, "finite"),
+        ({"layer_macs": {"a": [-3, -4]}}, "greater than or equal to 0"),
+        ({"layer_macs": {"a": [10, 20]}}, "more MACs than there were"),
+        ({"ratio": 3}, "above 0 and below 1"),
+        ({"ratio": None, "rates": {"a": 1.5}}, "rates must be 0 or above and below 1"),
+        ({"input_shape": (3, 10**6, 10**6)}, "one image has more than 1,073,741,824 numbers"),
+    ],
+)
+def test_a_plan_states_nothing_that_cannot_be(change: dict[str, Any], said: str) -> None:
+    good = {"kept": {"a": [0, 2]}, "channels": {"a": 3}, "input_shape": (3, 8, 8), "ratio": 0.5}
+    with pytest.raises(StudyError, match=f"^not a pruning plan: .*{said}"):
+        PruningPlan.from_data({**good, **change})
 
 
 @pytest.mark.parametrize(

@@ -206,3 +206,10 @@ def test_sums_of_half_precision_networks_do_not_overflow(dtype: torch.dtype) -> 
     assert got.l1.tolist() == [64.0 * 256 * i for i in (1, 2, 3)] and got.mean.tolist() == [64.0, 128.0, 192.0]
     labels = torch.tensor([0, 1, 0, 1])
     assert importance("taylor", model=net, images=images.to(dtype), labels=labels)["a"].isfinite().all()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_forward_pass_without_gradients_is_named(mode: Callable[[], Any]) -> None:
+    net = Net(mode()(lambda n, x: mean(n.b(n.a(x).relu()))), a=conv(3, 4), b=conv(4, 2))
+    with pytest.raises(StudyError, match="its forward pass makes no gradients, as in torch.no_grad"):
+        make_plan(net, torch.randn(1, 3, 8, 8), {"a": torch.arange(4.0)}, ratio=0.5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from fcs_utils.models import build_model
 from fcs_utils.training import loop, losses
 from fcs_utils.training.arms import ARMS
 from fcs_utils.training.fitting import check_networks
-from fcs_utils.training.loop import fit
+from fcs_utils.training.loop import Callbacks, fit
 from fcs_utils.training.optimiser import Training
 from fcs_utils.training.passes import Execution
 
@@ -180,3 +182,35 @@ def test_a_frozen_peer_is_tried_and_asked_in_eval_mode() -> None:
     teacher = Auxiliary()
     (epoch,) = fit([small(), teacher], ONCE, lambda seed, epoch: [(IMAGES, LABELS)], "kd")
     assert epoch.loss > 0 and not teacher.training
+
+
+def test_the_callers_autocast_does_not_reach_into_a_training() -> None:
+    torch.manual_seed(0)
+    networks = [small() for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    for network, inside in zip(networks, (False, True), strict=True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            fit([network], ONCE, lambda seed, epoch: [(IMAGES, LABELS)])
+    assert tensors_sum(networks[0].state_dict()) == tensors_sum(networks[1].state_dict())
+
+
+def test_trainings_in_two_threads_are_said_to_share_chance() -> None:
+    started, done, said = threading.Event(), threading.Event(), list[str]()
+
+    def wait(_networks: object) -> dict[str, float]:
+        started.set()
+        done.wait(60)
+        return {}
+
+    other = threading.Thread(target=lambda: fit([small()], ONCE, lambda *_: [(IMAGES, LABELS)], callbacks=Callbacks(evaluate=wait)))
+    other.start()
+    started.wait(60)
+    with pytest.warns(UserWarning, match="another thread trains, too") as caught:
+        fit([small()], ONCE, lambda seed, epoch: [(IMAGES, LABELS)])
+    said += [warning.filename for warning in caught]
+    done.set()
+    other.join()
+    assert said == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit([small()], ONCE, lambda seed, epoch: [(IMAGES, LABELS)])
