@@ -14,7 +14,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -51,10 +51,30 @@ def entries(source: Path, suffixes: Collection[str]) -> Iterator[Entry]:
         for number, entry in enumerate(read(source, suffixes)):
             if number == MOST_FILES:
                 raise StudyError(f"{source} has more than {MOST_FILES:,} files")
-            if not any(part in JUNK or part.startswith("._") for part in entry.path.parts):
+            if not is_junk(entry.path):
                 yield entry
     except BROKEN as error:
         raise StudyError(f"{source} cannot be read: {error}; mend or replace it") from error
+
+
+def unread_in_words(unread: Mapping[str, Sequence[PurePosixPath]]) -> list[str]:
+    """What is not read, by reason, in a line; none where everything is."""
+    said = "; ".join(f"{why} ({len(paths):,}, such as {str(paths[0])!r})" for why, paths in unread.items())
+    return [f"not read: {said}"] if said else []
+
+
+def is_junk(path: PurePosixPath) -> bool:
+    """Whether a system left a file behind, or a folder that it lies in."""
+    return any(part in JUNK or part.startswith("._") for part in path.parts)
+
+
+def why_unread(path: PurePosixPath, state: os.stat_result | None, suffixes: Collection[str]) -> str:
+    """Why a file of a folder is not read; nothing for one that is, and for a folder. state: None for a broken link."""
+    if state is None:
+        return "broken links"
+    if stat.S_ISDIR(state.st_mode):
+        return ""
+    return _unread(path, suffixes) if stat.S_ISREG(state.st_mode) else "pipes, sockets and devices"
 
 
 def _unread(path: PurePosixPath, suffixes: Collection[str]) -> str:
@@ -83,14 +103,10 @@ def walk_folder(folder: Path) -> Iterator[tuple[PurePosixPath, os.DirEntry[str],
 
 def _of_folder(folder: Path, suffixes: Collection[str]) -> Iterator[Entry]:
     for path, entry, state in walk_folder(folder):
-        if state is None:
-            yield Entry(path, unread="broken links")
-        elif stat.S_ISDIR(state.st_mode):
-            yield Entry(path)
-        elif not stat.S_ISREG(state.st_mode):
-            yield Entry(path, unread="pipes, sockets and devices")
-        elif why := _unread(path, suffixes):
+        if why := why_unread(path, state, suffixes):
             yield Entry(path, unread=why)
+        elif state and stat.S_ISDIR(state.st_mode):
+            yield Entry(path)
         else:
             yield Entry(path, read_bytes(Path(entry.path), LARGEST_FILE))
 

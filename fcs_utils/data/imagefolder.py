@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fcs_utils.data.archives import ENDINGS, entries, walk_folder
+from fcs_utils.data.archives import ENDINGS, entries, unread_in_words, walk_folder
 from fcs_utils.data.side_by_side import in_order
 from fcs_utils.errors import StudyError
 from fcs_utils.files import read_tensors, set_aside, write_tensors
@@ -129,8 +129,7 @@ def _decode(source: Path, size: int) -> Decoded:
     test = "test" if "test" in parts else "val"
     if test == "test" and "val" in parts:
         unread["images in val/, since there is test/"] = [root / "val" / label / name for label, name, _ in parts["val"]]
-    said = "; ".join(f"{why} ({len(paths):,}, such as {str(paths[0])!r})" for why, paths in unread.items())
-    notes = [f"not read: {said}"] if said else []
+    notes = unread_in_words(unread)
     if not {"train", test} <= parts.keys():
         raise StudyError(
             f"{source} needs images under train/CLASS/ and test/CLASS/ (or val/CLASS/); " + " ".join(notes or ["it has none"])

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -185,7 +186,23 @@ def load_pictures(
     parts = {"train": listing.train, "val": listing.val} if resident else {}
     decoded = partial(in_order, work=lambda picture: decode(picture[0], size), weight=lambda picture: 0, together=4)
     kept = {part: [*decoded(shown(listed))] for part, listed in parts.items()}
+    if kept:
+        _warn_of_shared(str(source), listing, kept)
     return PictureSet(Path(source).name, listing, size, mean, std, 0 if resident else workers, kept)
+
+
+def _warn_of_shared(source: str, listing: Listing, kept: Mapping[str, Sequence[Tensor]]) -> None:
+    """Warns of validation pictures that are training pictures, too, pixel by pixel."""
+    seen = {hash(one.numpy().tobytes()): number for number, one in enumerate(kept["train"])}
+    found = [(number, seen.get(hash(one.numpy().tobytes()))) for number, one in enumerate(kept["val"])]
+    both = [(number, other) for number, other in found if other is not None and kept["val"][number].equal(kept["train"][other])]
+    if both:
+        number, other = both[0]
+        warnings.warn(
+            f"{source}: {len(both):,} of {len(found):,} validation pictures are among the training pictures, such as "
+            f"{listing.val[number][0]} and {listing.train[other][0]}",
+            stacklevel=4,
+        )
 
 
 def write_digits(folder: Path) -> Path:

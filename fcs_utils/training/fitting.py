@@ -27,8 +27,8 @@ def in_training() -> Iterator[None]:
     """Warns where another thread is in a training: torch has one generator for all threads, from which dropout draws."""
     if set(_threads) - {threading.get_ident()}:
         warnings.warn(
-            "another thread trains, too: what networks draw at random, such as dropout, comes from one generator, so that results are "
-            "not those of a seed; use processes instead",
+            "another thread trains, too: what networks draw at random, such as dropout, comes from one generator for all threads, "
+            "so that results are not those of a seed; use processes instead",
             stacklevel=5,
         )
     _threads.append(threading.get_ident())
