@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fcs_utils.errors import StudyError, refuse
-from fcs_utils.inputs import Inputs, images_in_words, parts_of
+from fcs_utils.errors import StudyError, is_out_of_memory, refuse
+from fcs_utils.inputs import Inputs, call, images_in_words, laid_out, parts_of
 from fcs_utils.running import run_network, untouched
 from fcs_utils.training.arms import Arm
 from fcs_utils.training.losses import check_logits, check_range
@@ -82,6 +82,20 @@ def first_look(epoch: object) -> tuple[Inputs, Tensor, int]:
         raise StudyError("batches(seed, 1) gave no batch: fit needs at least one of (images, labels)")
     images, labels = checked_batch(first, "the first batch of batches(seed, 1)")
     return images, labels, len(epoch) if isinstance(epoch, Sized) else 1 + sum(1 for _ in left)
+
+
+@torch.no_grad()
+def layout_of(network: nn.Module, images: Inputs) -> torch.memory_format:
+    """The memory format of weights in which a network trains on such a batch: channels_last where it runs with that, as most do."""
+    with untouched(network):
+        network.train()
+        try:
+            call(network, laid_out(images, torch.channels_last))
+        except Exception as error:  # noqa: BLE001 - it ran on the batch as it came, so that this is what fails
+            if is_out_of_memory(error):
+                raise
+            return torch.contiguous_format
+    return torch.channels_last
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from fcs_utils.inputs import Inputs, call, first_of, moved
 from fcs_utils.models import count_macs
 from fcs_utils.training.arms import Arm, get_arm
 from fcs_utils.training.checkpoint import Checkpoint
-from fcs_utils.training.fitting import InputBatch, check_fit, check_networks, checked_batch, first_look, in_training
+from fcs_utils.training.fitting import InputBatch, check_fit, check_networks, checked_batch, first_look, in_training, layout_of
 from fcs_utils.training.losses import check_logits, check_range, on_the_host
 from fcs_utils.training.optimiser import Optimiser, Training
 from fcs_utils.training.passes import Execution, Pass, autocast, check_mode, training_passes
@@ -132,8 +132,8 @@ def fit_in_steps(
         sample = moved(sample, device)
         classes = check_fit(networks, arm.trained, sample, labels)
         rates = [training.learning_rate, arm.settings.get("peer_learning_rate") or training.learning_rate]
-        learning = zip(networks[: arm.trained], rates, strict=False)
-        optimisers = [Optimiser(network, training, rate, training.epochs * steps) for network, rate in learning]
+        count, learning = training.epochs * steps, zip(networks[: arm.trained], rates, strict=False)
+        optimisers = [Optimiser(one, training, rate, count, layout_of(one, sample)) for one, rate in learning]
         macs = arm.macs_per_image([count_macs(network, first_of(sample)) for network in networks])
         with training_passes(networks, arm.trained, sample, how) as passes:
             torch.manual_seed(seed)  # for dropout, where a network has it

@@ -25,13 +25,20 @@ class Training(Config):
 
 
 class Optimiser:
-    """Updates one network, whose weights it puts into channels_last memory, but not those of volumes.
+    """Updates one network.
 
-    steps: batches in the whole schedule.
+    steps: batches in the whole schedule. layout: of the weights, but not of those of volumes; see ``fitting.layout_of``.
     """
 
-    def __init__(self, network: nn.Module, training: Training, learning_rate: float, steps: int) -> None:
-        if not any(parameter.dim() == 5 for parameter in network.parameters()):  # to which the format does not apply
+    def __init__(
+        self,
+        network: nn.Module,
+        training: Training,
+        learning_rate: float,
+        steps: int,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
+        if layout is torch.channels_last and not any(parameter.dim() == 5 for parameter in network.parameters()):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.sgd = torch.optim.SGD(
             network.parameters(),

@@ -13,7 +13,7 @@ import torch
 
 from fcs_utils.benchmarks import scoring as cost
 from fcs_utils.errors import StudyError
-from fcs_utils.files import read_checksummed, write_atomic, write_checksummed
+from fcs_utils.files import read_checksummed, tensors_sum, write_atomic, write_checksummed
 from fcs_utils.study import measurements
 from fcs_utils.study.contents import check_record
 from fcs_utils.study.packed import to_lines
@@ -77,6 +77,19 @@ RECORDS: list[tuple[str, str, Any]] = [
     ("tuned", "config.tuning.method", "magic"),
     ("tuned", "config.pruning", None),
 ]
+
+
+def test_a_checksum_of_weights_knows_names_kinds_and_shapes() -> None:
+    weights = {"a": torch.arange(6.0), "b": torch.zeros(2)}
+    known = tensors_sum(weights)
+    assert tensors_sum({"b": weights["b"], "a": weights["a"].clone()}) == known
+    for name, other in {
+        "another shape": {**weights, "a": weights["a"].reshape(2, 3)},
+        "another kind of number": {**weights, "b": torch.zeros(2, dtype=torch.int32)},
+        "another name": {"a": weights["a"], "c": weights["b"]},
+        "one less": {"a": weights["a"]},
+    }.items():
+        assert tensors_sum(other) != known, name
 
 
 @pytest.mark.parametrize(("kind", "path", "new"), RECORDS)

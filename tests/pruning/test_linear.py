@@ -86,6 +86,14 @@ def test_a_dead_channel_goes_before_one_that_is_hardly_read() -> None:
     assert elimination_order(gram, torch.tensor([1e-9, 1.0]).double(), torch.tensor([1.0, 0.0]).double()) == [1, 0]
 
 
+def test_weights_are_squared_before_they_are_summed() -> None:
+    # Orthonormal maps, read by (3, 0) and by (2, 2): channel 0 costs 9, channel 1 costs 4 + 4 = 8. Sums of weights are 3 and 4.
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].weight.data = torch.tensor([[3.0, 2], [0, 2]])
+    two = replace(statistics([1, 0], [0, 1]), consumers=(Consumer("0", torch.arange(2)[:, None]),))
+    assert fcs_linear(model, two).tolist() == [0.75, 0.25]
+
+
 def test_squares_of_all_readers_add_up() -> None:
     # Orthonormal maps. Channel 0 is read once with weight 3, channel 1 by four filters with weight 2: it costs 9 and 16 to
     # drop them. Channel 2 is read by both: 1 + 4 * 4 = 17.

@@ -111,6 +111,8 @@ def test_what_follows_from_a_row(name: str, options: tuple[str, ...], networks: 
     assert (arm.options, arm.networks, arm.trained) == (options, networks, trained)
     assert arm.fresh == (name == "scratch") and arm.searched != arm.fresh and arm.frozen == (name == "kd")
     assert arm.rows == (("scratch-E", "scratch-B") if name == "scratch" else (name,)) and not arm.sequential
+    if trained == 2:  # the first network's renewed predictions cost one more pass of its own
+        assert arm.with_options(updates="sequential").macs_per_image([10, 100]) == 340
     # A compact network of 10 MACs and a peer of 100; what learns costs three times its forward pass.
     assert arm.macs_per_image([10, 100][:networks]) == cost
 

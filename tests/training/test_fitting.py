@@ -214,3 +214,30 @@ def test_trainings_in_two_threads_are_said_to_share_chance() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit([small()], ONCE, lambda seed, epoch: [(IMAGES, LABELS)])
+
+
+class Viewed(nn.Module):
+    """Lays its maps out as rows with ``view``, which is possible in contiguous memory alone; in training only, or always."""
+
+    def __init__(self, always: bool) -> None:
+        super().__init__()
+        self.conv, self.head, self.always = nn.Conv2d(3, 4, 3), nn.Linear(144, 3), always
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.conv(images)
+        return self.head(maps.view(len(maps), -1) if self.always or self.training else maps.flatten(1))
+
+
+@pytest.mark.parametrize("always", [True, False])
+@pytest.mark.parametrize("arm", ["tft", "mlft", "kd"])
+def test_networks_that_need_contiguous_maps_are_trained(always: bool, arm: str) -> None:
+    torch.manual_seed(0)
+    networks = [Viewed(always), Viewed(always)][: ARMS[arm].networks]
+    history = fit(networks, Training(epochs=2, learning_rate=0.05), lambda seed, epoch: [(IMAGES, LABELS)], arm)
+    assert history[1].loss < history[0].loss and networks[0].conv.weight.is_contiguous()
+
+
+def test_other_networks_are_trained_in_channels_last() -> None:
+    network = small()
+    fit([network], ONCE, lambda seed, epoch: [(IMAGES, LABELS)])
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
