@@ -79,7 +79,7 @@ def _brief(value: object) -> str:
 
 def did_you_mean(value: object, names: Iterable[str]) -> str:
     """The end of an error about a name: the most similar one that is allowed, or nothing."""
-    near = difflib.get_close_matches(value, names, 1) if isinstance(value, str) else []
+    near = difflib.get_close_matches(value, names, 1) if isinstance(value, str) and " " not in value else []
     return f" (did you mean {near[0]}?)" if near else ""
 
 

@@ -17,7 +17,7 @@ from fcs_utils.builders import build_elsewhere, is_elsewhere
 from fcs_utils.config import Channels, Classes, Width, checked
 from fcs_utils.errors import refuse
 from fcs_utils.files import untied
-from fcs_utils.inputs import Inputs, call, count_of, first_of, parts_of
+from fcs_utils.inputs import Inputs, count_of, first_of, parts_of
 from fcs_utils.machine import fitting_batch
 from fcs_utils.running import run_network, shared, tensors_in, untouched
 from fcs_utils.shortcuts import PadShortcut
@@ -211,7 +211,7 @@ def all_macs(model: nn.Module, example: Inputs) -> tuple[int, dict[str, int]]:
         counter = FlopCounterMode(display=False)
         counter.mod_tracker = _Parents(model)  # type: ignore[assignment]
         with counter:
-            call(model, first_of(example))
+            run_network(model, first_of(example))
     # One multiply-add is two operations.
     found = {name: sum(counts.values()) // 2 for name, counts in counter.get_flop_counts().items()}
     layers = [name for name, one in model.named_modules() if isinstance(one, (nn.modules.conv._ConvNd, nn.Linear))]

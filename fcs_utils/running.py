@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -75,7 +75,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
                         buffer.copy_(value)
 
 
-def run_network(model: nn.Module, images: Inputs) -> Any:
+def run_network(model: Callable[..., Any], images: Inputs) -> Any:
     """What the network returns. Raises StudyError with the network's own words when it does not run on the images."""
     try:
         return call(model, images)

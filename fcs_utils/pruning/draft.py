@@ -177,7 +177,7 @@ class Draft:
             measured = self.costs.measured(
                 self.cuts.compact({layer: kept for group in chosen.values() for layer, kept in group.items()})
             )
-        except (IndexError, RuntimeError, ValueError):
+        except (IndexError, RuntimeError, StudyError, ValueError):
             return estimate  # exact at another ratio only: the proof finds the layer if the search ends here
         return estimate if math.isclose(estimate, measured, rel_tol=1e-9) else measured
 

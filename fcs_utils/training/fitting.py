@@ -91,7 +91,7 @@ def layout_of(network: nn.Module, images: Inputs) -> torch.memory_format:
         network.train()
         try:
             call(network, laid_out(images, torch.channels_last))
-        except Exception as error:  # noqa: BLE001 - it ran on the batch as it came, so that this is what fails
+        except Exception as error:  # it ran on the batch as it came, so that the layout is what fails
             if is_out_of_memory(error):
                 raise
             return torch.contiguous_format

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from fcs_utils.config import Model, Seed, checked
 from fcs_utils.errors import OutOfTime, StudyError, refuse
-from fcs_utils.inputs import Inputs, call, first_of, moved
+from fcs_utils.inputs import Inputs, first_of, moved
 from fcs_utils.models import count_macs
+from fcs_utils.running import run_network
 from fcs_utils.training.arms import Arm, get_arm
 from fcs_utils.training.checkpoint import Checkpoint
 from fcs_utils.training.fitting import InputBatch, check_fit, check_networks, checked_batch, first_look, in_training, layout_of
@@ -155,15 +156,15 @@ class _Update:
         """The losses (trained,) of a batch, detached."""
         losses, trained, device = self.arm.losses(), self.arm.trained, labels.device
         with autocast(device, self.execution.precision):
-            logits = [call(forward, images).float() for forward in self.passes[:trained]]
+            logits = [run_network(forward, images).float() for forward in self.passes[:trained]]
             with torch.no_grad():
-                logits += [call(forward, images).float() for forward in self.passes[trained:]]
+                logits += [run_network(forward, images).float() for forward in self.passes[trained:]]
         check_logits(logits, labels)
         found = losses(logits, labels)[:trained]
         if self.arm.sequential:
             self.optimisers[0].update(found[0])
             with autocast(device, self.execution.precision), torch.no_grad():
-                logits[0] = call(self.passes[0], images).float()
+                logits[0] = run_network(self.passes[0], images).float()
             found[1] = losses(logits, labels)[1]
             self.optimisers[1].update(found[1])
         else:  # targets are detached: no gradient crosses over
@@ -187,9 +188,8 @@ class _Run:
     ) -> None:
         self.networks, self.optimisers, self.update = networks, optimisers, update
         self.steps, self.macs, self.classes, self.callbacks = steps, macs, classes, callbacks
-        names = [one.name for one in fields(Epoch)]
-        restored = callbacks.checkpoint.restore(networks, optimisers, names) if callbacks.checkpoint else []
-        self.history = [Epoch(**entry) for entry in restored]
+        names, kept = [one.name for one in fields(Epoch)], callbacks.checkpoint
+        self.history = [Epoch(**entry) for entry in (kept.restore(networks, optimisers, names) if kept else [])]
         self.saved = len(self.history)
 
     def train(self, training: Training, batches: Callable[[int], Iterable[InputBatch]]) -> Generator[None, None, list[Epoch]]:

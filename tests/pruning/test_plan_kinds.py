@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fcs_utils.errors import StudyError
 from fcs_utils.models import build_seeded, count_macs
 from fcs_utils.pruning.by_hand import plan_by_hand
+from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.surgery import prune
 from fcs_utils.study.packed import read_lines
@@ -113,3 +114,10 @@ def test_rounds_prune_a_little_more_each_time() -> None:
     torch.testing.assert_close(found.network[0].weight, before[kept][[*second]] + 2)
     with pytest.raises(StudyError, match="ratio is another goal than macs"):
         prune_in_rounds(net, EXAMPLE, score, tune, macs=0.4, ratio=0.5)
+
+
+def test_a_round_that_leaves_a_network_of_another_precision_is_named() -> None:
+    with pytest.raises(StudyError, match="the network does not run on images torch.float32"):
+        prune_in_rounds(
+            chain(4, 4), EXAMPLE, lambda net: importance("kernel_l1", model=net), lambda net, number: net.half(), macs=0.3
+        )

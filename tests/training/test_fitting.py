@@ -241,3 +241,12 @@ def test_other_networks_are_trained_in_channels_last() -> None:
     network = small()
     fit([network], ONCE, lambda seed, epoch: [(IMAGES, LABELS)])
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_later_batch_on_which_a_network_does_not_run_is_named() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
+    batches = [(IMAGES, LABELS), (IMAGES[:1], LABELS[:1])]  # one number a channel has no variance
+    with pytest.raises(StudyError, match=r"does not run on images torch.float32 \(1, 3, 8, 8\) .*Expected more than 1 value"):
+        fit([network], ONCE, lambda seed, epoch: batches)
+    with pytest.raises(StudyError, match=r"labels='3 to 5' is not allowed; allowed: 0 to 2, the classes of the logits$"):
+        fit([small()], ONCE, lambda seed, epoch: [(IMAGES[:3], torch.tensor([3, 4, 5]))])
