@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
 import stat
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 LARGEST = 2**26  # bytes of a file that is read, where nothing else is said
 LARGEST_TENSORS = 2**34  # bytes of a file of tensors
+TOO_LARGE = "{} has {:,} bytes; at most {:,} are read"
 
 
 def canonical_json(value: Any) -> str:
@@ -45,9 +47,9 @@ def open_regular(path: Path, most: int = LARGEST) -> io.BufferedReader:
     except OSError as error:
         raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
     state = os.fstat(handle)  # of what was opened: nobody can put another file there in between
-    if not stat.S_ISREG(state.st_mode) or state.st_size > most:
+    if not (plain := stat.S_ISREG(state.st_mode)) or state.st_size > most:
         os.close(handle)
-        raise _too_large(path, state.st_size, most) if stat.S_ISREG(state.st_mode) else StudyError(f"{path} is not a regular file")
+        raise StudyError(TOO_LARGE.format(path, state.st_size, most) if plain else f"{path} is not a regular file")
     return os.fdopen(handle, "rb")
 
 
@@ -62,12 +64,8 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
         except OSError as error:
             raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
     if len(content) > most:
-        raise _too_large(path, len(content), most)
+        raise StudyError(TOO_LARGE.format(path, len(content), most))
     return content
-
-
-def _too_large(path: Path, size: int, most: int) -> StudyError:
-    return StudyError(f"{path} has {size:,} bytes; at most {most:,} are read")
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -116,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def parse_json(content: bytes, where: str) -> dict[str, Any]:
     """A JSON object from its text. Raises StudyError, naming where it comes from, for anything else."""
     try:
-        value = json.loads(content, parse_constant=_no_number)
+        value = json.loads(content, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise StudyError(f"{where} is not valid JSON ({error})") from error
     if not isinstance(value, dict):
@@ -124,8 +122,10 @@ def parse_json(content: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):  # NaN, Infinity, or 1e999
+        raise ValueError(f"{text} is not a JSON number")
+    return value
 
 
 def write_checksummed(path: Path, value: Mapping[str, Any]) -> None:

@@ -176,6 +176,8 @@ JSON = {
     "a list": b"[1, 2]",
     "not a number": b'{"x": NaN}',
     "infinity": b'{"x": -Infinity}',
+    "larger than any number": b'{"x": 1e999}',
+    "too many digits for a fraction": b'{"x": -1' + b"0" * 400 + b".5}",
     "a number of a million digits": b'{"x": ' + b"9" * 1_000_000 + b"}",
     "bad UTF-8": b'{"x": "\xff\xfe"}',
     "a pickle": pickle.dumps({"x": 1}),
