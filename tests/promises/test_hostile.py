@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -176,8 +177,6 @@ JSON = {
     "a list": b"[1, 2]",
     "not a number": b'{"x": NaN}',
     "infinity": b'{"x": -Infinity}',
-    "larger than any number": b'{"x": 1e999}',
-    "too many digits for a fraction": b'{"x": -1' + b"0" * 400 + b".5}",
     "a number of a million digits": b'{"x": ' + b"9" * 1_000_000 + b"}",
     "bad UTF-8": b'{"x": "\xff\xfe"}',
     "a pickle": pickle.dumps({"x": 1}),
@@ -194,6 +193,15 @@ def test_hostile_json_is_an_error(tmp_path: Path, attack: str) -> None:
     path.write_bytes(JSON[attack])
     with pytest.raises(StudyError, match="file.json"):
         read_checksummed(path)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1" + "0" * 400 + ".5"])
+@pytest.mark.parametrize("read", [read_json, read_checksummed])
+def test_a_json_number_beyond_all_numbers_is_an_error(tmp_path: Path, number: str, read: Callable[[Path], object]) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(f'{{"x": {number}, "volatile": {{"sha256": "00"}}}}')
+    with pytest.raises(StudyError, match="file.json is not valid JSON"):
+        read(path)
 
 
 def test_huge_json_is_refused_unread(tmp_path: Path) -> None:
