@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import tarfile
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fcs_utils.data.dataset import Dataset, load_dataset
+from fcs_utils.data.dataset import Dataset, _levels, load_dataset
 from fcs_utils.data.readers import read_idx
 from fcs_utils.errors import StudyError
 
@@ -22,6 +23,18 @@ def test_digits_splits_are_fixed_and_disjoint(digits: Dataset) -> None:
     assert [len(s) for s in (digits.train, digits.validation, digits.test)] == [1000, 297, 500]
     assert digits.train.images.dtype == torch.uint8 and digits.train.images.shape[1:] == (32, 32, 1)
     assert load_dataset("digits").fingerprint == digits.fingerprint and not digits.flip
+
+
+def test_levels_are_those_of_numpy_without_its_copy_of_all_pixels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 200, (4000, 2, 32, 32), dtype=np.uint8)
+    pixels[:, 1] = 9  # nothing to divide by
+    tracemalloc.start()
+    mean, std = _levels(pixels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert mean.equal(torch.tensor(pixels.mean((0, 2, 3)), dtype=torch.float32))
+    assert std.tolist() == [torch.tensor(pixels[:, 0].std(), dtype=torch.float32).item(), 1.0]
+    assert peak < 2 * pixels.nbytes  # it was above eight times
 
 
 def test_calibration_is_fixed_by_its_seed_and_bounded(digits: Dataset) -> None:
