@@ -1,4 +1,4 @@
-"""The exception for what a user can correct, and the wording of refusals."""
+"""The exception for what a user can correct, and the wording of refusals and of numbers."""
 
 from __future__ import annotations
 
@@ -81,6 +81,11 @@ def did_you_mean(value: object, names: Iterable[str]) -> str:
     """The end of an error about a name: the most similar one that is allowed, or nothing."""
     near = difflib.get_close_matches(value, names, 1) if isinstance(value, str) and " " not in value else []
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def counted(number: int, word: str) -> str:
+    """'1 epoch', '5 seeds'."""
+    return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
 def first_line(error: BaseException) -> str:

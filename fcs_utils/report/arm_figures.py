@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fcs_utils.report.comparisons import counted
+from fcs_utils.errors import counted
 from fcs_utils.report.figures import as_figure
 from fcs_utils.report.inference import paired
 from fcs_utils.report.plots import WIDTH, by_epoch, panels

@@ -13,12 +13,6 @@ import pandas as pd
 
 from fcs_utils.report.inference import detectable, holm, paired, replicate_of, seed_differences, verdict
 
-
-def counted(number: int, word: str) -> str:
-    """'1 epoch', '5 seeds'."""
-    return f"{number:,} {word}" + ("" if number == 1 else "s")
-
-
 Row = dict[str, Any]
 
 # What a row of the ledger says beside its numbers. decisive: others inform and take no part in the correction or the verdict.

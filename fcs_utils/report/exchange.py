@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
+from fcs_utils.errors import counted
 from fcs_utils.report.crossing import crossing
 from fcs_utils.report.inference import LEVEL, mean_interval, paired, seed_differences
 from fcs_utils.report.schedules import from_goal, like_compute, longest_tft, per_epoch, tft_needs
@@ -66,7 +67,7 @@ def _lead_at_equal_compute(arms: pd.DataFrame, own: pd.DataFrame, method: str, g
     epochs, factor = min(near, key=lambda one: abs(math.log(one[1])))
     runs = arms[(arms.method == method) & (arms.epochs == epochs)]
     found = paired(seed_differences(runs, own, "test"))
-    words = f"{epochs} epochs ({factor:.2f} times)", mean_interval(runs.test), f"{found.effect:+.2f}", found.interval
+    words = f"{counted(epochs, 'epoch')} ({factor:.2f} times)", mean_interval(runs.test), f"{found.effect:+.2f}", found.interval
     return found.effect if found.p < LEVEL else 0.0, dict(
         zip(names, words if method != "tft" else (*words[:2], "", ""), strict=True)
     )

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from fcs_utils.report.comparisons import BASELINES, counted
+from fcs_utils.errors import counted
+from fcs_utils.report.comparisons import BASELINES
 from fcs_utils.report.inference import LEVEL, holm, paired, replicate_of, seed_differences
 
 POINTS = "points of top-1"

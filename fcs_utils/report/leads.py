@@ -9,9 +9,10 @@ import pandas as pd
 
 from fcs_utils.benchmarks.latency import title_of
 from fcs_utils.benchmarks.scoring import cost_frame
+from fcs_utils.errors import counted
 from fcs_utils.report.ablations import LITERAL
 from fcs_utils.report.claims import claim_verdicts
-from fcs_utils.report.comparisons import LITERAL_READING, counted
+from fcs_utils.report.comparisons import LITERAL_READING
 from fcs_utils.report.findings import best_and_worst, difference, headlines
 from fcs_utils.report.frames import Report
 from fcs_utils.report.inference import Verdict, half_width, replicate_of

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fcs_utils.errors import counted
 from fcs_utils.models import network_title
 from fcs_utils.report.comparisons import BASELINES, LITERAL_READING
 from fcs_utils.report.inference import MANY, detectable, needed, paired, replicate_of, seed_differences
@@ -59,7 +60,9 @@ def _pilots(rates: pd.DataFrame, slack: float) -> list[tuple[str, str, int, floa
         tft = own[(own.network == network) & (own.method == "tft")]
         if method != "tft" and len(tft):
             found = paired(seed_differences(runs, tft, "validation"))
-            words = f"{network}: validation top-1 after {runs.epochs.max()} epochs each, {arm_label(str(method))} minus TFT"
+            words = (
+                f"{network}: validation top-1 after {counted(runs.epochs.max(), 'epoch')} each, {arm_label(str(method))} minus TFT"
+            )
             rows.append((words, replicate_of(runs), found.n, found.error))
     return rows
 
@@ -162,4 +165,4 @@ def _of_pruning(run: Run) -> str:
 
 
 def _of_tuning(run: Run) -> str:
-    return f"{run.tuning.method} {run.tuning.training.epochs} epochs" if run.tuning else ""
+    return f"{run.tuning.method} {counted(run.tuning.training.epochs, 'epoch')}" if run.tuning else ""

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fcs_utils.errors import counted
 from fcs_utils.report.chapters import NOTEBOOKS, ROOT
 from fcs_utils.report.claims import claim_verdicts, claims_table
-from fcs_utils.report.comparisons import counted
 from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.findings import findings, headlines
 from fcs_utils.report.frames import Report, make_report

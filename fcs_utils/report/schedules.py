@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from fcs_utils.report.comparisons import Row, by_replicate, compare, counted, judge
+from fcs_utils.errors import counted
+from fcs_utils.report.comparisons import Row, by_replicate, compare, judge
 from fcs_utils.report.crossing import Crossing, Differences, between, crossing
 from fcs_utils.report.inference import replicate_of, seed_differences
 from fcs_utils.training.arms import arm_label

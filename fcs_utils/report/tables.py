@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from fcs_utils.errors import StudyError
+from fcs_utils.errors import StudyError, counted
 from fcs_utils.files import write_atomic
 from fcs_utils.report.inference import mean_interval, paired, replicate_of, seed_differences
 from fcs_utils.report.registry import Registry
@@ -183,7 +183,7 @@ def points_table(points: pd.DataFrame) -> pd.DataFrame:
             "pruned top-1 (%)": mean_interval(g.test),
             "parameters removed (%)": f"{left['params']:.1f}",
             "MACs removed (%)": f"{left['macs']:.1f}",
-            "source": f"this study, {first.epochs} epochs, final epoch",
+            "source": f"this study, {counted(first.epochs, 'epoch')}, final epoch",
             "n": len(g),
         }
 

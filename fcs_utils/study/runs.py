@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fcs_utils.config import Config, Count, NotNegative, Positive, Ratio, Seed, Width
-from fcs_utils.errors import StudyError, refuse_field
+from fcs_utils.errors import StudyError, counted, refuse_field
 from fcs_utils.files import canonical_json
 from fcs_utils.pretrained import DIGITS, PREFIX, PUBLIC_MEAN, PUBLIC_STD
 from fcs_utils.pruning.counts import Rounding
@@ -31,7 +31,8 @@ def describe(run: Run) -> str:
         options = ["{}={}".format(*option) for option in run.pruning.options.items()]
         words.append(" ".join([run.pruning.criterion, *options, run.pruning.goal]))
     if run.tuning:
-        words.append(f"{run.tuning.method} {run.tuning.training.epochs} epochs lr {run.tuning.training.learning_rate:g}")
+        training = run.tuning.training
+        words.append(f"{run.tuning.method} {counted(training.epochs, 'epoch')} lr {training.learning_rate:g}")
     return ", ".join(words)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fcs_utils.errors import StudyError
-from fcs_utils.report.comparisons import Row, c1, c2, c2_details, counted
+from fcs_utils.errors import StudyError, counted
+from fcs_utils.report.comparisons import Row, c1, c2, c2_details
 from fcs_utils.report.inference import seed_differences
 from fcs_utils.report.schedules import c3, c3_by_compute
 

@@ -81,7 +81,7 @@ def test_a_part_of_the_runs_by_fields(tmp_path: Path) -> None:
     assert listed.stdout.splitlines() == [
         "resnet20 x0.25 seed 0",
         "resnet20 x0.25 seed 0, fcs ratio 0.5",
-        "resnet20 x0.25 seed 0, fcs ratio 0.5, tft 1 epochs lr 0.02",
+        "resnet20 x0.25 seed 0, fcs ratio 0.5, tft 1 epoch lr 0.02",
     ]
     done = command_here("run", *out, "--stages", "reference", "--only", "network=resnet20", "--workers", "1")
     assert done.returncode == 0 and "1 runs of profile smoke" in done.stdout, done.stderr
