@@ -82,7 +82,7 @@ def _data(text: str) -> str:
 
 def _scheduler(text: str) -> str:
     if not re.fullmatch(r"(tcp|tls)://[^/:\s]+:\d+", text) and not os.path.isfile(text):
-        raise refuse("cluster", text, "a scheduler's file, tcp://HOST:PORT, tls://HOST:PORT")
+        raise refuse("cluster", text, "the file of a running scheduler, tcp://HOST:PORT, tls://HOST:PORT")
     return text
 
 

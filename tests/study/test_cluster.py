@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("distributed", reason="Dask is not installed: pip install -e '.[cluster]'")
 
 from distributed.protocol.pickle import dumps, loads
+from tqdm import tqdm
 
 from fcs_utils.errors import StudyError
 from fcs_utils.study import dask_engine, guards
@@ -115,6 +116,15 @@ def test_a_worker_that_comes_later_and_does_not_fit_goes_again(engine: Engine, n
     del nodes.nodes["127.0.0.4"]
 
 
+def test_lines_about_the_cluster_stand_apart_from_the_progress_bar(nodes: Nodes, capsys: pytest.CaptureFixture[str]) -> None:
+    with tqdm(total=2, desc="runs", file=sys.stderr, disable=False), on_cluster(str(nodes.file)) as engine:
+        engine._begun.add(1)
+        engine._hear((0.0, (1, 0)))  # it begins again
+    said = re.split(r"[\r\n]", capsys.readouterr().err)
+    assert [line for line in said if "dashboard" in line] == [line for line in said if line.startswith("cluster ")] != []
+    assert "a worker was lost: what it did is begun again" in said
+
+
 @pytest.mark.parametrize("name", ["torch", "fcs_utils"])
 def test_other_versions_are_refused_at_the_start(nodes: Nodes, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own = versions()
@@ -183,7 +193,7 @@ def test_refusals_come_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (
             "--cluster",
             "nowhere.json",
-        ): "cluster='nowhere.json' is not allowed; allowed: a scheduler's file, tcp://HOST:PORT, tls://HOST:PORT",
+        ): "cluster='nowhere.json' is not allowed; allowed: the file of a running scheduler, tcp://HOST:PORT, tls://HOST:PORT",
         ("--cluster", "tcp://127.0.0.1:1", "--workers", "2"): "not allowed with argument",
         ("--cluster", "tcp://127.0.0.1:1"): "cluster='tcp://127.0.0.1:1': no scheduler answers",
     }
