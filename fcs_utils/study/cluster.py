@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+from tqdm import tqdm
+
 from fcs_utils.data.dataset import data_folder
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import parse_json, read_bytes, write_atomic
@@ -70,7 +72,7 @@ def on_cluster(cluster: str, on_macs: OnMacs = lambda macs: None) -> Iterator[En
             "cluster", cluster, f"only with Dask, which is not installed ({error}): pip install -e '.[cluster]'"
         ) from error
     with connect(scheduler_address(cluster), on_macs) as (engine, dashboard):
-        print(f"cluster {cluster}; dashboard: {dashboard}", file=sys.stderr, flush=True)
+        tqdm.write(f"cluster {cluster}; dashboard: {dashboard}", file=sys.stderr)
         yield engine
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed import Client, KilledWorker, Worker, WorkerPlugin, get_worker
+from tqdm import tqdm
 
 from fcs_utils import __version__
 from fcs_utils.errors import OutOfTime, StudyError, first_line
@@ -55,7 +56,7 @@ class Engine(Executor):
             self._on_macs(macs)
         elif number in self._begun:
             self.again += 1
-            print("a worker was lost: what it did is begun again", file=sys.stderr, flush=True)
+            tqdm.write("a worker was lost: what it did is begun again", file=sys.stderr)
         else:
             self._begun.add(number)
 
@@ -121,7 +122,7 @@ def connect(address: str, on_macs: Callable[[int], None]) -> Iterator[tuple[Engi
         client.register_plugin(Joining(expected), name="fcs-mlft")
         scheduler = client.scheduler_info(n_workers=1)
         if not scheduler["workers"]:
-            print("no worker yet: waiting for the first", file=sys.stderr, flush=True)
+            tqdm.write("no worker yet: waiting for the first", file=sys.stderr)
         client.wait_for_workers(1)
         engine = Engine(client, on_macs)
         try:
