@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from itertools import product
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -11,7 +12,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fcs_utils.report.inference import paired, seed_differences
-from fcs_utils.report.plots import BLUE, COLOURS, PALE, VERDICT_COLOURS, Style, dots, effects, legend_above, panels, short_names
+from fcs_utils.report.plots import (
+    BLUE,
+    COLOURS,
+    PALE,
+    VERDICT_COLOURS,
+    WIDTH,
+    Style,
+    dots,
+    effects,
+    legend_above,
+    panels,
+    short_names,
+)
 from fcs_utils.report.registry import Registry
 from fcs_utils.report.tables import macs_left
 
@@ -153,17 +166,17 @@ def _spelled_out(label: str) -> str:
 
 def cost_growth(costs: pd.DataFrame, names: dict[str, str]) -> Figure:
     """Time and peak memory of scoring against calibration images and against width, a line a procedure."""
-    figure, axes = plt.subplots(2, 2, figsize=(9.6, 5.8))
+    figure, axes = plt.subplots(4, 1, figsize=(WIDTH, 8.4))
     styles = {"forward": ("#8c8c8c", "x"), "pass": ("#0072B2", "o"), "store": ("#D55E00", "s")}
     first = costs[costs.network == costs.network.iloc[0]]
     heavy = first.sort_values("width").images.iloc[0]  # the narrowest network has one number of images
     parts = {"images": first[first.width == 1], "width": first[first.images == heavy]}
     labels = {"images": "calibration images", "width": f"width of the network ({heavy} images)"}
-    for (y, title), row in zip((("seconds", "seconds"), ("memory_mb", "peak memory (MB)")), axes, strict=True):
-        for x, axis in zip(parts, row, strict=True):
-            for method, (colour, marker) in styles.items():
-                own = parts[x][parts[x].method == method].groupby(x)[y].median()
-                axis.plot(own.index, own, color=colour, marker=marker, ms=5, label=names[method])
-            axis.set(xlabel=labels[x], ylabel=title, ylim=(0, None))
-    axes[0, 0].legend(fontsize=8)
+    titles = {"seconds": "seconds", "memory_mb": "peak memory (MB)"}
+    for axis, (x, y) in zip(axes, product(parts, titles), strict=True):
+        for method, (colour, marker) in styles.items():
+            own = parts[x][parts[x].method == method].groupby(x)[y].median()
+            axis.plot(own.index, own, color=colour, marker=marker, ms=5, label=names[method])
+        axis.set(xlabel=labels[x], ylabel=titles[y], ylim=(0, None))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left")
     return figure

@@ -40,10 +40,13 @@ def answers(report: Report) -> list[tuple[str, str]]:
         found.append(("Which criterion should I use?", which_criterion(report.tuned)))
     worth = [
         _first(report, "C3", {word: f"Counted in epochs: {said}" for word, said in IN_PART.items()}),
+        at_equal_epochs(report.schedules, "tft", "TFT"),
         _first(report, "C3 by compute", {word: f"Counted in compute: {said}" for word, said in IN_PART.items()}),
-        price_of_a_teacher(report.schedules),
+        at_equal_epochs(report.schedules, "kd", "distillation from the frozen network (KD)"),
     ]
     found.append(("Is mutual learning worth it?", " ".join(filter(None, worth))))
+    more = {word: f"More than before training: {said}" for word, said in IN_PART.items()}
+    found.append(("Are channels redundant?", " ".join(filter(None, (_first(report, "C1a", ANSWERS), _first(report, "C1b", more))))))
     return [(question, answer) for question, answer in found if answer]
 
 
@@ -73,21 +76,22 @@ def which_criterion(tuned: pd.DataFrame) -> str:
     others = [name for name in (LITERAL_READING, "kernel_l1", "random") if name in kinds and name != best][:2]
     subjects = (f"`{best}`", "it")
     said = [difference(kinds[best], kinds[name], ours=own, theirs=f"`{name}`") for own, name in zip(subjects, others, strict=False)]
-    lead = f"After fine-tuning, `{best}` has the highest mean validation accuracy of {len(kinds)} criteria"
+    meaning = f" ({kinds[best].reading.iloc[0]})" if "reading" in own else ""
+    lead = f"After fine-tuning, `{best}`{meaning} has the highest mean validation accuracy of {len(kinds)} criteria"
     return f"{lead}. On test, {'; '.join(said)}. These intervals are not corrected." if said else f"{lead}."
 
 
-def price_of_a_teacher(schedules: pd.DataFrame) -> str:
-    """MLFT against KD after the longest schedule that both have, with what MLFT costs beside it."""
-    if not len(schedules) or not {"mlft", "kd"} <= set(schedules.method):
+def at_equal_epochs(schedules: pd.DataFrame, method: str, name: str) -> str:
+    """MLFT against another arm after the longest schedule that both have, with what MLFT costs beside it."""
+    if not len(schedules):
         return ""
-    mlft, kd = (schedules[schedules.method == name] for name in ("mlft", "kd"))
-    longest = max({*mlft.epochs} & {*kd.epochs}, default=0)
+    mlft, other = (schedules[schedules.method == one] for one in ("mlft", method))
+    longest = max({*mlft.epochs} & {*other.epochs}, default=0)
     if not longest:
         return ""
-    mlft, kd = (runs[runs.epochs == longest] for runs in (mlft, kd))
-    factor = mlft.training_macs.mean() / kd.training_macs.mean()
-    said = difference(mlft, kd, ours="MLFT", theirs="distillation from the frozen network (KD)")
+    mlft, other = (runs[runs.epochs == longest] for runs in (mlft, other))
+    factor = mlft.training_macs.mean() / other.training_macs.mean()
+    said = difference(mlft, other, ours="MLFT", theirs=name)
     return f"After {counted(longest, 'epoch')}, {said}, at {factor:.1f} times the training MACs."
 
 

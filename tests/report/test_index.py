@@ -83,6 +83,11 @@ def test_sections_come_in_the_order_of_the_layout(study: Study) -> None:
     assert titles[-2:] == left_out and [*found] == ["In short", "The claims", *shown, [*found][-1]]
     for title in shown[:-1]:  # the last quotes others
         assert re.match(r"\s*<p>[A-Z].+\.</p>", found[title]), title
+    asked = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", found["In short"], flags=re.S)
+    questions = ("Does FCS work?", "Which criterion should I use?", "Is mutual learning worth it?", "Are channels redundant?")
+    assert tuple(question for question, _ in asked) == questions
+    assert all(re.search("95 % interval|no interval", answer) for _, answer in asked)
+    assert " More than before training: " in asked[-1][1]
     folded = re.sub(r"<details class=\"table\">.*?</details>", "", "".join(found.values()), flags=re.S)
     assert "<table" not in folded and "<img" in folded
     tables = re.findall(r"tables/(\w+).csv", found["Does mutual learning pay? (C3)"])

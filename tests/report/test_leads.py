@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from fcs_utils.report.leads import LEADS, answers, price_of_a_teacher, which_criterion
+from fcs_utils.report.leads import LEADS, answers, at_equal_epochs, which_criterion
 from tests.report.planted import arm, ledger_of
 
 
@@ -35,6 +35,7 @@ def test_the_criterion_is_chosen_on_validation_and_compared_on_test() -> None:
         "After fine-tuning, `taylor` has the highest mean validation accuracy of 3 criteria. On test, `taylor` ends 2.9 "
     )
     assert "; it ends 6.0 points of top-1 below `kernel_l1`" in said or "it shows no clear difference from `kernel_l1`: 6.0" in said
+    assert which_criterion(runs.assign(reading="in words")).startswith("After fine-tuning, `taylor` (in words) has the ")
     given = tuned({"fcs": [(90, 90)], "random": [(99, 99)]}, given=True)
     assert which_criterion(pd.concat([runs.assign(given=False), given])) == said  # they have seen the validation images
 
@@ -51,10 +52,11 @@ def test_what_a_learning_teacher_costs_is_told_at_the_longest_common_schedule() 
         )
         for seed, offset in enumerate((-0.01 * (name == "mlft"), 0.0, 0.01 * (name == "mlft")))
     ]
-    said = price_of_a_teacher(pd.DataFrame(rows))
-    assert said.startswith("After 4 epochs, MLFT ends 1.0 points of top-1 above distillation from the frozen network (KD)")
+    said = at_equal_epochs(pd.DataFrame(rows), "kd", "distillation")
+    assert said.startswith("After 4 epochs, MLFT ends 1.0 points of top-1 above distillation ")
     assert said.endswith("at 2.5 times the training MACs.")
-    assert price_of_a_teacher(pd.DataFrame(rows[-3:])) == "" == price_of_a_teacher(pd.DataFrame())
+    assert at_equal_epochs(pd.DataFrame(rows), "tft", "TFT").startswith("After 4 epochs, MLFT ends 2.0 points of top-1 above TFT (")
+    assert at_equal_epochs(pd.DataFrame(rows[-3:]), "kd", "KD") == "" == at_equal_epochs(pd.DataFrame(), "kd", "KD")
 
 
 def test_answers_begin_with_the_verdict_and_leave_out_what_has_no_records() -> None:

@@ -10,7 +10,12 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fcs_utils.report.plots import drawn
+from fcs_utils.benchmarks import scoring
+from fcs_utils.report.figures import cost_growth
+from fcs_utils.report.plots import drawn, use_house_style
+from fcs_utils.study.measurements import kept
+from fcs_utils.study.records import Store
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -51,3 +56,14 @@ def test_pictures_keep_all_their_colours(figure: Figure) -> None:
 
 def test_vectors_are_no_png(figure: Figure) -> None:
     assert b"<svg" in drawn(figure, "svg", metadata={"Date": None})
+
+
+def test_panels_of_cost_stand_below_one_another_and_their_legend_above_them() -> None:
+    use_house_style()
+    (costs, *_) = kept(Store(ROOT / "results", "quick"), "scoring")
+    figure = cost_growth(scoring.cost_frame(costs), {name: one.title for name, one in scoring.PROCEDURES.items()})
+    figure.canvas.draw()
+    (legend,), boxes = figure.legends, [axis.get_window_extent() for axis in figure.axes]
+    assert all(above.y0 > below.y1 for above, below in zip(boxes, boxes[1:], strict=False)) and len(boxes) == 4
+    assert legend.get_window_extent().y0 >= boxes[0].y1
+    plt.close(figure)
