@@ -134,7 +134,8 @@ def accuracy_by_epoch(found: Mapping[str, Sequence[float]], dense: float, images
         (colour, marker), label = arm_style(arm), arm_label(arm)
         axis.plot(range(len(accuracies)), accuracies, color=colour, marker=marker, ms=5, label=label)
     axis.axhline(dense, color="black", lw=0.8, ls=":", label="unpruned")
-    axis.set(xlabel="epochs of fine-tuning", ylabel=f"top-1 (%), {images} images", xlim=(-0.1, None))
+    last = max(1, *(len(accuracies) - 1 for accuracies in found.values()))
+    axis.set(xlabel="epochs of fine-tuning", ylabel=f"top-1 (%), {images} images", xlim=(-0.1, last + 0.1))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure

@@ -19,7 +19,7 @@ IN_A_COLUMN = ("dataset", "network", "seed", "layer", "criterion", "reading", "b
 TABLE_STYLE = """<style>
 .fcs-explorer .widget-inline-hbox { max-width: calc(100% - 4px); box-sizing: border-box; }
 .fcs-explorer .widget-html { max-width: 100%; overflow-x: auto; }
-.fcs-explorer .widget-html-content { line-height: 1.45; }
+.fcs-explorer .widget-html-content { line-height: 1.45; min-width: 0; }
 .fcs-explorer .widget-image { align-self: flex-start; max-width: calc(100% - 4px); }
 [data-jp-theme-light="false"] .fcs-explorer .widget-image { filter: invert(0.91) hue-rotate(180deg); }
 [data-jp-theme-light="false"] .fcs-explorer :is(.fcs-pair, .fcs-similarity) { filter: brightness(0.82); }

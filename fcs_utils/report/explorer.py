@@ -175,7 +175,7 @@ class Explorer:
         for name in ("reading", "bins"):
             self.controls[name].disabled = name not in taken
         norms, bin_of, kept = torch.tensor(frame["L1 norm"]), torch.tensor(frame["bin"]), frame.index[frame.stays].tolist()
-        self.norms.value = png(pictures.bins_over_norms(norms, bin_of, f"{self.here.network} {layer}: faint bars go", kept))
+        self.norms.value = png(pictures.bins_over_norms(norms, bin_of, f"{self.here.subject.title} {layer}: faint bars go", kept))
         gone = frame[~frame.stays].drop(columns="stays").sort_values("score", kind="stable").reset_index()
         self.why.value = gone.to_html(index=False, border=0, max_rows=12, float_format="{:.3f}".format)
         self.numbers.value, self.said.value = numbers(self.here, choice), ""
@@ -211,7 +211,7 @@ class Explorer:
         self.curve.value = png(pictures.accuracy_over_ratios(found, self.here.dense_accuracy, self.here.subject.judged))
 
     def _matrix(self, opened: int, layer: str, reading: Reading, bins: int) -> None:
-        known, title = self.here.statistics[layer], f"{self.here.network} {layer}"
+        known, title = self.here.statistics[layer], f"{self.here.subject.title} {layer}"
         self.similarity.value = png(
             pictures.similarity_by_bin(known.similarity(reading), assign_bins(known.l1, bins), known.l1, title)
         )
@@ -253,4 +253,4 @@ class Explorer:
                 kind, content = "" if image is self.norms else PICTURE, base64.b64encode(image.value).decode()
                 images += f'<img alt="{alt}"{kind} src="data:image/png;base64,{content}">'
         still = f"{self.numbers.value}{images}{self.why.value}"
-        return {**live, "text/html": still, "text/plain": f"explorer of {self.here.network}"}
+        return {**live, "text/html": still, "text/plain": f"explorer of {self.here.subject.title}"}

@@ -129,7 +129,7 @@ class TuningPanel:
         self.epochs = w.IntSlider(value=2, min=1, max=MOST_EPOCHS, description="epochs")
         self.start = w.Button(description="Fine-tune here", icon="play", button_style="primary")
         self.stop = w.Button(description="Stop", icon="stop", disabled=True)
-        self.keep = w.Button(description="Save the tuned network", icon="save", disabled=True)
+        self.keep = w.Button(description="Save the tuned network", icon="save", disabled=True, layout={"width": "auto"})
         self.done: tuple[Exploration, Choice, bool, LiveTuning] | None = None  # the last training that came to its end
         self.pace, self.said, self.errors = w.HTML(), w.HTML(), w.HTML()
         self.curve = w.Image(format="png", layout={"display": "none"}).add_class("fcs-tuned")

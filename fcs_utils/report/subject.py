@@ -15,6 +15,7 @@ from fcs_utils.data.listing import list_pictures
 from fcs_utils.data.pictures import load_pictures
 from fcs_utils.errors import refuse
 from fcs_utils.machine import pick_device
+from fcs_utils.models import network_title
 from fcs_utils.pruning.criteria import needs, scoring
 from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.pruning.statistics import ChannelStatistics, collect_statistics
@@ -43,14 +44,16 @@ class Spot(NamedTuple):
 class Subject:
     """One trained network, and all that an exploration asks about it.
 
-    name: of its files. dense: shared and in eval mode; copy before changing it. first: the layer to look at first. pixels, images,
-    labels: the calibration images as they are (N, H, W, C) uint8, normalised (N, C, H, W), and their classes (N,). judges:
-    normalised validation images in batches. batches, training: of fine-tuning. save_to: the file of a compact network by name.
-    arguments: of ``build_model`` behind the name and the number of classes. mean, std: a channel, of images in 0..1.
+    name: of its files. title: of figures. dense: shared and in eval mode; copy before changing it. first: the layer to look at
+    first. pixels, images, labels: the calibration images as they are (N, H, W, C) uint8, normalised (N, C, H, W), and their
+    classes (N,). judges: normalised validation images in batches. batches, training: of fine-tuning. save_to: the file of a
+    compact network by name. arguments: of ``build_model`` behind the name and the number of classes. mean, std: a channel, of
+    images in 0..1.
     """
 
     place: Spot
     name: str
+    title: str
     dense: nn.Module
     first: str
     pixels: Tensor
@@ -123,6 +126,7 @@ def study_subject(study: Study, network: str, seed: int, layer: str = "") -> Sub
     return Subject(
         place=Spot(study.profile.dataset, reference.network, reference.seed),
         name=f"{reference.network}-x{reference.width:g}-seed{reference.seed}",
+        title=network_title(reference.network, reference.width),
         dense=bench.trained(reference),
         first=first,
         pixels=shown.images,
@@ -171,6 +175,7 @@ def own_source(wanted: Shrinking, save_to: Callable[[str], Path]) -> Subjects:
         return Subject(
             place=Spot(name, wanted.model, seed),
             name="".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in f"{known_by}-seed{seed}"),
+            title=wanted.model,
             dense=dense,
             first=first,
             pixels=pixels,

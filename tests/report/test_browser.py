@@ -92,6 +92,15 @@ def test_tables_sort_by_their_numbers(browser: Any, site: str) -> None:
     page.close()
 
 
+def test_the_still_explorers_numbers_stand_flush_right(browser: Any, site: str) -> None:
+    page = browser.new_page()
+    page.goto(site + "pages/explore.html")
+    cells = page.eval_on_selector_all("td", "all => all.map(one => [one.textContent.trim(), getComputedStyle(one).textAlign])")
+    sides = [side for text, side in cells if re.fullmatch(r"\d[\d,]*\.\d+( %)?", text)]
+    assert len(sides) > 5 and set(sides) == {"right"}
+    page.close()
+
+
 def test_dark_screens_get_a_dark_page(browser: Any, site: str) -> None:
     shades = {}
     for scheme in ("light", "dark"):

@@ -119,6 +119,7 @@ def test_bad_networks_seeds_and_images_are_refused(here: Exploration, study: Stu
 
 def test_controls_redraw_what_depends_on_them_and_nothing_else(here: Exploration, source: Subjects) -> None:
     explorer = Explorer(source, here, CHOICE)
+    assert here.subject.title == "VGG-16 x0.125"  # as on the pages
     controls = explorer.controls
 
     def pictures() -> list[bytes]:

@@ -188,6 +188,7 @@ def test_every_control_changes_the_numbers_to_those_of_the_library(
     opened.click("Prune and save")
     code = box.locator("pre")
     code.wait_for()
+    assert box.locator(".widget-html:has(pre)").evaluate("one => one.scrollWidth <= one.clientWidth")  # the path is all in view
     opened.photograph()
     script = (
         code.inner_text() + "\nimport torch\nprint(*compact(torch.zeros(2, 1, 32, 32)).shape, compact.features.conv2.out_channels)"

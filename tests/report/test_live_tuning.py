@@ -73,3 +73,9 @@ def test_legends_of_the_live_curves_lie_inside_their_figures() -> None:
         box = legend.get_window_extent()
         assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1
         plt.close(figure)
+
+
+def test_a_curve_that_has_just_begun_has_room_for_its_first_epoch() -> None:
+    figure = accuracy_by_epoch({"tft": [10.0]}, 80.0, 128)
+    assert figure.axes[0].get_xlim() == (-0.1, 1.1)
+    plt.close(figure)

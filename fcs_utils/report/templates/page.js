@@ -5,7 +5,7 @@ for (const cell of document.querySelectorAll(".sortable td")) {
   if (cell.textContent.includes(" ± ")) cell.classList.add("whole");
 }
 // Columns of numbers stand flush right.
-for (const table of document.querySelectorAll("table.sortable")) {
+for (const table of document.querySelectorAll("table")) {
   const rows = [...table.querySelectorAll("tr")];
   for (let column = 0; column < rows[0].cells.length; column++) {
     const texts = rows.slice(1).map((row) => row.cells[column]?.textContent.trim() ?? "");
