@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fcs_utils.cli.parser import build_parser
-from fcs_utils.errors import OutOfTime, StudyError, is_out_of_memory, refuse
+from fcs_utils.errors import OutOfTime, StudyError, counted, is_out_of_memory, refuse
 
 if TYPE_CHECKING:
     from fcs_utils.study.study import Study
@@ -154,7 +154,7 @@ def _run(name: str, options: argparse.Namespace, started: float) -> None:
             _print_estimate(study, options)
     workers = pick_workers(options.workers, study.bench.device)
     records = study.run(options.stages, workers=workers, only=options.only, cluster=_cluster(options))
-    print(f"{len(records)} runs of profile {name} have records in {study.store.root}")
+    print(f"records of {counted(len(records), 'run')} of profile {name} are in {study.store.root}")
 
 
 def _estimate(name: str, options: argparse.Namespace) -> None:
@@ -169,7 +169,7 @@ def _print_estimate(study: Study, options: argparse.Namespace) -> None:
 
     if cluster := options.cluster if options.command == "estimate" else None:
         with on_cluster(cluster) as engine:
-            print(f"{study.profile.name} on {engine.slots()} workers of the cluster, passes {options.passes}:", flush=True)
+            print(f"{study.profile.name} on {counted(engine.slots(), 'worker')} of a cluster, passes {options.passes}:", flush=True)
             table = estimate(study, cluster_throughput(engine, engine.slots, options.passes))
     else:
         print(f"{study.profile.name} on {study.bench.device.type}, passes {options.passes}:", flush=True)
@@ -193,7 +193,7 @@ def _tables(options: argparse.Namespace) -> None:
     study = _open(options.profile, options)
     report = make_report(study, allow_missing=options.allow_missing)
     report.write(study.store)
-    print(f"{len(report.tables())} tables in {study.store.table('claims').parent}, {len(report.missing)} runs missing")
+    print(f"{len(report.tables())} tables in {study.store.table('claims').parent}, {counted(len(report.missing), 'run')} missing")
 
 
 def _publish(options: argparse.Namespace) -> None:

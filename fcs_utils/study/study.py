@@ -11,7 +11,7 @@ from pydantic import InstanceOf
 from tqdm import tqdm
 
 from fcs_utils.config import checked
-from fcs_utils.errors import StudyError, is_out_of_memory, refuse
+from fcs_utils.errors import StudyError, counted, is_out_of_memory, refuse
 from fcs_utils.machine import describe_machine, describe_moment, one_thread, pick_device
 from fcs_utils.pruning.criteria import CRITERIA
 from fcs_utils.study.catalogue import AFTER_RATES, STAGES, Stage
@@ -211,8 +211,8 @@ class Study:
                 if error is not None:
                     failures.append(str(error))
         if failures:
-            dropped = f" and {schedule.dropped} that build on them were not done" if schedule.dropped else ""
-            raise StudyError(f"{len(failures)} runs failed{dropped}, the others have their records. First: {failures[0]}")
+            more = f" and {schedule.dropped} that build on them were not done" if schedule.dropped else ""
+            raise StudyError(f"{counted(len(failures), 'run')} failed{more}, the others have their records. First: {failures[0]}")
 
     def ensure(self, run: Run, on_macs: OnMacs = report_macs, *, wait: bool = True) -> Record:
         """The record of a run, doing it and what it builds on where there is none.

@@ -101,7 +101,7 @@ def test_a_run_without_memory_fails_alone_and_says_so(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(study_module, "do", greedy)
     study = Study("smoke", tmp_path)
-    with pytest.raises(StudyError, match="1 runs failed.*vgg16 x0.125 seed 0: memory ran out; take fewer --workers"):
+    with pytest.raises(StudyError, match="1 run failed.*vgg16 x0.125 seed 0: memory ran out; take fewer --workers"):
         study.run(["reference"])
     assert len(study.store.all_records()) == 1
 

@@ -64,7 +64,7 @@ def test_the_cost_of_a_profile_is_estimated_on_a_worker(nodes: Nodes, tmp_path: 
     done = command_here("estimate", "--profile", "smoke", "--out", str(tmp_path), "--cluster", str(nodes.file))
     assert done.returncode == 0, done.stderr
     # Of two workers one says that it has a GPU, and runs go to such workers alone.
-    assert "smoke on 1 workers of the cluster" in done.stdout and re.search(r"^ *all +\d+ ", done.stdout, re.MULTILINE)
+    assert "smoke on 1 worker of a cluster" in done.stdout and re.search(r"^ *all +\d+ ", done.stdout, re.MULTILINE)
     assert not [*tmp_path.rglob("*.json")]
 
 

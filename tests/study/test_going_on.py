@@ -133,7 +133,7 @@ def test_a_failed_reference_fails_its_runs_and_no_others(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(study, "ensure", broken)
     count = len([run for run in study.runs(["pruned"]) if run.reference.network == "vgg16"])
-    message = f"1 runs failed and {count} that build on them were not done, the others have their records. First: vgg16 broke"
+    message = f"1 run failed and {count} that build on them were not done, the others have their records. First: vgg16 broke"
     with pytest.raises(StudyError, match=message):
         study.run(["reference", "pruned"])
     assert sorted(tried) == ["resnet20"] * (count + 1) + ["vgg16"]

@@ -69,7 +69,7 @@ def test_a_module_that_is_edited_under_a_running_study_is_refused(tmp_path: Path
     edit = f"    from pathlib import Path\n    Path('mycriteria.py').write_text({MODULE.format(sign='1 * ')!r})\n    only ="
     done = run_script(tmp_path, SCRIPT.replace("    only =", edit))
     assert done.returncode == 1 and "its module was edited; start again" in done.stderr, done.stderr
-    assert "1 runs failed, the others have their records" in done.stderr
+    assert "1 run failed, the others have their records" in done.stderr
 
 
 ARM = """
