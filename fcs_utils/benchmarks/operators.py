@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
 from torch.profiler import ProfilerActivity, profile
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library would write of each start, and of GPUs that are not there
 LISTED = 5  # operators that are named
 
 

@@ -55,7 +55,7 @@ class Yardsticks(Config):
         ("vgg16", "inner", 32, 512),
         ("resnet56", "inner", 32, 512),
         ("resnet56", "all", 32, 512),
-        ("torchvision/resnet50", "all", 224, 16),
+        ("torchvision/resnet50", "all", 224, 64),
     )
     decomposed: tuple[str, ...] = ("vgg16", "resnet56")
     few: Count = 64

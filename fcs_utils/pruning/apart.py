@@ -20,7 +20,10 @@ from fcs_utils.pruning.ties import memory_of
 
 
 class _Reads(TorchDispatchMode):
-    """Notes which tensors of ``known``, by the place of their memory, are read, and how many numbers the largest one made has."""
+    """Notes which tensors of ``known``, by the place of their memory, are read, and how many numbers the largest map has.
+
+    It is called with one image. What is made of weights alone, whose first dimension is no image, does not grow with the image.
+    """
 
     def __init__(self, known: Mapping[int, str]) -> None:
         super().__init__()
@@ -31,7 +34,8 @@ class _Reads(TorchDispatchMode):
             if isinstance(one, Tensor) and (name := self.known.get(memory_of(one))):
                 self.found[name] = None
         result = func(*args, **(kwargs or {}))
-        self.largest = max([self.largest, *(one.numel() for one in tree_leaves(result) if isinstance(one, Tensor))])
+        made = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
+        self.largest = max([self.largest, *(one.numel() for one in made if one.shape[:1] == (1,))])
         return result
 
 

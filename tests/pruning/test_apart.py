@@ -114,3 +114,13 @@ def test_images_that_take_more_memory_than_there_is_are_refused(flat: bool, monk
     for call in (lambda: prune(net, large), lambda: make_plan(net, torch.zeros(1, 3, 128, 128), SCORES, ratio=0.5)):
         with pytest.raises(StudyError, match="^an image of 128 x 128 takes some 0.00157 GB .*, and 0.0015 GB are free"):
             call()
+
+
+def test_large_weights_do_not_grow_with_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = nn.Linear(3, 100_000)  # the transposed weight has 300,000 numbers at any size of the images
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).eval()
+    monkeypatch.setattr(apart, "free_memory", lambda device: 7_000_000)  # logits count as a map: 400,000 numbers
+    apart.check_apart(net, torch.zeros(1, 3, 128, 128))
+    monkeypatch.setattr(apart, "free_memory", lambda device: 6_000_000)
+    with pytest.raises(StudyError, match="an image of 128 x 128 takes some 0.0064 GB"):
+        apart.check_apart(net, torch.zeros(1, 3, 128, 128))
