@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from fcs_utils.data.archives import ENDINGS, entries, unread_in_words, walk_folder
+from fcs_utils.data.classes import Picture, class_names, in_two_places, labels_of
 from fcs_utils.data.side_by_side import in_order
 from fcs_utils.errors import StudyError
 from fcs_utils.files import read_tensors, set_aside, write_tensors
@@ -116,7 +117,6 @@ def _from_cache(path: Path, size: int) -> Decoded | None:
         return None
 
 
-Picture = tuple[str, str, np.ndarray]  # class, file name, pixels (size, size, 3)
 Places = dict[PurePosixPath, dict[str, list[Picture]]]  # by the folder that holds train/ and test/, then by these
 
 
@@ -135,12 +135,12 @@ def _decode(source: Path, size: int) -> Decoded:
             f"{source} needs images under train/CLASS/ and test/CLASS/ (or val/CLASS/); " + " ".join(notes or ["it has none"])
         )
     arrays = {}
-    classes = _classes(source, {part: parts[part] for part in ("train", test)}, _labels(folders, root, test), notes)
+    classes = class_names(source, {part: parts[part] for part in ("train", test)}, labels_of(folders, root, test), notes)
     for part, pictures in (("train", parts["train"]), ("test", parts[test])):
         pictures.sort(key=lambda picture: picture[:2])  # the order of an archive is arbitrary
         arrays[f"{part}_images"] = np.stack([pixels for _, _, pixels in pictures]).transpose(0, 3, 1, 2).copy()
         arrays[f"{part}_labels"] = np.array([classes.index(label) for label, _, _ in pictures], np.int64)
-    return Decoded(arrays, classes, notes + _shared(parts["train"], parts[test], test))
+    return Decoded(arrays, classes, notes + in_two_places(parts["train"], parts[test], test))
 
 
 def _collect(source: Path, size: int) -> tuple[Places, set[PurePosixPath], dict[str, list[PurePosixPath]]]:
@@ -222,38 +222,3 @@ def _rgb(opened: Any) -> Any:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-def _labels(folders: set[PurePosixPath], root: PurePosixPath, test: str) -> set[str]:
-    """The classes that have a folder, with images or without."""
-    inside = [folder.relative_to(root).parts for folder in folders if folder.is_relative_to(root)]
-    return {parts[1] for parts in inside if len(parts) > 1 and parts[0] in ("train", test)}
-
-
-def _classes(source: Path, parts: dict[str, list[Picture]], labels: set[str], notes: list[str]) -> list[str]:
-    """Class names in order. Raises StudyError for a name that cannot be shown and for a class with too few images."""
-    for label in sorted(labels):
-        if not label.isprintable():
-            raise StudyError(f"{source}: the class name {label!r} has characters that cannot be shown; rename its folder")
-    counts = {part: Counter(label for label, _, _ in pictures) for part, pictures in parts.items()}
-    (train, _), (test, _) = parts.items()
-    few = [
-        f"{label!r} has {counts[train][label]} and {counts[test][label]}"
-        for label in sorted(labels)
-        if counts[train][label] < 2 or not counts[test][label]
-    ]
-    if few or len(labels) < 2:
-        why = f"{', '.join(few[:5])}{', ...' if few[5:] else ''}" if few else f"it has {len(labels)}"
-        raise StudyError(
-            f"{source} needs two classes or more, each with two images in {train}/ and one in {test}/; " + "; ".join([why, *notes])
-        )
-    return sorted(labels)
-
-
-def _shared(train: list[Picture], test: list[Picture], part: str) -> list[str]:
-    """What to say of test images that are among the training images, pixel by pixel."""
-    seen = {pixels.tobytes(): f"train/{label}/{name}" for label, name, pixels in train}
-    both = [(f"{part}/{label}/{name}", seen[key]) for label, name, pixels in test if (key := pixels.tobytes()) in seen]
-    if not both:
-        return []
-    return [f"{len(both):,} of {len(test):,} test images are in train/ too (such as {both[0][0]!r} and {both[0][1]!r})"]

@@ -107,10 +107,11 @@ def test_linked_folders_and_files_are_read_and_circles_end(tmp_path: Path) -> No
     (elsewhere / "back").symlink_to(tmp_path / "pets")
     folder = put(tmp_path / "pets", FILES | {"test/owl/0.png": plain(80)})
     (folder / "train/owl").symlink_to(elsewhere)
-    (folder / "train/cat/2.png").symlink_to(elsewhere / "0.png")
+    (tmp_path / "cat.png").write_bytes(plain(72))
+    (folder / "train/cat/2.png").symlink_to(tmp_path / "cat.png")
     (train, labels, *_), classes = quietly(folder)
     assert classes == ("cat", "dog", "owl") and labels.tolist() == [0, 0, 0, 1, 1, 2, 2]
-    assert train[:, 0, 0, 0].tolist() == [0, 1, 70, 10, 11, 70, 71]
+    assert train[:, 0, 0, 0].tolist() == [0, 1, 72, 10, 11, 70, 71]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +204,22 @@ def test_images_in_both_train_and_test_are_said(tmp_path: Path) -> None:
     folder = put(tmp_path / "pets", FILES | {"test/cat/seen.png": plain(1), "test/dog/seen.bmp": again})
     for text in (said(folder), said(folder)):
         assert "2 of 6 test images are in train/ too (such as 'test/cat/seen.png' and 'train/cat/1.png')" in text
+
+
+def test_training_images_of_two_classes_are_said(tmp_path: Path) -> None:
+    again = {
+        "train/dog/cat.png": plain(1),
+        "train/dog/cats.png": plain(1),
+        "train/cat/double.png": plain(1),
+    }  # the last is of its own class
+    for text in (
+        said(put(tmp_path / "pets", FILES | again)),
+        said(put(tmp_path / "zoo", FILES | {"train/cat/dog.png": plain(10)})),
+    ):
+        assert " training images are in another class, too (such as 'train/" in text
+    assert "2 of 7 training images are in another class, too (such as 'train/dog/cat.png' and 'train/cat/1.png')" in said(
+        tmp_path / "pets"
+    )
 
 
 def test_images_that_take_more_than_8_gib_once_they_are_decoded_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
