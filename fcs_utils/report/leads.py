@@ -16,8 +16,12 @@ from fcs_utils.report.comparisons import LITERAL_READING
 from fcs_utils.report.findings import best_and_worst, difference, headlines
 from fcs_utils.report.frames import Report
 from fcs_utils.report.inference import Verdict, half_width, replicate_of
+from fcs_utils.report.planning import HOURS
+from fcs_utils.report.recipe import COMBINATION, SURGERY
+from fcs_utils.report.tables import published_table
 from fcs_utils.study.measurements import kept
 from fcs_utils.study.records import Store
+from fcs_utils.training.arms import arm_label
 
 Lead = Callable[[Report, Store], str]
 LEADS: dict[str, Lead] = {}
@@ -156,3 +160,37 @@ def _scoring(report: Report, store: Store) -> str:
         own = frame[frame.method == "pass"].ratio
         return f"One pass for the statistics of all layers takes {own.min():.2f} to {own.max():.2f} times a plain forward pass."
     return ""
+
+
+@lead("recipe")
+def _combinations(report: Report, store: Store) -> str:
+    said = []
+    for network, own in report.recipe.groupby("network", sort=False) if len(report.recipe) else ():
+        kinds = {key: runs for key, runs in own.groupby(COMBINATION[1:], sort=False)}
+        best, base = max(kinds, key=lambda key: kinds[key].validation.mean()), (report.default, "none", "tft")
+        words = f"in {network}, `{best[0]}` with {SURGERY[best[1]]} surgery and {arm_label(best[2])}"
+        if best != base and base in kinds:
+            others = f"`{report.default}` with plain surgery and TFT"
+            words += f" (on test, {difference(kinds[best], kinds[base], ours='it', theirs=others)})"
+        said.append(words)
+    return f"The highest mean validation accuracy of all combinations: {'; '.join(said)}." if said else ""
+
+
+@lead("reported")
+def _reported(report: Report, store: Store) -> str:
+    frame = published_table()
+    base, pruned = (pd.to_numeric(frame[f"{which} top-1 (%)"], errors="coerce") for which in ("base", "pruned"))
+    change = (pruned - base).dropna()
+    return (
+        f"In the {counted(len(change), 'result')} quoted with both accuracies, "
+        f"the pruned network's top-1 minus the unpruned one's is {change.min():+.2f} to {change.max():+.2f} points."
+    )
+
+
+@lead("not run")
+def _not_run(report: Report, store: Store) -> str:
+    if report.unfinished.empty:
+        return ""
+    runs, hours = int(report.unfinished.runs.sum()), report.unfinished[HOURS]
+    least = "over " if hours.isna().any() else ""
+    return f"{counted(runs, 'planned run')} without a record would take {least}{hours.sum():.1f} core-hours (an estimate)."

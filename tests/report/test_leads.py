@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import tomllib
 from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 
 from fcs_utils.report.leads import LEADS, answers, at_equal_epochs, which_criterion
+from fcs_utils.report.pages import HERE
+from fcs_utils.report.planning import HOURS
+from fcs_utils.report.tables import published_table
 from tests.report.planted import arm, ledger_of
 
 
@@ -69,7 +74,48 @@ def test_answers_begin_with_the_verdict_and_leave_out_what_has_no_records() -> N
 
 
 def test_openings_are_empty_where_there_are_no_records() -> None:
-    names = ("ledger", "tuned", "schedules", "references", "variations", "merges")
+    names = ("ledger", "tuned", "schedules", "references", "variations", "merges", "recipe", "unfinished")
     empty = SimpleNamespace(**{name: pd.DataFrame() for name in names})
-    alone = {name: LEADS[name](empty, None) for name in LEADS if name not in ("milliseconds", "scoring")}  # type: ignore[arg-type]
+    alone = {name: LEADS[name](empty, None) for name in LEADS if name not in ("milliseconds", "scoring", "reported")}  # type: ignore[arg-type]
     assert len(alone) > 5 and set(alone.values()) == {""}
+
+
+def opening(name: str, **frames: Any) -> str:
+    """What opens a section where a report has these frames."""
+    report: Any = SimpleNamespace(**frames)
+    return LEADS[name](report, report)
+
+
+def test_every_section_of_the_index_has_an_opening() -> None:
+    claims, *sections, rest = tomllib.loads((HERE / "index.toml").read_text())["section"]
+    assert claims["title"] == "" and rest["title"] == "More tables and figures"  # these two have none
+    assert all(section["lead"] in LEADS for section in sections)
+
+
+def test_the_best_combination_is_chosen_on_validation() -> None:
+    rows = [
+        {"network": "n", "criterion": criterion, "compensate": how, "method": "kd" if criterion == "fcs" else "tft", "seed": seed}
+        | {"validation": validation, "test": test + spread, "id": f"{criterion} {how} {seed}", "ratio": 0.5}
+        for criterion, how, validation, test in (("tp", "none", 80, 70), ("fcs", "merge", 82, 73), ("l1", "none", 81, 99))
+        for seed, spread in enumerate((0.0, 0.1 * (criterion == "fcs"), 0.0))
+    ]
+    said = opening("recipe", recipe=pd.DataFrame(rows), default="tp")
+    lead = "The highest mean validation accuracy of all combinations: in n, `fcs` with merged surgery and KD (on test, it ends 3.0 "
+    assert said.startswith(lead) and "above `tp` with plain surgery and TFT (95 % interval " in said
+    alone = opening("recipe", recipe=pd.DataFrame(rows[:3]), default="tp")
+    assert alone.endswith("in n, `tp` with plain surgery and TFT.")
+
+
+def test_what_others_report_and_what_is_not_run() -> None:
+    quoted, table = opening("reported"), published_table()
+    change = [
+        float(b) - float(a) for a, b in zip(table["base top-1 (%)"], table["pruned top-1 (%)"], strict=True) if a[:1].isdigit()
+    ]
+    assert quoted == (
+        f"In the {len(change)} results quoted with both accuracies, the pruned network's top-1 minus the unpruned one's is "
+        f"{min(change):+.2f} to {max(change):+.2f} points."
+    )
+    unfinished = pd.DataFrame({"runs": [2, 1], HOURS: [1.25, math.nan]})
+    some, one = (opening("not run", unfinished=rows) for rows in (unfinished, unfinished[:1].assign(runs=1)))
+    assert some == "3 planned runs without a record would take over 1.2 core-hours (an estimate)."
+    assert one == "1 planned run without a record would take 1.2 core-hours (an estimate)."
