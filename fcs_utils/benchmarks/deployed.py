@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fcs_utils.benchmarks.latency import RUNTIME_TITLES, latencies, stopwatch
 from fcs_utils.config import Config, Count, Ratio
 from fcs_utils.machine import describe_machine, describe_moment, some_threads
-from fcs_utils.models import build_seeded, count_macs, module_macs
+from fcs_utils.models import build_seeded, count_macs, module_macs, network_title
 from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.kinds import depthwise
 from fcs_utils.pruning.layers import Scope
@@ -133,7 +133,7 @@ def deployed_table(found: Mapping[str, Any]) -> pd.DataFrame:
         taken = one["milliseconds"]
         for name in list(one["macs"])[1:]:
             line = {
-                "network": one["network"].removeprefix("torchvision/"),
+                "network": network_title(one["network"]),
                 "channels in multiples of": name.removeprefix("multiple-"),
                 "MACs left (%)": f"{100 * one['macs'][name] / one['macs']['dense']:.1f}",
             }
@@ -158,7 +158,7 @@ def bound_table(found: Mapping[str, Any]) -> pd.DataFrame:
         for name, kind in one["kinds"].items():
             rows.append(
                 {
-                    "network": one["network"].removeprefix("torchvision/"),
+                    "network": network_title(one["network"]),
                     "layers": name,
                     "time (%)": f"{100 * kind['milliseconds'] / total:.1f}",
                     "MACs (%)": f"{100 * kind['macs'] / macs:.1f}",
@@ -174,7 +174,7 @@ def goals_table(found: Mapping[str, Any]) -> pd.DataFrame:
     off = 100 * (frame.reached / frame.asked - 1)
     return pd.DataFrame(
         {
-            "network": frame.network.str.removeprefix("torchvision/"),
+            "network": frame.network.map(network_title),
             "asked": frame.asked.map("{:.2f}".format),
             "reached": frame.reached.map("{:.3f}".format),
             "off (%)": off.map("{:+.1f}".format),

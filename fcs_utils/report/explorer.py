@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from fcs_utils.errors import StudyError
+from fcs_utils.models import network_title
 from fcs_utils.pruning.fcs import assign_bins
 from fcs_utils.pruning.sums import Reading
 from fcs_utils.report import channels as pictures
@@ -109,7 +110,7 @@ class Explorer:
 
     def _show(self, source: Subjects, dataset: str, network: str, seed: int) -> None:
         """Open another network. Where that fails, the controls go back to the one that is shown."""
-        self._tell(f"reading {network}, seed {seed}, or training it where it has no weights here")
+        self._tell(f"reading {network_title(network)}, seed {seed}, or training it where it has no weights here")
         goal = self.controls["goal"].value
         same = source is self.source and network == self.here.subject.place.network
         try:
@@ -123,8 +124,8 @@ class Explorer:
     def _settle(self, goal: str) -> None:
         """Put the controls to the network that is shown and to a goal, without an answer to each of them."""
         subject, controls, self.quiet = self.here.subject, self.controls, True
-        choices = {name: list(getattr(self.source, f"{name}s")) for name in ("dataset", "network", "seed")}
-        for name, options in choices.items():
+        choices = {name: list(getattr(self.source, f"{name}s")) for name in ("dataset", "seed")}
+        for name, options in {**choices, "network": [(network_title(one), one) for one in self.source.networks]}.items():
             controls[name].options, controls[name].value = options, getattr(subject.place, name)
             controls[name].layout.display = "" if len(options) > 1 or name == "network" else "none"
         criteria = self.here.criteria

@@ -60,7 +60,7 @@ def test_tables_by_hand() -> None:
     # Ratios of the same round: 2, 1.5 and 2.5.
     assert deployed_table(FOUND).to_dict("records") == [
         {
-            "network": "resnet50",
+            "network": "ResNet-50",
             "channels in multiples of": "8",
             "MACs left (%)": "52.0",
             "onnxruntime, batch 32": "2.00x (1.75 to 2.25)",

@@ -198,7 +198,7 @@ def test_every_control_changes_the_numbers_to_those_of_the_library(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"2 10 {len(here.whole(choice).plan.kept['features.conv2'])}"
-    opened.select("network").select_option("resnet20")
+    opened.select("network").select_option("ResNet-20")
     second = Exploration(study_subject(Study("smoke", smoke), "resnet20", 0))
     opened.shows(second, Choice(second.first, reading="mean_map", bins=2, ratio=0.7))
     signs = opened.page.evaluate("window.signs")
