@@ -34,7 +34,7 @@ from fcs_utils.report.notebook import html_table, save_figure
 from fcs_utils.report.plots import use_house_style
 from fcs_utils.report.registry import each
 from fcs_utils.report.tables import write_table
-from fcs_utils.study.measurements import kept
+from fcs_utils.study.measurements import by_machine, kept
 from fcs_utils.study.records import Store
 from fcs_utils.study.study import Study
 
@@ -158,7 +158,7 @@ def _all_tables(store: Store, report: Report) -> tuple[dict[str, pd.DataFrame], 
     measured, machines = {}, {}
     for found in kept(store, "latency")[:1]:
         measured["deployment"] = deployment_table(found)
-    for found in kept(store, "widths")[:1]:
+    for found in by_machine(store, "widths")[-1:]:  # the latest
         measured["widths"], machine = widths_table(found), found["machine"]
         machines["widths"] = f"{machine['device']}, threads: {machine['threads']}, torch {machine['torch']}, {found['precision']}"
     for costs in kept(store, "scoring")[:1]:
