@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from fcs_utils.errors import StudyError
 
 Picture = tuple[str, str, np.ndarray]  # class, file name, pixels (size, size, 3)
+Placed = tuple[object, str, np.ndarray]  # class, path, pixels
 
 
 def labels_of(folders: set[PurePosixPath], root: PurePosixPath, test: str) -> set[str]:
@@ -39,22 +40,23 @@ def class_names(source: Path, parts: dict[str, list[Picture]], labels: set[str],
     return sorted(labels)
 
 
-def in_two_places(train: Sequence[Picture], test: Sequence[Picture], part: str) -> list[str]:
-    """What to say of images that are the same pixel by pixel: training images of two classes, and test images in ``train/`` too."""
-    first: dict[bytes, tuple[str, str]] = {}
-    mixed, shared = [], []
-    for label, name, pixels in train:
-        other = first.setdefault(pixels.tobytes(), (label, name))
-        if other[0] != label:
-            mixed.append((f"train/{label}/{name}", "train/{}/{}".format(*other)))
-    for label, name, pixels in test:
-        if (key := pixels.tobytes()) in first:
-            shared.append((f"{part}/{label}/{name}", "train/{}/{}".format(*first[key])))
+def in_two_places(train: Iterable[Placed], judged: Iterable[Placed], judges: str) -> list[str]:
+    """What to say of images that are equal pixel by pixel: training images of two classes, and images of ``judges`` among them."""
+    first: dict[int, Placed] = {}  # by a hash, for the pixels themselves would take their memory once more
+    mixed, shared, counts = [], [], [0, 0]
+    for label, place, pixels in train:
+        counts[0] += 1
+        other = first.setdefault(hash(pixels.tobytes()), (label, place, pixels))
+        if other[0] != label and np.array_equal(other[2], pixels):
+            mixed.append((place, other[1]))
+    for _, place, pixels in judged:
+        counts[1] += 1
+        known = first.get(hash(pixels.tobytes()))
+        if known and np.array_equal(known[2], pixels):
+            shared.append((place, known[1]))
+    words = ((mixed, "training images are in another class, too"), (shared, f"{judges} images are training images, too"))
     return [
-        f"{len(both):,} of {count:,} {where} (such as {both[0][0]!r} and {both[0][1]!r})"
-        for both, count, where in (
-            (mixed, len(train), "training images are in another class, too"),
-            (shared, len(test), "test images are in train/ too"),
-        )
+        f"{len(both):,} of {count:,} {what} (such as {both[0][0]!r} and {both[0][1]!r})"
+        for (both, what), count in zip(words, counts, strict=True)
         if both
     ]

@@ -140,7 +140,8 @@ def _decode(source: Path, size: int) -> Decoded:
         pictures.sort(key=lambda picture: picture[:2])  # the order of an archive is arbitrary
         arrays[f"{part}_images"] = np.stack([pixels for _, _, pixels in pictures]).transpose(0, 3, 1, 2).copy()
         arrays[f"{part}_labels"] = np.array([classes.index(label) for label, _, _ in pictures], np.int64)
-    return Decoded(arrays, classes, notes + in_two_places(parts["train"], parts[test], test))
+    train, judged = ([(label, f"{part}/{label}/{name}", pixels) for label, name, pixels in parts[part]] for part in ("train", test))
+    return Decoded(arrays, classes, notes + in_two_places(train, judged, "test"))
 
 
 def _collect(source: Path, size: int) -> tuple[Places, set[PurePosixPath], dict[str, list[PurePosixPath]]]:

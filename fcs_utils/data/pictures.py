@@ -10,7 +10,7 @@ import io
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from fcs_utils.config import Amount, checked
 from fcs_utils.data.archives import LARGEST_FILE
+from fcs_utils.data.classes import in_two_places
 from fcs_utils.data.dataset import Batch
 from fcs_utils.data.imagefolder import as_rgb
 from fcs_utils.data.listing import Listing, check_present, list_pictures
@@ -187,22 +188,12 @@ def load_pictures(
     decoded = partial(in_order, work=lambda picture: decode(picture[0], size), weight=lambda picture: 0, together=4)
     kept = {part: [*decoded(shown(listed))] for part, listed in parts.items()}
     if kept:
-        _warn_of_shared(str(source), listing, kept)
-    return PictureSet(Path(source).name, listing, size, mean, std, 0 if resident else workers, kept)
-
-
-def _warn_of_shared(source: str, listing: Listing, kept: Mapping[str, Sequence[Tensor]]) -> None:
-    """Warns of validation pictures that are training pictures, too, pixel by pixel."""
-    seen = {hash(one.numpy().tobytes()): number for number, one in enumerate(kept["train"])}
-    found = [(number, seen.get(hash(one.numpy().tobytes()))) for number, one in enumerate(kept["val"])]
-    both = [(number, other) for number, other in found if other is not None and kept["val"][number].equal(kept["train"][other])]
-    if both:
-        number, other = both[0]
-        warnings.warn(
-            f"{source}: {len(both):,} of {len(found):,} validation pictures are among the training pictures, such as "
-            f"{listing.val[number][0]} and {listing.train[other][0]}",
-            stacklevel=4,
+        train, val = (
+            [(label, str(path), one.numpy()) for (path, label), one in zip(parts[part], kept[part], strict=True)] for part in parts
         )
+        for note in in_two_places(train, val, "validation"):
+            warnings.warn(f"{source}: {note}", stacklevel=3)
+    return PictureSet(Path(source).name, listing, size, mean, std, 0 if resident else workers, kept)
 
 
 def write_digits(folder: Path) -> Path:

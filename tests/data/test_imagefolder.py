@@ -203,7 +203,7 @@ def test_images_in_both_train_and_test_are_said(tmp_path: Path) -> None:
     again = saved(Image.open(io.BytesIO(plain(10))).quantize(2), "BMP")  # the same pixels in another format
     folder = put(tmp_path / "pets", FILES | {"test/cat/seen.png": plain(1), "test/dog/seen.bmp": again})
     for text in (said(folder), said(folder)):
-        assert "2 of 6 test images are in train/ too (such as 'test/cat/seen.png' and 'train/cat/1.png')" in text
+        assert "2 of 6 test images are training images, too (such as 'test/cat/seen.png' and 'train/cat/1.png')" in text
 
 
 def test_training_images_of_two_classes_are_said(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_validation_pictures_that_are_trained_on_are_counted(folder: Path, tmp_p
     shutil.copytree(folder, tmp_path / "photos")
     for number in range(2):
         shutil.copy(folder / f"train/cat/{number}.png", tmp_path / f"photos/val/dog/copy{number}.png")
-    said = "2 of 6 validation pictures are among the training pictures, such as .*val/dog/copy0.png and .*train/cat/0.png"
+    said = "2 of 6 validation images are training images, too .such as .*val/dog/copy0.png. and .*train/cat/0.png"
     with pytest.warns(UserWarning, match=said) as caught:
         load_pictures(tmp_path / "photos", size=16)
     assert [warning.filename for warning in caught] == [__file__]
