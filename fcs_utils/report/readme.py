@@ -65,6 +65,17 @@ def findings_block(profile: str = HEADLINE, out: str | Path = ROOT / "results") 
     )
 
 
+def so_far_block(profile: str, out: str | Path = ROOT / "results") -> str:
+    """Of a profile under way, the claims that have a verdict, with the first sentence about each. Reads records only."""
+    study = Study(profile, out)
+    ledger = make_report(study, allow_missing=True).ledger
+    verdicts, words = claim_verdicts(ledger[ledger.decisive]), headlines(ledger)
+    seeds = counted(len(study.profile.seeds), "seed")
+    lead = f"On {study.settings.title}, with {seeds} (profile `{study.profile.name}`), these claims have a verdict so far:"
+    said = [f"- **{TOPICS[claim]}: {word}.** {words[claim].partition('. ')[0].rstrip('.')}." for claim, word in verdicts.items()]
+    return "\n".join([lead, "", *said])
+
+
 def _counted_seeds(study: Study) -> str:
     """'3 seeds, 5 for C3'."""
     seeds, further = len(study.profile.seeds), len(study.profile.arms.further_seeds)
