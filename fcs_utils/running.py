@@ -79,7 +79,7 @@ def run_network(model: Callable[..., Any], images: Inputs) -> Any:
     """What the network returns. Raises StudyError with the network's own words when it does not run on the images."""
     try:
         return call(model, images)
-    except StudyError:
+    except (StudyError, Warning):  # a warning is an error only where somebody wants it to be one
         raise
     except Exception as error:  # a network of somebody else raises whatever it likes
         if is_out_of_memory(error):

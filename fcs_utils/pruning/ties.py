@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 import torch
 import torch_pruning as tp
@@ -56,8 +57,12 @@ def end_of(parameter: Tensor) -> int:
 
 
 def memory_of(parameter: Tensor) -> int:
-    """Where the memory begins that a parameter lies in; 0 where nothing can be said of it."""
-    return parameter.untyped_storage().data_ptr() if parameter.numel() and parameter.layout is torch.strided else 0
+    """Where the memory begins that a parameter lies in; 0 where nothing can be said of it, as on some devices."""
+    if not parameter.numel() or parameter.layout is not torch.strided:
+        return 0
+    with suppress(RuntimeError):
+        return parameter.untyped_storage().data_ptr()
+    return 0
 
 
 def _one_view(tie: list[Place]) -> bool:
@@ -89,7 +94,8 @@ def unlike(
 def tie_again(ties: Iterable[list[Place]]) -> None:
     """Let the places share one parameter again, after each was cut. Raises StudyError where they were not cut alike."""
     for first, *others in ties:
-        if len({memory_of(getattr(module, name)) for module, name in (first, *others)}) == 1:
+        memory = {memory_of(getattr(module, name)) for module, name in (first, *others)}
+        if len(memory) == 1 and 0 not in memory:
             continue  # not cut
         parameter = first[0].get_parameter(first[1])
         for module, name in others:

@@ -150,10 +150,12 @@ def check_needs(bench: Bench, runs: Sequence[Run], calibration: int) -> None:
         if needed > len(data.train):
             raise refuse(name, needed, f"1 to {len(data.train)}, the training split of {data.name}")
     for reference in {(r.reference.network, r.reference.width, r.reference.weights): r.reference for r in runs}.values():
+        network, image = bench.untrained(reference), bench.data(reference).normalise(data.train.images[:1])
         try:
-            count_macs(bench.untrained(reference), bench.data(reference).normalise(data.train.images[:1]))
-        except (RuntimeError, ValueError) as error:
-            why = f"a network that takes the {data.size}x{data.size} images of {data.name} ({first_line(error)})"
+            count_macs(network, image)
+        except StudyError as error:
+            own = first_line(error.__cause__ or error)  # the network's words
+            why = f"a network that takes the {data.size}x{data.size} images of {data.name} ({own})"
             raise refuse("network", reference.network, why) from error
         if reference.weights:
             bench.trained(reference)  # a file that is missing, or weights of another network

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
+from fcs_utils.pruning import ties
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.surgery import prune
 from tests.pruning.tied import IMAGES, a_sum, conv, plan_of, two_heads, two_names, two_norms, two_readers
@@ -50,6 +51,13 @@ def test_shared_weights_stay_shared_and_surgery_is_exact(net: Net, scope: str, p
     assert len(list(compact.parameters())) == len(list(net.parameters()))
     torch.testing.assert_close(compact(IMAGES), zeroed(net, plan), rtol=1e-5, atol=1e-5)
     assert compact.one is not net.one and net.one.weight is net.two.weight  # the original is as it was
+
+
+def test_weights_stay_shared_where_a_device_does_not_tell_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = two_heads()
+    monkeypatch.setattr(ties, "memory_of", lambda parameter: 0)
+    compact = prune(net, plan_of(net, "inner"))
+    assert compact.one.weight is compact.two.weight and compact.one.weight.shape != net.one.weight.shape
 
 
 def chain() -> Net:

@@ -84,11 +84,11 @@ def test_a_part_of_the_runs_by_fields(tmp_path: Path) -> None:
         "resnet20 x0.25 seed 0, fcs ratio 0.5, tft 1 epoch lr 0.02",
     ]
     done = command_here("run", *out, "--stages", "reference", "--only", "network=resnet20", "--workers", "1")
-    assert done.returncode == 0 and "1 runs of profile smoke" in done.stdout, done.stderr
+    assert done.returncode == 0 and "records of 1 run of profile smoke" in done.stdout, done.stderr
     assert [path.name.split("-")[0] for path in Study("smoke", tmp_path).store.all_records()] == ["reference"]
     # What the one wanted run builds on is done with it; stage arms, of which nothing is wanted, stays open.
     done = command_here("run", *out, "--only", "network=resnet20", "ratio=0.5", "criterion=fcs", "kind=tuned", "--workers", "1")
-    assert done.returncode == 0 and "1 runs of profile smoke" in done.stdout, done.stderr
+    assert done.returncode == 0 and "records of 1 run of profile smoke" in done.stdout, done.stderr
     assert len(Study("smoke", tmp_path).store.all_records()) == 3
     done = command_here("run", *out, "--stages", "reference", "--only", "network=resnet56")
     assert done.returncode == 1 and "only='reference.network=resnet56' is not allowed; allowed: vgg16, resnet20" in done.stderr
@@ -106,7 +106,7 @@ def test_a_profile_of_several_data_sets_is_a_study_of_each(tmp_path: Path) -> No
     refused = command_here("run", "--out", str(tmp_path), "--profile", "smoke:imagefolder:nothing", "--fresh")
     assert refused.returncode == 1 and [path.name for path in tmp_path.iterdir()] == ["smoke-imagefolder-nothing"]  # not set aside
     done = command_here(*command, "--workers", "1", "--datasets", "digits,digits[:500]")
-    assert done.returncode == 0 and done.stdout.count("1 runs of profile smoke") == 2, done.stderr
+    assert done.returncode == 0 and done.stdout.count("records of 1 run of profile smoke") == 2, done.stderr
     folders = [Study(name, tmp_path).store.root for name in ("smoke", "smoke:digits[:500]")]
     assert [len(list((folder / "work" / "records").glob("*.json"))) for folder in folders] == [1, 1] and folders[0] != folders[1]
 
