@@ -33,10 +33,6 @@ def operator_shares(call: Callable[[], object]) -> dict[str, float]:
 
 def operator_table(rows: list[Mapping[str, Any]]) -> pd.DataFrame:
     """The shares for readers; rows: mappings with ``what`` and ``operators``, as ``operator_shares`` returns them."""
-    return pd.DataFrame(
-        [
-            {"what": row["what"], "operator": name, "share of the time (%)": f"{share:.1f}"}
-            for row in rows
-            for name, share in row["operators"].items()
-        ]
-    )
+    shares = {row["what"]: row["operators"] for row in rows if row["operators"]}
+    words = [", ".join(f"{name} {share:.1f}" for name, share in own.items()) for own in shares.values()]
+    return pd.DataFrame({"what": [*shares], "operators, and their share of the time (%)": words})

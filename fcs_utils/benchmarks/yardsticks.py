@@ -205,5 +205,5 @@ def yardstick_table(found: Mapping[str, Any]) -> pd.DataFrame:
     for one in found["rows"]:
         ratios = np.divide(one["seconds"], one["other_seconds"])
         times = {"times as long": f"{np.median(ratios):.2f}", "lowest to highest": f"{ratios.min():.2f} to {ratios.max():.2f}"}
-        rows.append({"what": one["what"], "as": one["against"], **times})
+        rows.append({"what": one["what"], "compared with": one["against"], **times})
     return pd.DataFrame(rows)
