@@ -148,7 +148,7 @@ def deployed_table(found: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def bound_table(found: Mapping[str, Any]) -> pd.DataFrame:
-    """Where a dense network's time goes, and what speed to expect at most where the time of layers with MACs falls with them."""
+    """Where a dense network's time goes, and the speed to expect where only the time of layers with MACs falls, and with these."""
     rows = []
     for one in found["layers"]:
         total = sum(kind["milliseconds"] for kind in one["kinds"].values())
