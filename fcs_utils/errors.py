@@ -77,10 +77,10 @@ def _brief(value: object) -> str:
     return _short(value) if hasattr(value, "shape") else " ".join(reprlib.repr(value).split())
 
 
-def did_you_mean(value: object, names: Iterable[str]) -> str:
-    """The end of an error about a name: the most similar one that is allowed, or nothing."""
+def did_you_mean(value: object, names: Iterable[str], prefix: str = "") -> str:
+    """The end of an error about a name: the most similar one that is allowed, written behind a prefix, or nothing."""
     near = difflib.get_close_matches(value, names, 1) if isinstance(value, str) and " " not in value else []
-    return f" (did you mean {near[0]}?)" if near else ""
+    return f" (did you mean {prefix}{near[0]}?)" if near else ""
 
 
 def counted(number: int, word: str) -> str:

@@ -14,6 +14,19 @@ from fcs_utils.errors import StudyError, did_you_mean, refuse
 from fcs_utils.report.chapters import pick_notebooks
 from fcs_utils.study.catalogue import ABOUT_STAGES, HEADLINE, STAGES, check_datasets, check_profile, profile_names, read_profile
 
+# What other tools call an option.
+ELSEWHERE = {
+    "ratio": "macs",
+    "sparsity": "macs",
+    "flops": "macs",
+    "lr": "learning-rate",
+    "data": "images",
+    "checkpoint": "weights",
+    "method": "criterion",
+    "output": "out",
+    "jobs": "workers",
+}
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with errors in one line that name the nearest allowed word."""
@@ -31,8 +44,9 @@ class Parser(argparse.ArgumentParser):
         except StudyError as error:
             self.error(str(error))
         if unknown:
-            known = [option for action in self._actions for option in action.option_strings]
-            self.error(f"unknown: {' '.join(unknown)}{did_you_mean(unknown[0].partition('=')[0], known)}")
+            known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
+            word = unknown[0].partition("=")[0].lstrip("-")
+            self.error(f"unknown: {' '.join(unknown)}{did_you_mean(ELSEWHERE.get(word, word), known, '--')}")
         return options, unknown
 
 
@@ -90,58 +104,79 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--out": {"type": _out, "default": "results", "metavar": "DIR", "help": "results folder (default: results)"},
     "--data": {"type": _data, "metavar": "DIR", "help": "data folder (default: FCS_DATA, else ./data, else data beside README.md)"},
     "--datasets": {
-        "type": check_datasets, "default": (), "metavar": "A,B", "help": "study these data sets in turn, not the profile's own",
+        "type": check_datasets,
+        "default": (),
+        "metavar": "A,B",
+        "help": "study these data sets in turn, not the profile's own",
     },
     "--fresh": {"action": "store_true", "help": "set existing results of the profile aside and repeat every run"},
     "--workers": {"type": _count, "metavar": "N", "help": "how many runs go at once (default: one for each core, or one on a GPU)"},
     "--cluster": {
-        "type": _scheduler, "metavar": "PLACE",
+        "type": _scheduler,
+        "metavar": "PLACE",
         "help": "do the runs on a Dask cluster: a scheduler's file, or tcp://HOST:PORT (default: FCS_CLUSTER), see docs/cluster.md",
     },
     "--parse-only": {"action": "store_true", "help": argparse.SUPPRESS},
     "--notebooks": {"type": _notebooks, "metavar": "NN,NN", "help": "only these notebooks and the runs they need, such as 03,06"},
     "--stages": {"nargs": "+", "choices": STAGES, "metavar": "STAGE", "help": "which of the stages below to do (default: all)"},
     "--only": {
-        "nargs": "+", "default": (), "metavar": "KEY=VALUE", "help": "only runs with these fields, such as criterion=fcs seed=2",
+        "nargs": "+",
+        "default": (),
+        "metavar": "KEY=VALUE",
+        "help": "only runs with these fields, such as criterion=fcs seed=2",
     },
     "--list": {"action": "store_true", "help": "print the runs that have no record yet, and do none"},
     "--plugin": {
-        "action": "append", "default": [], "metavar": "MODULE", "help": "a module that adds criteria or arms; may be repeated",
+        "action": "append",
+        "default": [],
+        "metavar": "MODULE",
+        "help": "a module that adds criteria or arms; may be repeated",
     },
     "--time-budget": {"type": _seconds, "metavar": "TIME", "help": "stop cleanly within this time, such as 9m or 2h"},
     "--device": {"default": "auto", "choices": ("auto", "cpu", "cuda"), "help": "where to run (default: auto)"},
     "--passes": {
-        "default": "plain", "choices": ("plain", "compiled", "graphs"),
+        "default": "plain",
+        "choices": ("plain", "compiled", "graphs"),
         "help": "how training passes are done: plain (default), compiled (torch.compile), or graphs (CUDA graphs, on a GPU)",
     },
     "--allow-missing": {"action": "store_true", "help": "list runs without a record in a table instead of refusing"},
-}  # fmt: skip
+}
 
 # Each command: what it does, an example, its default profile, and its options beside --profile and --out.
 COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "study": (
         "run a profile: all runs, the notebooks, tables and pages (./run_all.sh does this too, and ./run_all.sh lab explores)",
-        "--profile quick --notebooks 03,06", "quick", "--data --datasets --fresh --workers --cluster --parse-only --notebooks",
+        "--profile quick --notebooks 03,06",
+        "quick",
+        "--data --datasets --fresh --workers --cluster --parse-only --notebooks",
     ),
     "run": (
-        "do the runs only, without Jupyter, for servers", "--profile smoke --stages reference --only network=vgg16", "quick",
+        "do the runs only, without Jupyter, for servers",
+        "--profile smoke --stages reference --only network=vgg16",
+        "quick",
         "--data --datasets --fresh --workers --cluster --stages --only --list --plugin --time-budget --device --passes",
     ),
     "estimate": (
         "estimate how long a profile's missing runs take on this machine or on a cluster, from some seconds of training",
-        "--profile paper", "paper", "--data --datasets --cluster --device --passes",
+        "--profile paper",
+        "paper",
+        "--data --datasets --cluster --device --passes",
     ),
     "speed": (
         "measure how fast this machine trains and evaluates a profile's networks; notebook 08 shows it beside other machines",
-        "--profile paper-core", "paper-core", "--device",
+        "--profile paper-core",
+        "paper-core",
+        "--device",
     ),
     "latency": (
         "measure how much faster networks at half of their MACs are, and what else takes time; notebook 08 shows it",
-        "--profile cifar", HEADLINE, "",
+        "--profile cifar",
+        HEADLINE,
+        "",
     ),
     "tables": ("write tables and verdicts from records, running nothing", "--profile cifar", "quick", "--data --allow-missing"),
     "publish": ("pack a profile's results into files that are committed", "--profile cifar", HEADLINE, "--data --allow-missing"),
-}  # fmt: skip
+}
 
 
 # Of the command ``prune``; without a default here, ``study.shrink.Shrinking`` has it.
@@ -173,7 +208,7 @@ PRUNE: dict[str, dict[str, Any]] = {
     "--batches": {"type": int, "nargs": "+", "metavar": "N", "help": "batch sizes at which latency is measured (default: 1 32)"},
     "--rounds": {"type": int, "metavar": "N", "help": "how often latency is measured (default: 15)"},
     "--runtime": {"choices": ("pytorch", "onnxruntime"), "help": "what runs networks to reach --latency (default: pytorch)"},
-}  # fmt: skip
+}
 
 # Of the command ``networks``.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -188,13 +223,15 @@ NETWORKS: dict[str, dict[str, Any]] = {
 WITHOUT_PROFILE: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
     "prune": (
         "make a network of your own smaller and faster, with your own pictures",
-        "--model mymodule:build --weights my.safetensors --images photos --macs 0.5 --epochs 5", PRUNE,
+        "--model mymodule:build --weights my.safetensors --images photos --macs 0.5 --epochs 5",
+        PRUNE,
     ),
     "networks": (
         "try which networks can be pruned, here and with Torch-Pruning's own pruner",
-        "--only resnet50 mymodule:build", NETWORKS,
+        "--only resnet50 mymodule:build",
+        NETWORKS,
     ),
-}  # fmt: skip
+}
 
 
 def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:

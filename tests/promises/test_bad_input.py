@@ -40,6 +40,8 @@ COMMANDS: list[tuple[str, str]] = [
     ("study --notebooks 3", "(did you mean 03?)"),
     ("study --notebooks 03,,06", "notebooks="),
     ("study --notebooks 03;06", "notebooks='03;06'"),
+    ("prune --model m:f --images . --ratio 0.5", "unknown: --ratio 0.5 (did you mean --macs?)"),
+    ("prune --model m:f --images . --lr 0.1", "unknown: --lr 0.1 (did you mean --learning-rate?)"),
     ("study --notebook 03", "unknown: --notebook 03 (did you mean --notebooks?)"),
     ("study --prof quick", "unknown: --prof quick (did you mean --profile?)"),
     ("study --data nowhere", "data='nowhere'"),
