@@ -15,17 +15,8 @@ from fcs_utils.report.chapters import pick_notebooks
 from fcs_utils.study.catalogue import ABOUT_STAGES, HEADLINE, STAGES, check_datasets, check_profile, profile_names, read_profile
 
 # What other tools call an option.
-ELSEWHERE = {
-    "ratio": "macs",
-    "sparsity": "macs",
-    "flops": "macs",
-    "lr": "learning-rate",
-    "data": "images",
-    "checkpoint": "weights",
-    "method": "criterion",
-    "output": "out",
-    "jobs": "workers",
-}
+ELSEWHERE = dict.fromkeys(("ratio", "sparsity", "flops"), "macs") | {"lr": "learning-rate", "data": "images", "output": "out"}
+ELSEWHERE |= {"checkpoint": "weights", "method": "criterion", "jobs": "workers"}
 
 
 class Parser(argparse.ArgumentParser):
