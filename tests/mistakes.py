@@ -21,7 +21,7 @@ OTHER = {
 OPPOSITES = [("min", "max"), ("amin", "amax"), ("argmin", "argmax"), ("idxmin", "idxmax"), ("any", "all"), ("sum", "mean")]
 NAMES = dict(OPPOSITES) | {right: left for left, right in OPPOSITES}
 # Calls whose loss changes no number on a CPU, only memory, type or device; arguments that only check, print or warn.
-SAME = {"contiguous", "to", "cpu", "item", "tolist", "numpy", "copy", "keys", "as_dict"}
+SAME = {"contiguous", "to", "cpu", "item", "tolist", "numpy", "to_numpy", "copy", "keys", "as_dict"}
 ASIDE = {"inplace", "strict", "stacklevel", "leave", "verbose", "display", "exist_ok", "compute_mode", "fused"}
 MESSAGES = {"refuse", "StudyError", "warn", "OutOfTime", "tqdm"}
 
@@ -42,6 +42,7 @@ EQUIVALENT = {  # changes that are no mistakes: by module and a part of the chan
     ("draft", "self.options.evaluate else (1.0)"): "read where there is a measure",
     ("fcs", "stable=(False)"): "ties are broken before",
     ("fcs", '"exact", seed: int = (1))'): "its caller gives the seed",
+    ("splits", "waiting[reader] else (1)"): "parts that one layer reads have one width, or the layer before them stays whole",
     ("segments", ".to(seen) - 0.5"): "any weights will do that are not alike",
     ("segments", ".to(seen) + (1.0)"): "likewise",
     ("flow", "((start), id(start), start)"): "alone in the heap, it is compared with nothing",

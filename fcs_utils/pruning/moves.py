@@ -197,7 +197,7 @@ class Graph(tp.DependencyGraph):  # type: ignore[misc]
     library may guess what other reshapes do; where it may not, those but a flatten are ``unknown``.
     """
 
-    def __init__(self, moving: Moving, guess: bool = True) -> None:
+    def __init__(self, moving: Moving, guess: bool) -> None:
         super().__init__()
         self.moving, self.guess, self.moves = moving, guess, dict[Any, Units]()
         self.known_steps: dict[tuple[int, Any], list[Any]] = {}

@@ -78,12 +78,12 @@ def tying(channels: int, ties: Iterable[NDArray[np.int64]]) -> Shares | None:
     pairs = np.concatenate([np.zeros((2, 0), np.int64), *ties], 1)
     links = coo_array((np.ones(pairs.shape[1]), (pairs[0], pairs[1])), (channels, channels))
     _, owners = connected_components(links, directed=False)
-    sizes = {*np.bincount(owners).tolist()}
-    for unit in range(1, max(sizes) + 1) if len(sizes) == 1 else ():
-        shares = Shares(unit, 1, max(sizes) // unit)
-        if max(sizes) % unit == 0 and channels % shares.step == 0:
+    size, *others = {*np.bincount(owners).tolist()}
+    for unit in range(1, size + 1) if not others else ():
+        shares = Shares(unit, 1, size // unit)
+        if size % unit == 0 and channels % shares.step == 0:
             found = shares.units(channels).numpy()
-            if len({*zip(found.tolist(), owners.tolist(), strict=True)}) == channels // max(sizes):
+            if len({*zip(found.tolist(), owners.tolist(), strict=True)}) == channels // size:
                 return shares
     return None
 

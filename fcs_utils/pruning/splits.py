@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -17,7 +16,7 @@ from torch_pruning.dependency import index_mapping
 
 from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs
-from fcs_utils.running import run_network
+from fcs_utils.running import evaluating, run_network
 
 CHUNKS = {torch.chunk, torch.Tensor.chunk}
 SPLITS: set[Any] = {torch.split, torch.Tensor.split, torch.split_with_sizes, torch.Tensor.split_with_sizes}
@@ -88,22 +87,14 @@ def resizes(operation: Any) -> list[tuple[nn.Module, Resize]]:
     return [(owner, cut) for (owner, _, _), cut in found.items()]
 
 
-@contextmanager
-def sizes_marked(model: nn.Module, values: Collection[int]) -> Iterator[None]:
-    """While open, whole numbers of these values in the modules' attributes are ``Size``: what is computed from them is not."""
-    before = []
+def _mark(model: nn.Module, values: Collection[int]) -> None:
+    """Make whole numbers of these values in the modules' attributes ``Size``: what is computed from them is not."""
     for module in model.modules():
         for name, value in [*vars(module).items()]:
             numbers = value if type(value) in (list, tuple) else [value]
             if {*map(type, numbers)} == {int} and not {*numbers}.isdisjoint(values):
-                before.append((vars(module), name, value))
                 made = [Size.of(number, module, name, place) for place, number in enumerate(numbers)]
                 vars(module)[name] = type(value)(made) if numbers is value else Size.of(value, module, name)
-    try:
-        yield
-    finally:
-        for table, name, value in before:
-            table[name] = value
 
 
 def sizes_of(splits: Sequence[tuple[Any, list[int]]], model: nn.Module, example: Inputs) -> dict[Any, list[Size]]:
@@ -115,7 +106,8 @@ def sizes_of(splits: Sequence[tuple[Any, list[int]]], model: nn.Module, example:
     again = Parted()
     if values:
         try:
-            with sizes_marked(model, values), again:
+            with evaluating(model), again:  # which puts attributes back
+                _mark(model, values)
                 run_network(model, example)
         except StudyError:
             return {}  # the network does not take such numbers

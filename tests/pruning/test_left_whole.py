@@ -233,6 +233,18 @@ def test_a_layer_that_only_some_images_reach_stays_whole() -> None:
         cut(net, made)
 
 
+def test_a_layer_that_an_image_of_zeros_does_not_reach_stays_whole() -> None:
+    """Random images reach it, so that its channels can be followed; surgery follows those of zeros."""
+
+    def lit(n: nn.Module, x: Tensor) -> Tensor:
+        h = n.a(x).relu()
+        return mean(n.c(n.d(n.b(h)).relu() if x.abs().max() > 0 else n.d(h).relu()))
+
+    net = Net(lit, a=conv(3, 6), b=conv(6, 6), d=conv(6, 6), c=conv(6, 4)).eval()
+    plan = make_plan(net, torch.rand(2, 3, 8, 8), {name: torch.arange(6.0) for name in ("a", "b", "d")}, ratio=0.5)
+    assert set(plan.kept) == {"d"} and plan.skipped["b"] == "whether the forward pass leads through it depends on the image"
+
+
 @pytest.mark.parametrize("part", ["all", "a part"])
 def test_a_compiled_network_is_refused_by_name(part: str) -> None:
     net = Net(lambda n, x: mean(n.b(n.a(x).relu())), a=conv(3, 6), b=conv(6, 4)).eval()

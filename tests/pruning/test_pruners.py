@@ -67,9 +67,9 @@ def test_bn_scale_by_hand() -> None:
 
 
 def test_taylor_and_hessian_are_their_formulas_on_all_images() -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     net, images, labels = plain(2, 16, 2), torch.randn(70, 2, 4, 4), torch.arange(70) % 2  # batches of 64 and of 6 images
-    images[64:] *= 5  # which matter more than their number
+    images[64:] *= 2  # so that either batch alone, and both of them counted alike, would keep other channels
     of_mean, squares = [], [torch.zeros(16, 2), torch.zeros(2, 16)]
     weights = [net[0].weight, net[2].weight]
     of_mean = [g.flatten(1) for g in torch.autograd.grad(F.cross_entropy(net(images), labels), weights)]
