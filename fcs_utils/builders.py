@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -74,23 +75,31 @@ def _function(name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise refuse("network", name, "MODULE:FUNCTION, such as mymodule:build, or timm:NAME")
+    found = getattr(import_own(module, f"network {name!r}"), function, None)
+    if not callable(found):
+        raise refuse("network", name, f"a function of {module}, which has no {function}")
+    return found  # type: ignore[no-any-return]
+
+
+def import_own(module: str, what: str) -> ModuleType:
+    """A module of the user's, from the current folder or from PYTHONPATH. what: it is imported for.
+
+    Raises StudyError, naming that, whatever is wrong with the module.
+    """
     here = os.getcwd()
     added = here not in sys.path and "" not in sys.path  # a command that pip installed does not look into the current folder
     if added:
         sys.path.insert(0, here)
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        return importlib.import_module(module)
     except StudyError:
         raise
     except Exception as error:  # as above
         where = f"{module} is a module's name, and its folder must be the current one or on PYTHONPATH"
-        raise StudyError(f"network {name!r} cannot be imported ({type(error).__name__}: {first_line(error)}); {where}") from error
+        raise StudyError(f"{what} cannot be imported ({type(error).__name__}: {first_line(error)}); {where}") from error
     finally:
         if added:
             sys.path.remove(here)
-    if not callable(found):
-        raise refuse("network", name, f"a function of {module}, which has no {function}")
-    return found  # type: ignore[no-any-return]
 
 
 def _timm(name: str, num_classes: int, in_channels: int) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal
@@ -11,9 +10,10 @@ from pydantic import ValidationError, model_validator
 
 from fcs_utils.benchmarks.scoring import Scoring
 from fcs_utils.benchmarks.speed import Speed
+from fcs_utils.builders import import_own
 from fcs_utils.config import Config, Count, Ratio, Seed
 from fcs_utils.data.dataset import check_dataset_name
-from fcs_utils.errors import StudyError, refuse, refuse_field
+from fcs_utils.errors import refuse, refuse_field
 from fcs_utils.study.catalogue import read_profile
 from fcs_utils.study.sections import (
     Ablations,
@@ -97,15 +97,9 @@ class Profile(Config):
 
 
 def import_plugins(names: Iterable[str]) -> None:
-    """Import modules that add criteria or arms. Raises StudyError, naming the module, whatever is wrong with it."""
+    """Import modules that add criteria or arms. Raises StudyError as ``import_own`` does."""
     for name in names:
-        try:
-            importlib.import_module(name)
-        except StudyError:
-            raise
-        except Exception as error:
-            where = "it is a module's name, and its folder must be the current one or on PYTHONPATH"
-            raise StudyError(f"plugin {name!r} cannot be imported ({type(error).__name__}: {error}); {where}") from error
+        import_own(name, f"plugin {name!r}")
 
 
 def get_profile(name: str) -> Profile:

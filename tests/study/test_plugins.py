@@ -117,3 +117,12 @@ def test_a_plugin_that_cannot_be_imported_is_named(
         (tmp_path / "broken_plugin.py").write_text(code.format(sign=""))
     with pytest.raises(StudyError, match=message):
         import_plugins(["broken_plugin"])
+
+
+def test_a_plugin_is_found_in_the_current_folder_by_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "beside_us.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    paths = [path for path in sys.path if path not in ("", str(tmp_path))]  # those of fcs-mlft, which pip installs
+    monkeypatch.setattr(sys, "path", list(paths))
+    import_plugins(["beside_us"])
+    assert "beside_us" in sys.modules and sys.path == paths
