@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import math
 import os
 import platform
@@ -10,7 +11,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,8 @@ import torch
 
 import fcs_utils
 from fcs_utils.errors import refuse
+
+Precision = Literal["fp32", "bf16"]
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -32,7 +35,7 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def pick_precision(device: torch.device) -> Literal["fp32", "bf16"]:
+def pick_precision(device: torch.device) -> Precision:
     """bf16 where the hardware multiplies bf16, else fp32: emulated bf16 is ten times slower than fp32."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
@@ -55,6 +58,11 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def describe_measurement(device: torch.device, **more: Any) -> dict[str, Any]:
+    """The ``machine`` and the ``date`` of a measurement. more: of the machine."""
+    return {"machine": {**describe_machine(device), **more}, "date": describe_moment()["date"]}
+
+
 def describe_moment() -> dict[str, Any]:
     """Date, commit and operating system, which differ between equal runs. The name of the host is not published."""
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
@@ -74,6 +82,15 @@ def commit() -> str:
         return git("rev-parse", "--short=10", "HEAD") + ("-modified" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+@cache
+def sources_sum() -> str:
+    """SHA-256 over the package's sources as this process found them, though the files may change."""
+    package, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 @cache
@@ -139,14 +156,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no affinity
 
 
-def one_thread() -> AbstractContextManager[None]:
-    """One thread inside the block. PyTorch splits sums among threads, so their number changes the last bits of results."""
-    return some_threads(1)
-
-
 @contextmanager
 def some_threads(count: int) -> Iterator[None]:
-    """So many threads inside the block."""
+    """So many threads inside the block. PyTorch splits sums among threads, so their number changes the last bits of results."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

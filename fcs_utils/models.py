@@ -29,7 +29,7 @@ VGG = {
 }
 RESNET_BLOCKS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}  # a stage
 
-NETWORK_TITLES = {"vgg16": "VGG-16", "vgg19": "VGG-19", **{name: f"ResNet-{name.removeprefix('resnet')}" for name in RESNET_BLOCKS}}
+NETWORK_TITLES = {name: name.replace("vgg", "VGG-").replace("resnet", "ResNet-") for name in (*VGG, *RESNET_BLOCKS)}
 NETWORK_TITLES |= {f"torchvision/resnet{depth}": f"ResNet-{depth}" for depth in (18, 50)}
 NETWORK_TITLES |= {"torchvision/vgg16_bn": "VGG-16", "torchvision/mobilenet_v2": "MobileNetV2"}
 

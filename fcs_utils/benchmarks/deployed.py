@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fcs_utils.benchmarks.latency import RUNTIME_TITLES, latencies, stopwatch
+from fcs_utils.benchmarks.latency import RUNTIME_TITLES, latencies, speed_up, stopwatch
 from fcs_utils.config import Config, Count, Ratio
-from fcs_utils.machine import describe_machine, describe_moment, some_threads
+from fcs_utils.machine import describe_measurement, some_threads
 from fcs_utils.models import build_seeded, count_macs, module_macs, network_title
 from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.kinds import depthwise
@@ -67,8 +67,7 @@ def measure_deployed(wanted: Deployed) -> dict[str, Any]:
         rows.append({"network": name, "scope": scope, "macs": macs, "milliseconds": taken})
         layers.append({"network": name, "kinds": time_by_kind(dense, example[:1], wanted.rounds, wanted.threads)})
     goals = [{"network": name, **_timed(name, example, goal, wanted)} for name in wanted.timed for goal in wanted.goals]
-    machine = describe_machine(torch.device("cpu"))
-    asked = {"asked": wanted.model_dump(mode="json"), "machine": machine, "precision": "fp32", "date": describe_moment()["date"]}
+    asked = {"asked": wanted.model_dump(mode="json"), **describe_measurement(torch.device("cpu")), "precision": "fp32"}
     return {**asked, "rows": rows, "goals": goals, "layers": layers}
 
 
@@ -140,9 +139,7 @@ def deployed_table(found: Mapping[str, Any]) -> pd.DataFrame:
             for case, dense in taken.items():
                 runtime, which, batch = case.split()
                 if which == "dense":
-                    gains = np.divide(dense, taken[f"{runtime} {name} {batch}"])
-                    low, middle, high = np.quantile(gains, (0.25, 0.5, 0.75))
-                    line[f"{RUNTIME_TITLES[runtime]}, batch {batch}"] = f"{middle:.2f}x ({low:.2f} to {high:.2f})"
+                    line[f"{RUNTIME_TITLES[runtime]}, batch {batch}"] = speed_up(dense, taken[f"{runtime} {name} {batch}"])
             rows.append(line)
     return pd.DataFrame(rows)
 

@@ -11,6 +11,7 @@ import pandas as pd
 from fcs_utils.benchmarks.networks import TOOLS, NetworkRow, Outcome, ProcessLimits
 from fcs_utils.benchmarks.zoo import ZOO, known
 from fcs_utils.builders import TORCHVISION
+from fcs_utils.errors import counted
 
 OUTPUTS = "its channels are the network's outputs"  # no failure: every network has such layers
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning")
@@ -128,7 +129,7 @@ def _in_brief(found: Outcome) -> str:
 def _line(name: str, row: NetworkRow) -> dict[str, str]:
     here, other = row["here"], row["torch-pruning"]
     return {
-        "network": f"{name.removeprefix(TORCHVISION)}",
+        "network": name.removeprefix(TORCHVISION),
         "family": known(name).family,
         "layers": "" if here.shrunk is None else f"{here.shrunk} of {here.layers}",
         "MACs left": _percent(here.left),
@@ -143,7 +144,7 @@ def _details(name: str, found: Outcome) -> str:
     """Why one network is no success, behind a line that unfolds."""
     head = f"{_percent(found.left)} left" if found.outcome == "exact" else found.outcome if found.reasons else _in_brief(found)
     lines = [
-        f"- {whole.layers} layer{'s' * (whole.layers != 1)}, {_percent(whole.macs)} of the MACs: {why} (first: `{whole.first}`)"
+        f"- {counted(whole.layers, 'layer')}, {_percent(whole.macs)} of the MACs: {why} (first: `{whole.first}`)"
         for why, whole in sorted(found.reasons.items(), key=lambda item: -item[1].macs)
         if why != OUTPUTS
     ]

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch_pruning as tp
@@ -34,7 +34,7 @@ from fcs_utils.pruning.plan import make_plan
 from fcs_utils.pruning.surgery import prune
 
 Tool = Literal["here", "torch-pruning"]
-TOOLS: tuple[Tool, ...] = ("here", "torch-pruning")
+TOOLS: tuple[Tool, ...] = get_args(Tool)
 LONGEST_WHY = 160  # characters of an error
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fcs_utils.benchmarks.isolated import in_turns, measure_isolated
 from fcs_utils.config import Config, Count, Width
-from fcs_utils.machine import describe_machine, describe_moment
+from fcs_utils.machine import describe_measurement
 from fcs_utils.models import build_seeded, network_title
 from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.pruning.spectra import map_ranks, nuclear_drops
@@ -198,12 +198,7 @@ def measure_scoring(scoring: Scoring, device: str) -> dict[str, Any]:
     settings = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1000000", "OMP_NUM_THREADS": "1"}
     for start in range(0, len(memory), 2):  # peak memory is per process, so other processes do not matter
         rows += measure_isolated(measure_procedure, memory[start : start + 2], settings)
-    return {
-        "machine": describe_machine(torch.device(device)),
-        "date": describe_moment()["date"],
-        "jobs": [job.model_dump(mode="json") for job in jobs],
-        "rows": rows,
-    }
+    return {**describe_measurement(torch.device(device)), "jobs": [job.model_dump(mode="json") for job in jobs], "rows": rows}
 
 
 def cost_frame(costs: Mapping[str, Any]) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from fcs_utils.benchmarks.isolated import in_turns, measure_isolated
 from fcs_utils.config import Config, Count, Width
 from fcs_utils.data.dataset import Dataset, Split
 from fcs_utils.errors import StudyError
-from fcs_utils.machine import describe_machine, describe_moment, pick_device, pick_precision
+from fcs_utils.machine import describe_measurement, pick_device, pick_precision
 from fcs_utils.models import build_seeded
 from fcs_utils.training.evaluate import accuracy
 from fcs_utils.training.loop import fit
@@ -208,5 +208,5 @@ def measure_speeds(speed: Speed, device: str) -> dict[str, Any]:
                 raise
             print(error, file=sys.stderr)
     rows = [{**listed([job])[0], "images_per_second": statistics.median(rates)} for job, rates in taken.items() if rates]
-    machine, precision = describe_machine(torch.device(device)), pick_precision(torch.device(device))
-    return {"machine": machine, "precision": precision, "date": describe_moment()["date"], "jobs": listed(jobs), "rows": rows}
+    here = torch.device(device)
+    return {**describe_measurement(here), "precision": pick_precision(here), "jobs": listed(jobs), "rows": rows}

@@ -21,7 +21,7 @@ from fcs_utils.benchmarks.deployed import plan_by_norms
 from fcs_utils.benchmarks.isolated import in_turns
 from fcs_utils.benchmarks.latency import title_of
 from fcs_utils.config import Config, Count, Ratio, Width
-from fcs_utils.machine import describe_machine, describe_moment, pick_precision, some_threads
+from fcs_utils.machine import describe_measurement, pick_precision, some_threads
 from fcs_utils.models import build_seeded, count_macs
 from fcs_utils.pruning.surgery import prune
 from fcs_utils.training.optimiser import Optimiser, Training
@@ -64,7 +64,7 @@ def measure_widths(wanted: Widths) -> dict[str, Any]:
             seconds = in_turns(calls, wanted.rounds, warm_up=1)
         macs = {one: count_macs(network, images[:1]) for one, network in networks.items()}
         rows.append({"network": f"{name} x{width:g}", "macs": macs, "seconds": seconds})
-    measured = {"machine": {**describe_machine(CPU), "threads": wanted.threads}, "date": describe_moment()["date"]}
+    measured = describe_measurement(CPU, threads=wanted.threads)
     return {**measured, "precision": precision, "asked": wanted.model_dump(mode="json"), "rows": rows}
 
 

@@ -30,7 +30,7 @@ from fcs_utils.config import Config, Count, Width
 from fcs_utils.data.archives import entries
 from fcs_utils.data.imagefolder import decode_image
 from fcs_utils.data.side_by_side import in_order
-from fcs_utils.machine import describe_machine, describe_moment, pick_precision
+from fcs_utils.machine import describe_measurement, pick_precision
 from fcs_utils.models import build_seeded, network_title
 from fcs_utils.pruning.baselines import taylor
 from fcs_utils.pruning.graph import traceable
@@ -87,7 +87,7 @@ def measure_yardsticks(wanted: Yardsticks) -> dict[str, Any]:
             row = {"what": pair.what, "against": pair.against, "seconds": taken["call"], "other_seconds": taken["other"]}
             rows.append({**row, "operators": operator_shares(pair.call)})
     asked = {"asked": wanted.model_dump(mode="json"), "precision": pick_precision(CPU)}
-    return {"machine": describe_machine(CPU), "date": describe_moment()["date"], **asked, "rows": rows}
+    return {**describe_measurement(CPU), **asked, "rows": rows}
 
 
 def _pairs(wanted: Yardsticks, folder: Path) -> Iterator[Pair]:

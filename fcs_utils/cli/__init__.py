@@ -204,13 +204,14 @@ def _publish(options: argparse.Namespace) -> None:
 
 def _prune(options: argparse.Namespace) -> None:
     from fcs_utils.cli.parser import PRUNE
+    from fcs_utils.pruning.latency_goal import latency_in_words
     from fcs_utils.report.shrunk import before_and_after, write_shrunk
     from fcs_utils.study.shrink import Shrinking, shrink
 
     names = [option.removeprefix("--").replace("-", "_") for option in PRUNE if option != "--out"]
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    if "latency" in given and not given["latency"].endswith("ms"):
-        given["latency"] = _number("latency", given["latency"])
+    if "latency" in given:
+        given["latency"] = latency_in_words(given["latency"])
     out = Path(options.out)
     found = shrink(Shrinking(**given), out, lambda line: print(line, flush=True))
     print(before_and_after(found.measured).to_string(index=False))
@@ -243,13 +244,6 @@ def _networks(options: argparse.Namespace) -> None:
     print(terminal_table(rows).to_string(index=False))
     if options.out:
         write_atomic(Path(options.out), page(rows, limits).encode())
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise refuse(name, text, "a share such as 0.6, or milliseconds such as 12.5ms") from None
 
 
 # The commands for one profile on its own data set, and those without a profile.

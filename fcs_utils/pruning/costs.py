@@ -10,7 +10,7 @@ from fcs_utils.inputs import Inputs
 from fcs_utils.models import all_macs
 from fcs_utils.pruning.flow import candidates
 from fcs_utils.pruning.kinds import depthwise, in_width, out_width
-from fcs_utils.pruning.layers import Layer
+from fcs_utils.pruning.layers import Layer, with_followers
 
 Groups = Mapping[str, Sequence[str]]  # convolutions that shrink together, by the first of them
 
@@ -57,7 +57,7 @@ class Costs:
         lost_out, lost_in = dict.fromkeys(self.dense, 0.0), dict.fromkeys(self.dense, 0.0)
         for name, members in groups.items():
             gone = self.layers[name].channels - keep[name]
-            for changed in {*members, *(follower for member in members for follower in self.layers[member].followers)}:
+            for changed in with_followers(members, self.layers):
                 lost_out[changed] = gone * self.width.get(changed, 0) / self.layers[name].channels
             readers = [name] if self.layers[name].root else members
             for reader, share in {one: share for member in readers for one, share in self.read_by[member].items()}.items():

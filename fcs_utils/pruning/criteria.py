@@ -47,6 +47,10 @@ class Criterion:
         parameters = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in self.fixed}
 
+    def values(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All options: their defaults, those that the name fixes, and these."""
+        return {**self.options(), **self.fixed, **options}
+
     @property
     def module(self) -> str:
         return self.function.__module__
@@ -123,7 +127,7 @@ def code_of(name: str) -> str | None:
 def reading_of(name: str, options: Mapping[str, Any] = {}) -> str:  # noqa: B006 - read only
     """The reading a table must name beside a criterion, such as 'pooled cosine, mean, quota by bin, B = 4'."""
     found = check_options(name, options)
-    values = {**found.options(), **found.fixed, **options}
+    values = found.values(options)
     return found.reading.format(**values) if isinstance(found.reading, str) else found.reading(values)
 
 
@@ -134,8 +138,7 @@ def scoring() -> list[str]:
 
 def ranking_of(name: str, options: Mapping[str, Any] = {}) -> Ranking:  # noqa: B006
     """How ``make_plan`` must rank a criterion's importances: over the whole network where its option ``quota`` is "global"."""
-    found = check_options(name, options)
-    return "network" if {**found.options(), **found.fixed, **options}.get("quota") == "global" else "layer"
+    return "network" if check_options(name, options).values(options).get("quota") == "global" else "layer"
 
 
 class Needs(NamedTuple):

@@ -15,7 +15,7 @@ from fcs_utils.pruning.apart import check_apart
 from fcs_utils.pruning.costs import Costs
 from fcs_utils.pruning.counts import Limits, nearest_ratio, select
 from fcs_utils.pruning.cutting import Cuts, duplicate
-from fcs_utils.pruning.layers import ROUTE, Layer
+from fcs_utils.pruning.layers import ROUTE, Layer, with_followers
 from fcs_utils.pruning.options import PlanOptions
 from fcs_utils.pruning.proof import Proof, exact_groups
 from fcs_utils.pruning.sensitivity import Descent, evaluated, evaluated_curve, reconstruction_curve
@@ -115,22 +115,14 @@ class Draft:
         """By group, what its convolutions keep, and those that follow them."""
         scores = {name: self._score(name, members) for name, members in self.groups.items()}
         counts = self.options.counts(scores, ratio, self._sought(scores), self._limits())
-        chosen = {}
-        for name in self.groups:
-            chosen[name] = self._kept(name, select(scores[name], counts[name], self.layers[name].shares))
-        return chosen
+        return {name: self._kept(name, select(scores[name], counts[name], self.layers[name].shares)) for name in self.groups}
 
     def _kept(self, name: str, kept: Sequence[int]) -> dict[str, list[int]]:
         """What each layer of a group keeps where its first keeps these channels."""
-        return {one: self.layers[name].follow(one, kept) for one in self._losing(name)}
+        return {one: self.layers[name].follow(one, kept) for one in with_followers(self.groups[name], self.layers)}
 
     def _limits(self) -> dict[str, Limits]:
         return {name: self.options.limits.stepped(self.layers[name].shares) for name in self.groups}
-
-    def _losing(self, name: str) -> list[str]:
-        """A group's convolutions, and those that follow them."""
-        members = self.groups[name]
-        return [*dict.fromkeys([*members, *(follower for member in members for follower in self.layers[member].followers)])]
 
     def _sought(self, scores: Mapping[str, Tensor]) -> Descent | None:
         """Where sensitivity decides, the way down from the dense network, worked out once for the groups that are left."""

@@ -120,18 +120,19 @@ def session(model: bytes | str | Path, threads: int = 1) -> Any:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
+def _missing_package() -> str | None:
+    """The first package of the extra that is not installed."""
+    return next((name for name in ("onnx", "onnxruntime", "onnxscript") if not importlib.util.find_spec(name)), None)
+
+
 def _need_packages() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise StudyError(f"ONNX needs {error.name}: pip install -e .[deploy]") from error
+    if missing := _missing_package():
+        raise StudyError(f"ONNX needs {missing}: pip install -e .[deploy]")
 
 
 def has_onnx() -> bool:
     """Whether the packages of the extra are installed."""
-    return all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
+    return _missing_package() is None
 
 
 @checked

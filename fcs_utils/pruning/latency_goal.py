@@ -25,6 +25,14 @@ def read_latency(value: Any) -> float | str:
     return value
 
 
+def latency_in_words(text: str) -> float | str:
+    """A goal in latency as people type it, such as 0.7 or 12.5ms; ``read_latency`` checks it."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 Latency = Annotated[float | str, PlainValidator(read_latency)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
@@ -92,7 +92,7 @@ def rates_by_layer(
     else:
         places, what = ([[name] for name in able], f"one for each layer of scope {scope!r}, in the network's order")
         if rates_as:
-            places, what = SHORTHANDS[rates_as](layers)
+            places, what = _chip(layers)
         if len(rates) != len(places):
             raise refuse("rates", f"{len(rates)} numbers", f"{len(places)} numbers, {what}")
         found = {name: rate for names, rate in zip(places, rates, strict=True) for name in names}
@@ -126,6 +126,3 @@ def _chip(layers: Mapping[str, Layer]) -> tuple[list[list[str]], str]:
     if not streams:
         return inner[:-1], "one for each convolution but the last, which stays whole"
     return [*streams[:-1], *inner], "for the first convolution, each stage's output but the last stage's, and each block's inside"
-
-
-SHORTHANDS: dict[str, Callable[[Mapping[str, Layer]], tuple[list[list[str]], str]]] = {"chip": _chip}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -124,6 +124,12 @@ def _apart(layers: dict[str, Layer], segments: Segments) -> dict[str, Layer]:
         if reader := segments.crossing(name, readers[name], layers[name].shares):
             layers[name] = replace(layers[name], barrier=f"channels mix on the way to {reader}")
     return layers
+
+
+def with_followers(names: Iterable[str], layers: Mapping[str, Layer]) -> list[str]:
+    """These layers, and those that follow them, each once."""
+    members = [*names]
+    return [*dict.fromkeys([*members, *(follower for member in members for follower in layers[member].followers)])]
 
 
 def prunable_layers(model: nn.Module, images: Inputs, scope: Scope = "inner") -> dict[str, Layer]:

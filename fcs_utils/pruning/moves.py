@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fcs_utils.errors import StudyError
 from fcs_utils.pruning.kinds import multiplier
+from fcs_utils.pruning.shares import staying_units
 
 Indices = NDArray[np.int64]
 
@@ -164,15 +164,10 @@ class Multiplied(tp.BasePruningFunc):  # type: ignore[misc]
     """Cuts a depthwise convolution of several outputs for each input; indices are those of its outputs."""
 
     def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
-        stays = torch.ones(layer.out_channels, dtype=torch.bool)
-        stays[list(idxs)] = False
-        inputs = stays.reshape(layer.in_channels, -1)
-        if (inputs.any(1) != inputs.all(1)).any() or not stays.any():
-            raise StudyError(
-                f"the {inputs.shape[1]} outputs of an input of a depthwise convolution must go together, and one must stay"
-            )
-        keep = stays.nonzero()[:, 0].to(layer.weight.device)
-        layer.out_channels, layer.in_channels = len(keep), len(keep) // inputs.shape[1]
+        each = multiplier(layer)
+        what = f"the {each} outputs of an input of a depthwise convolution"
+        keep = staying_units(idxs, layer.out_channels, each, what).to(layer.weight.device)
+        layer.out_channels, layer.in_channels = len(keep), len(keep) // each
         layer.groups = layer.in_channels
         for name, tensor in list(layer.named_parameters(recurse=False)):
             setattr(layer, name, nn.Parameter(tensor.detach()[keep]))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.counts import Limits, Ranking, Rounding, distinct_ratios, keep_count, network_counts
 from fcs_utils.pruning.layer_rates import fits
-from fcs_utils.pruning.layers import Layer, Scope
+from fcs_utils.pruning.layers import Layer, Scope, with_followers
 from fcs_utils.pruning.sensitivity import Descent
 from fcs_utils.pruning.statistics import ChannelStatistics
 
@@ -113,7 +113,7 @@ class PlanOptions:
         if reason := next((why for member in members if (why := layers[member].obstacle(self.scope))), None):
             return reason
         of_sum = " of its residual sum" if len(members) > 1 else ""
-        losing = dict.fromkeys([*members, *(follower for member in members for follower in layers[member].followers)])
+        losing = with_followers(members, layers)
         if held := next(((name, word) for name in losing for word in self.keep if fits(name, word)), None):
             return f"keep names {held[1]}" + ("" if held[0] in members and not of_sum else f", and so {held[0]} loses no channel")
         if missing := [member for member in members if member not in importances]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -72,17 +73,13 @@ def evaluated_curve(
         if (count := max(1, round(share * width / shares.step)) * shares.step) not in points:
             kept = select(score, count, shares)
             points[count] = max(0.0, best - evaluated(evaluate, cuts.compact(kept_by(kept)), "evaluate"))
-    counts = sorted(points)
-    known = torch.tensor([points[count] for count in counts], dtype=torch.float64)
-    known = known.flip(0).cummax(0).values.flip(0)  # fewer channels are never counted as better
-    at = torch.arange(width + 1, dtype=torch.float64)
-    places = torch.tensor(counts, dtype=torch.float64)
-    right = torch.searchsorted(places, at).clamp(1, len(counts) - 1) if len(counts) > 1 else None
-    if right is None:
+    if len(points) == 1:
         return torch.zeros(width + 1, dtype=torch.float64)
-    left = right - 1
-    slope = (known[right] - known[left]) / (places[right] - places[left])
-    return (known[left] + slope * (at - places[left])).clamp_min(0)  # below the last one tried it goes on as before it
+    counts = sorted(points)
+    falls = np.maximum.accumulate([points[count] for count in counts[::-1]])[::-1]  # fewer channels are never counted as better
+    # Below the fewest that were tried, the line goes on as before it.
+    none = falls[0] + counts[0] * (falls[0] - falls[1]) / (counts[1] - counts[0])
+    return torch.from_numpy(np.interp(np.arange(width + 1), [0, *counts], [none, *falls])).clamp_min(0)
 
 
 def evaluated(function: Callable[[nn.Module], float], network: nn.Module, name: str) -> float:

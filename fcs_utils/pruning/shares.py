@@ -126,6 +126,16 @@ def cut_of(module: object, written: bool, usual: Callable[..., Any]) -> Callable
     return _cut_norm if isinstance(module, nn.GroupNorm) else usual
 
 
+def staying_units(gone: Sequence[int], channels: int, unit: int, what: str) -> Tensor:
+    """The channels that stay, (K,). Raises StudyError, which names what they are, where a unit of neighbours would stay in part."""
+    stays = torch.ones(channels, dtype=torch.bool)
+    stays[list(gone)] = False
+    units = stays.reshape(-1, unit)
+    if (units.any(1) != units.all(1)).any() or not stays.any():
+        raise StudyError(f"{what} must go as a whole, and one of them must stay")
+    return stays.nonzero()[:, 0]
+
+
 def _staying(gone: Sequence[int], width: int, groups: int, what: str) -> Tensor:
     """The indices that stay, by group: (G, K). Raises StudyError where groups would keep unequally many."""
     stays = torch.ones(width, dtype=torch.bool)
@@ -154,12 +164,7 @@ def _cut_inputs(layer: Convolution, gone: Sequence[int]) -> None:
 
 def _cut_norm(layer: nn.GroupNorm, gone: Sequence[int]) -> None:
     width = layer.num_channels // layer.num_groups
-    stays = torch.ones(layer.num_channels, dtype=torch.bool)
-    stays[list(gone)] = False
-    groups = stays.reshape(-1, width)
-    if (groups.any(1) != groups.all(1)).any() or not stays.any():
-        raise StudyError(f"the groups of {width} channels of a GroupNorm must go as a whole, and one of them must stay")
-    keep = stays.nonzero()[:, 0]
+    keep = staying_units(gone, layer.num_channels, width, f"the groups of {width} channels of a GroupNorm")
     layer.num_channels, layer.num_groups = len(keep), len(keep) // width
     for name, tensor in list(layer.named_parameters(recurse=False)):
         setattr(layer, name, nn.Parameter(tensor.detach()[keep.to(tensor.device)]))

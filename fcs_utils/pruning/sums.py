@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from fcs_utils.errors import StudyError
 from fcs_utils.pruning.spectra import map_ranks, nuclear_drops
 
 Reading = Literal["pooled", "per_image", "mean_map"]
-READINGS: tuple[Reading, ...] = ("pooled", "per_image", "mean_map")
+READINGS: tuple[Reading, ...] = get_args(Reading)
 Extra = Literal["apoz", "hrank", "chip"]
-EXTRAS: tuple[Extra, ...] = ("apoz", "hrank", "chip")
+EXTRAS: tuple[Extra, ...] = get_args(Extra)
 TRIANGLE = 256
 Where = Literal["reader", "convolution"]  # whose maps: as the next layer reads them, or as the convolution returns them
 

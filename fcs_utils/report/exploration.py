@@ -21,6 +21,7 @@ from fcs_utils.pruning.counts import keep_count
 from fcs_utils.pruning.criteria import check_options, importance
 from fcs_utils.pruning.export import export_onnx, save_compact
 from fcs_utils.pruning.fcs import assign_bins
+from fcs_utils.pruning.latency_goal import latency_in_words as latency_in_words
 from fcs_utils.pruning.latency_goal import read_latency
 from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import feature_maps
@@ -76,14 +77,6 @@ class Choice:
         """The same choice with another goal. Raises StudyError for a bad one."""
         goal: dict[str, Any] = {"macs": None, "latency": None, name: amount}
         return replace(self, **goal)
-
-
-def latency_in_words(text: str) -> float | str:
-    """A goal in latency as a text names it: a share such as 0.7, or milliseconds such as 12.5ms. ``Choice`` checks it."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 @dataclass(frozen=True)

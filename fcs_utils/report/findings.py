@@ -119,15 +119,15 @@ def _enumerated(rows: pd.DataFrame, name: Callable[[Any], str], unit: str = POIN
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
-def _headline(verdicts: pd.Series, subject: str, more: str, less: str, rest: str, cases: str) -> str:
-    """'MLFT is ahead of TFT at equal epochs', in the words that the rows' verdicts allow. cases: what the rows differ in."""
+def _headline(verdicts: pd.Series, theirs: str) -> str:
+    """'MLFT is ahead of TFT at equal epochs', in the words that the verdicts of several schedules allow. theirs: from 'TFT' on."""
     found = set(verdicts)
     if found == {"undecided"}:
-        return f"{subject} is not shown to be {more} or {less} {rest}"
-    sides = [word for verdict, word in (("supported", more), ("contradicted", less)) if verdict in found]
+        return f"MLFT is not shown to be ahead of or behind {theirs}"
+    sides = [word for verdict, word in (("supported", "ahead of"), ("contradicted", "behind")) if verdict in found]
     if len(found) == 1:
-        return f"{subject} is {sides[0]} {rest}"
-    return f"{subject} is clearly {' or '.join(sides)} {rest} {cases}"
+        return f"MLFT is {sides[0]} {theirs}"
+    return f"MLFT is clearly {' or '.join(sides)} {theirs} for some schedules only"
 
 
 def _by_network(rows: pd.DataFrame, subject: str, theirs: str) -> str:
@@ -183,7 +183,7 @@ def _epochs(rows: pd.DataFrame) -> list[str]:
             (tft,) = part[(part.role == "saving of another") & (part.theirs == "tft")].itertuples()
             said += [place + one for one in _saving(row, tft)]
         if len(same):
-            lead = _headline(same.verdict, "MLFT", "ahead of", "behind", "TFT at equal epochs", "for some schedules only")
+            lead = _headline(same.verdict, "TFT at equal epochs")
             said.append(f"{place}{lead}: {_enumerated(same, _after)}, at {same.compute.mean():.1f} times the training compute")
     if not said:
         return ["MLFT and TFT have no schedule in common, so nothing is known about fewer epochs"]
@@ -217,7 +217,7 @@ def _length(end: float) -> str:
 
 
 def _at_equal_compute(rows: pd.DataFrame) -> list[str]:
-    lead = _headline(rows.verdict, "MLFT", "ahead of", "behind", "TFT at similar training compute", "for some schedules only")
+    lead = _headline(rows.verdict, "TFT at similar training compute")
     several = rows.network.nunique() > 1
 
     def name(row: Any) -> str:

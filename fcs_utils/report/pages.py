@@ -24,6 +24,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from fcs_utils.benchmarks import scoring
 from fcs_utils.benchmarks.latency import deployment_table
 from fcs_utils.benchmarks.widths import widths_table
+from fcs_utils.errors import counted
 from fcs_utils.files import read_bytes, write_atomic
 from fcs_utils.report import figures
 from fcs_utils.report.chapters import NOTEBOOKS, Notebook
@@ -220,9 +221,7 @@ def shared_parts(study: Study) -> dict[str, Any]:
         "script_sum": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "profile": study.profile.name,
         "dataset": study.settings.title,
-        "devices": "; ".join(
-            f"{device}, {threads} thread{'s' if threads > 1 else ''}, torch {torch}" for device, torch, threads in places
-        ),
+        "devices": "; ".join(f"{device}, {counted(threads, 'thread')}, torch {torch}" for device, torch, threads in places),
         "precision": study.precision,
         "dates": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "none yet",
         "commits": ", ".join(commits[:3]) + (" ..." if len(commits) > 3 else ""),

@@ -48,9 +48,9 @@ def found(report: Report, words: Mapping[str, str]) -> str:
     return "\n".join(f"- **{TOPICS[claim]}: {word}.** {words[claim]}" for claim, word in said)
 
 
-def findings_block(profile: str = HEADLINE, out: str | Path = ROOT / "results") -> str:
+def findings_block() -> str:
     """The main README's findings, with the figure behind them. Reads records only."""
-    study = Study(profile, out)
+    study = Study(HEADLINE, ROOT / "results")
     report, where = make_report(study, allow_missing=True), f"results/{study.profile.name}"
     return "\n".join(
         [
@@ -65,9 +65,9 @@ def findings_block(profile: str = HEADLINE, out: str | Path = ROOT / "results") 
     )
 
 
-def so_far_block(profile: str, out: str | Path = ROOT / "results") -> str:
+def so_far_block(profile: str) -> str:
     """Of a profile under way, the claims that have a verdict, with the first sentence about each. Reads records only."""
-    study = Study(profile, out)
+    study = Study(profile, ROOT / "results")
     ledger = make_report(study, allow_missing=True).ledger
     verdicts, words = claim_verdicts(ledger[ledger.decisive]), headlines(ledger)
     seeds = counted(len(study.profile.seeds), "seed")

@@ -74,11 +74,8 @@ def _file_sum(path: Path) -> str:
         return ""
 
 
-def _sum_of(path: Path, content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-_content_sum = while_unchanged(_sum_of, LARGEST_TENSORS)  # every page and notebook asks for the same records and sources
+# Every page and notebook asks for the same records and sources.
+_content_sum = while_unchanged(lambda path, content: hashlib.sha256(content).hexdigest(), LARGEST_TENSORS)
 
 
 def inputs_of(store: Store, notebook: Notebook | None = None, common: str | None = None) -> str:

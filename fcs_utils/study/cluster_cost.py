@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from fcs_utils.machine import describe_machine, describe_moment
+from fcs_utils.machine import describe_measurement
 from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.cluster import Away, marked, on_cluster
 from fcs_utils.study.grid import grid
@@ -110,10 +110,8 @@ def measure_cluster(count: int = 10_000, workers: Sequence[int] = (1, 2, 4)) -> 
         with loopback(2) as address:
             one, _ = idle_runs(address, count // 50, 1, place / "idle")
             seconds, (early, late) = idle_runs(address, count, 16, place / "idle", (count // 10, count))
-    machine = {**describe_machine(torch.device("cpu")), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     return {
-        "machine": machine,
-        "date": describe_moment()["date"],
+        **describe_measurement(torch.device("cpu"), cores=os.cpu_count(), load=os.getloadavg()[0]),
         "here_per_second": here,
         "rows": rows,
         "overhead_seconds": one / (count // 50),
@@ -126,9 +124,9 @@ def measure_cluster(count: int = 10_000, workers: Sequence[int] = (1, 2, 4)) -> 
     }
 
 
-def cost_block(out: Path = PUBLISHED) -> str:
+def cost_block() -> str:
     """What was measured, as Markdown, for docs/cluster.md."""
-    (found, *_) = kept(Store(out, HEADLINE), "cluster")
+    (found, *_) = kept(Store(PUBLISHED, HEADLINE), "cluster")
     machine, simulated = found["machine"], found["grid"]
     table = pd.DataFrame(
         [

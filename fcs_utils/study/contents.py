@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal, get_args
 from annotated_types import Len
 from pydantic import BaseModel, Field, ValidationError, create_model
 
-from fcs_utils.config import Count, Positive
+from fcs_utils.config import Count, NotNegative, Positive
 from fcs_utils.errors import StudyError, refuse_field
+from fcs_utils.machine import Precision
 from fcs_utils.pruning.counts import keep_count
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.study.packed import Record
-from fcs_utils.study.runs import SCHEMA, Run, parse_run
+from fcs_utils.study.runs import SCHEMA, Level, Run, parse_run
 
 Shape = type[BaseModel]
 
@@ -34,16 +35,15 @@ def _by_name(kind: Any) -> Any:
     return GenericAlias(dict, (str, kind))
 
 
-PERCENT, UP_TO_ONE = Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=1)]
-AMOUNT = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PERCENT = Annotated[float, Field(ge=0, le=100)]
 COST = _shape(params=Count, macs=Count, bytes=Count)
 JUDGED = _shape(validation=PERCENT, test=PERCENT)
-START = _shape(validation=PERCENT, validation_loss=AMOUNT, peer_validation=PERCENT | None, peer_kl=float | None)
-EPOCH = _shape(START, epoch=Count, loss=AMOUNT, training_macs=Count)
+START = _shape(validation=PERCENT, validation_loss=NotNegative, peer_validation=PERCENT | None, peer_kl=float | None)
+EPOCH = _shape(START, epoch=Count, loss=NotNegative, training_macs=Count)
 HISTORY: Any = Annotated[_list(EPOCH), Len(1)]
 TRAINED = _shape(JUDGED, cost=COST, best_validation_epoch=Count, history=HISTORY, dataset_fingerprint=str)
 ON_REFERENCE = _shape(reference_sha256=str, dataset_fingerprint=str)
-DUPLICATES = _shape(twins=UP_TO_ONE, pairs=UP_TO_ONE, threshold=float)
+DUPLICATES = _shape(twins=Level, pairs=Level, threshold=float)
 RESULTS = {
     "reference": _shape(TRAINED, weights_sha256=str),
     "similarity": _shape(ON_REFERENCE, shares=_by_name(_by_name(DUPLICATES))),
@@ -58,9 +58,9 @@ GIVEN = _shape(
     seen=_list(Literal["train", "validation"]),
 )  # fmt: skip
 MACHINE = _shape(device_type=str, device=str, threads=Count, torch=str)
-VOLATILE = _shape(seconds=AMOUNT, date=str, commit=str, epoch_seconds=_list(AMOUNT) | None)
+VOLATILE = _shape(seconds=NotNegative, date=str, commit=str, epoch_seconds=_list(NotNegative) | None)
 RECORD = _shape(id=str, kind=Literal[*RESULTS], config=dict, result=dict, provenance=MACHINE, volatile=VOLATILE)
-SETTINGS = _shape(precision=Literal["fp32", "bf16"], profile=str, dataset=str, validation_images=Count)
+SETTINGS = _shape(precision=Precision, profile=str, dataset=str, validation_images=Count)
 
 MEASURED = _shape(machine=MACHINE, date=str)
 JOB = _shape(network=str, width=Positive, images=Count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import itertools
 import logging
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from fcs_utils import __version__
 from fcs_utils.errors import OutOfTime, StudyError, first_line
-from fcs_utils.files import read_bytes
+from fcs_utils.machine import sources_sum
 from fcs_utils.study.pool import listening
 
 PATIENCE = 10  # seconds in which a scheduler that is there answers
@@ -140,15 +139,9 @@ def connect(address: str, on_macs: Callable[[int], None]) -> Iterator[tuple[Engi
 
 @cache
 def versions() -> dict[str, str]:
-    """What must be the same wherever runs are done: torch, and the source of this package.
-
-    A worker that has loaded a source keeps its checksum, though the file on the disk may change.
-    """
-    source = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        source.update(read_bytes(path))
+    """What must be the same wherever runs are done: torch, and the source of this package."""
     found = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")}
-    return {**found, "fcs_utils": f"{__version__} (source {source.hexdigest()[:8]})"}
+    return {**found, "fcs_utils": f"{__version__} (source {sources_sum()[:8]})"}
 
 
 # -- in the worker -------------------------------------------------------------------------------------------------

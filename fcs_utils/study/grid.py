@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 from fcs_utils.builders import code_of_network
 from fcs_utils.errors import refuse
 from fcs_utils.files import canonical_json
+from fcs_utils.machine import Precision
 from fcs_utils.pruning.criteria import check_options, code_of
 from fcs_utils.study.catalogue import STAGES, Stage
 from fcs_utils.study.profiles import Profile
@@ -18,7 +19,6 @@ from fcs_utils.study.sections import Given, Longer, Network, Point, Readings
 from fcs_utils.training.arms import code_of_arm
 
 Rates = Mapping[tuple[str, str], float]  # the learning rate of a network's arm
-Precision = Literal["fp32", "bf16"]
 
 
 def check_stages(stages: Iterable[Stage] | None) -> tuple[Stage, ...]:

@@ -19,7 +19,7 @@ from fcs_utils.benchmarks.speed_tables import machine_name
 from fcs_utils.benchmarks.widths import Widths, measure_widths, widths_table
 from fcs_utils.benchmarks.yardsticks import Yardsticks, measure_yardsticks, yardstick_table
 from fcs_utils.files import read_or_set_aside, write_checksummed
-from fcs_utils.machine import describe_machine, describe_moment
+from fcs_utils.machine import describe_measurement
 from fcs_utils.models import count_macs
 from fcs_utils.pruning.export import has_onnx
 from fcs_utils.study.contents import MEASUREMENTS, conform
@@ -130,8 +130,7 @@ def deployment(study: Study) -> dict[str, Any]:
         )
     version = importlib.metadata.version("onnxruntime") if has_onnx() else None
     measured = {
-        "machine": {**describe_machine(torch.device("cpu")), "threads": 1},
-        "date": describe_moment()["date"],
+        **describe_measurement(torch.device("cpu"), threads=1),
         "onnxruntime": version,
         "runs": list(runs),
         "rows": rows,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fcs_utils.builders import code_of_network
 from fcs_utils.data.dataset import Dataset, load_dataset
 from fcs_utils.errors import refuse
-from fcs_utils.machine import one_thread, steady_batch
+from fcs_utils.machine import some_threads, steady_batch
 from fcs_utils.models import build_seeded
 from fcs_utils.pruning.criteria import CRITERIA, code_of, importance, needs, ranking_of
 from fcs_utils.pruning.layers import Scope
@@ -138,7 +138,7 @@ class Bench:
                 print(f"weights of {describe(run)} are not on this machine: training them again", file=sys.stderr)
             with self.in_hand(run):
                 if (found := load_weights(self.store, run, network, recorded)) is None:  # no other process has trained it meanwhile
-                    with one_thread():  # as it was behind the record
+                    with some_threads(1):  # as it was behind the record
                         _, found = self.train_reference(run, network, self.deadline.watch(lambda macs: None))
             if record and found != recorded:
                 warnings.warn(

@@ -103,22 +103,21 @@ def import_plugins(names: Iterable[str]) -> None:
 
 
 def get_profile(name: str) -> Profile:
-    """A profile by name, with its plugins imported; ``NAME:DATASET`` is the same study of another data set.
+    """A profile by name; ``NAME:DATASET`` is the same study of another data set.
 
     Raises StudyError for an unknown profile and for a file with a wrong field.
     """
     base, _, dataset = name.partition(":")
-    fields = read_profile(base)
-    import_plugins(fields.get("plugins", ()))  # before its criteria and arms are checked
-    profile = check_fields({"name": base, **fields})
+    profile = check_fields({"name": base, **read_profile(base)})
     return profile.model_copy(update={"name": name, "dataset": dataset}) if dataset else profile
 
 
 def check_fields(fields: Mapping[str, Any]) -> Profile:
-    """A profile from its fields. ``model_copy`` checks none: of what it returns, check ``model_dump()``.
+    """A profile from its fields, with its plugins imported. ``model_copy`` checks none: of what it returns, check ``model_dump()``.
 
     Raises StudyError naming the first wrong field.
     """
+    import_plugins(fields.get("plugins", ()))  # before its criteria and arms are checked
     try:
         return Profile.model_validate(fields)
     except ValidationError as error:

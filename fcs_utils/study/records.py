@@ -16,7 +16,7 @@ import torch
 from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import StudyError
 from fcs_utils.files import check_checksum, parse_json, read_or_set_aside, write_checksummed
-from fcs_utils.machine import pick_precision
+from fcs_utils.machine import Precision, pick_precision
 from fcs_utils.study.contents import SETTINGS, check_record, conform
 from fcs_utils.study.packed import Packed, Record, read_lines, to_lines
 from fcs_utils.study.right import found_right, is_right, share, text_digest
@@ -172,7 +172,7 @@ class Settings:
     come home from a GPU must be found on a laptop. Settings that are damaged, wrong or of another profile are set aside.
     """
 
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
 
     def __init__(
         self, store: Store, precision: Literal["auto", "fp32", "bf16"], device: torch.device, dataset: Callable[[], Dataset]
@@ -216,7 +216,7 @@ class Settings:
             write_checksummed(self._store.settings(), self._kept)
 
 
-def _precision_of_records(store: Store) -> Literal["fp32", "bf16"] | None:
+def _precision_of_records(store: Store) -> Precision | None:
     own = (read_or_set_aside(path) for path in store.all_records())
     for record in chain(read_packed(store).values(), own):
         with suppress(StudyError):

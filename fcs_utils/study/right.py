@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import pydantic
 
 from fcs_utils.data.imagefolder import cache_folder
 from fcs_utils.errors import StudyError
-from fcs_utils.files import read_bytes, read_or_set_aside, write_checksummed
+from fcs_utils.files import read_or_set_aside, write_checksummed
+from fcs_utils.machine import sources_sum
 
 WORTH_SAYING = 100  # records found right since the file was written, for which it is written again
 MOST_LISTED = 500_000  # that it lists, the latest
@@ -63,10 +63,6 @@ def _check_list(kept: dict[str, Any]) -> None:
         raise StudyError(f"{_list_file()} lists no checksums")
 
 
-@cache
 def _code() -> str:
-    """SHA-256 over the package's sources, with the version of the library that checks types."""
-    package, digest = Path(__file__).parents[1], hashlib.sha256(pydantic.VERSION.encode())
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package)} {hashlib.sha256(read_bytes(path)).hexdigest()}\n".encode())
-    return digest.hexdigest()
+    """The package's sources, and the version of the library that checks types."""
+    return f"{sources_sum()} {pydantic.VERSION}"

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from fcs_utils.config import Config, Count, NotNegative, Positive, Ratio, Seed, Width
 from fcs_utils.errors import StudyError, counted, refuse_field
 from fcs_utils.files import canonical_json
+from fcs_utils.machine import Precision
 from fcs_utils.pretrained import DIGITS, PREFIX, PUBLIC_MEAN, PUBLIC_STD
 from fcs_utils.pruning.counts import Rounding
 from fcs_utils.pruning.layer_rates import Shorthand, check_goal, read_rates
@@ -98,7 +99,7 @@ class Reference(Source):
     code: str | None = Unused
     shortcut: Literal["A", "B"] = "A"
     seed: Seed
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
 
     @model_validator(mode="after")
     def _file_is_known(self) -> Reference:

@@ -73,8 +73,7 @@ def _fields(run: Run, stage: str) -> dict[str, str]:
             values = content.model_dump()
             values |= values.pop("training", {})
             if isinstance(content, Pruning):
-                known = CRITERIA[content.criterion]
-                values |= {**known.options(), **known.fixed, **values.pop("options")}
+                values |= CRITERIA[content.criterion].values(values.pop("options"))
             found |= {f"{part}.{name}": _as_text(value) for name, value in values.items()}
     return found
 

@@ -18,7 +18,7 @@ from fcs_utils.builders import file_of_network, is_own
 from fcs_utils.config import Amount, Config, Count, Finite, Positive, Ratio, Seed
 from fcs_utils.data.listing import list_pictures
 from fcs_utils.data.pictures import IMAGENET_MEAN, IMAGENET_STD, PictureSet, load_pictures
-from fcs_utils.errors import StudyError, refuse
+from fcs_utils.errors import StudyError, counted, refuse
 from fcs_utils.files import write_atomic, write_json
 from fcs_utils.machine import describe_machine, describe_moment, pick_device
 from fcs_utils.models import build_seeded, images_at_once, measure_cost
@@ -120,7 +120,7 @@ def shrink(wanted: Shrinking, out: Path, say: Callable[[str], None] = print) -> 
     curve = [top1_on(network, pictures, most=WATCHED) for network in (dense, compact)]
     history = _tune(wanted, dense, compact, pictures) if wanted.epochs else []
     after = top1_on(compact, pictures) if history else pruned
-    say(f"top-1: {after:.1f} % after {len(history)} epoch{'s' * (len(history) != 1)} of {arm_label(wanted.arm)}")
+    say(f"top-1: {after:.1f} % after {counted(len(history), 'epoch')} of {arm_label(wanted.arm)}")
     cost = {name: measure_cost(network, images[:1]).as_dict() for name, network in (("dense", dense), ("compact", compact))}
     say(f"measuring the latency of both, {wanted.rounds} rounds at batches of {' and '.join(map(str, wanted.batches))}")
     taken = latencies(

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fcs_utils.config import checked
 from fcs_utils.errors import StudyError, counted, is_out_of_memory, refuse
-from fcs_utils.machine import describe_machine, describe_moment, one_thread, pick_device
+from fcs_utils.machine import describe_machine, describe_moment, pick_device, some_threads
 from fcs_utils.pruning.criteria import CRITERIA
 from fcs_utils.study.catalogue import AFTER_RATES, STAGES, Stage
 from fcs_utils.study.cluster import runs_on
@@ -54,7 +54,6 @@ class Study:
     ) -> None:
         import_plugins(plugins)
         self.profile = check_fields(profile.model_dump()) if isinstance(profile, Profile) else get_profile(profile)
-        import_plugins(self.profile.plugins)
         self.profile = with_sums(self.profile, data)
         self._arguments, self._plugins = (self.profile, out, data, device, passes), plugins
         self.store = Store(out, self.profile.name)
@@ -230,7 +229,7 @@ class Study:
 
     def _done(self, run: Run, parent: Record | None, on_macs: OnMacs) -> Record:
         started = time.perf_counter()
-        with one_thread():
+        with some_threads(1):
             try:
                 result, volatile = do(self.bench, run, parent, self.bench.deadline.watch(on_macs))
             except (MemoryError, RuntimeError) as error:

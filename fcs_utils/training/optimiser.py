@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fcs_utils.config import Config, Count, Positive
+from fcs_utils.config import Config, Count, NotNegative, Positive
 
 
 class Training(Config):
@@ -21,7 +21,7 @@ class Training(Config):
     learning_rate: Positive
     batch_size: Count = 128
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
+    weight_decay: NotNegative = 5e-4
 
 
 class Optimiser:

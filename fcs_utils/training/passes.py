@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import first_line, is_out_of_memory, refuse
 from fcs_utils.inputs import Inputs
+from fcs_utils.machine import Precision
 
 Pass = Callable[..., Tensor]  # takes what the network takes
 Mode = Literal["plain", "compiled", "graphs"]
@@ -28,11 +29,11 @@ FELL_BACK = ".*training goes on without it"  # of the warning
 class Execution:
     """How passes are executed: in fp32 or under bf16 autocast; plain, compiled or as CUDA graphs."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     passes: Mode = "plain"
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "bf16"):
+        if self.precision not in get_args(Precision):
             raise refuse("precision", self.precision, "fp32, bf16")
 
 

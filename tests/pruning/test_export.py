@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +71,7 @@ def test_a_network_that_does_not_agree_is_not_written(tmp_path: Path, monkeypatc
     for threads in (1, 2):
         options = (session(made) if threads == 1 else session(made.read_bytes(), threads)).get_session_options()
         assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, threads)
-    real = builtins.__import__
-
-    def without(name: str, *rest: object):
-        if name == "onnxruntime":
-            raise ImportError("gone", name=name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
     with pytest.raises(StudyError, match=r"ONNX needs onnxruntime: pip install -e \.\[deploy\]"):
         export_onnx(network, tmp_path / "net.onnx", torch.randn(2, 3, 8, 8))

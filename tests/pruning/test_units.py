@@ -51,7 +51,7 @@ def test_choices_of_equal_places_by_hand() -> None:
 def test_the_outputs_of_one_input_go_together() -> None:
     layer = conv(3, 6, groups=3)
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
-    with pytest.raises(StudyError, match="the 2 outputs of an input of a depthwise convolution must go together"):
+    with pytest.raises(StudyError, match="the 2 outputs of an input of a depthwise convolution must go as a whole"):
         MULTIPLIED.prune_out_channels(layer, [0])
     MULTIPLIED.prune_out_channels(layer, [2, 3])
     assert (layer.in_channels, layer.groups, layer.out_channels) == (2, 2, 4)

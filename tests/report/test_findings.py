@@ -119,15 +119,15 @@ def test_the_best_reading_has_a_card_of_its_own_beside_the_literal_one() -> None
 @pytest.mark.parametrize(
     ("verdicts", "words"),
     [
-        (["supported", "supported"], "A is above B"),
-        (["contradicted"], "A is below B"),
-        (["undecided", "undecided"], "A is not shown to be above or below B"),
-        (["supported", "undecided"], "A is clearly above B for some networks only"),
-        (["contradicted", "supported"], "A is clearly above or below B for some networks only"),
+        (["supported", "supported"], "MLFT is ahead of B"),
+        (["contradicted"], "MLFT is behind B"),
+        (["undecided", "undecided"], "MLFT is not shown to be ahead of or behind B"),
+        (["supported", "undecided"], "MLFT is clearly ahead of B for some schedules only"),
+        (["contradicted", "supported"], "MLFT is clearly ahead of or behind B for some schedules only"),
     ],
 )
 def test_a_lead_says_no_more_than_the_verdicts(verdicts: list[str], words: str) -> None:
-    assert _headline(pd.Series(verdicts), "A", "above", "below", "B", "for some networks only") == words
+    assert _headline(pd.Series(verdicts), "B") == words
 
 
 def test_findings_show_networks_apart_where_their_means_have_other_signs() -> None:

@@ -116,7 +116,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "two goals": ("--model usernet:build --images photos --macs 0.5 --latency 0.5", "give one goal"),
     "a goal": (
         "--model usernet:build --images photos --latency fast",
-        "latency='fast' is not allowed; allowed: a share such as 0.6",
+        "latency='fast' is not allowed: a share of the dense network's",
     ),
     "a share": ("--model usernet:build --images photos --macs 1.5", "macs=1.5 is not allowed"),
     "a layer to keep": ("--model usernet:build --images photos --size 16 --keep layer9", r"keep=\['layer9'\] is not allowed"),
