@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 LONGEST = 200  # characters of a value in an error
-ESCAPES = re.compile(r"\x1b\[[\d;]*m")  # that some libraries put into their errors for a terminal
-# Where pydantic's words say what is wrong, or are a programmer's.
+ESCAPES = re.compile(r"\x1b\[[\d;]*m")  # codes for a terminal, which some libraries put into their errors
+# In place of pydantic's words, where these say what is wrong and not what is allowed, or are a programmer's.
 WORDS = {
     "bool_parsing": "true or false",
     "callable_type": "a function",

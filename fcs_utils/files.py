@@ -224,7 +224,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def untied(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors on the CPU, each in memory of its own, and the names of those left out, which are another's memory, with its name."""
+    """Tensors on the CPU, each in memory of its own; and by name of one that is left out, the one whose memory it shares."""
     plain: dict[str, Tensor] = {}
     ties: dict[str, str] = {}
     first: dict[tuple[object, ...], str] = {}

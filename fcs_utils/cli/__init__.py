@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fcs_utils.cli.parser import build_parser
-from fcs_utils.errors import OutOfTime, StudyError, counted, is_out_of_memory, refuse
+from fcs_utils.errors import OutOfTime, StudyError, counted, is_out_of_memory
 
 if TYPE_CHECKING:
     from fcs_utils.study.study import Study
@@ -107,7 +107,7 @@ def _dispatch(options: argparse.Namespace) -> None:
     import_plugins(options.plugin)
     names = studies(options.profile, options.datasets)
     if options.list and options.fresh:
-        raise refuse("fresh", True, "without --list, which changes nothing")
+        raise StudyError("give either --list, which changes nothing, or --fresh")
     # Missing data is reported before results are set aside or hours are spent.
     if (len(names) > 1 or options.fresh) and not options.list:
         for study in (_open(name, options) for name in names):

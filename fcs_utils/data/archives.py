@@ -54,7 +54,7 @@ def entries(source: Path, suffixes: Collection[str]) -> Iterator[Entry]:
             if not is_junk(entry.path):
                 yield entry
     except BROKEN as error:
-        raise StudyError(f"{source} cannot be read: {error}; mend or replace it") from error
+        raise StudyError(f"{source} cannot be read: {error}; repair or replace it") from error
 
 
 def unread_in_words(unread: Mapping[str, Sequence[PurePosixPath]]) -> list[str]:

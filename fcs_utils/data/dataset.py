@@ -241,7 +241,8 @@ def _check_classes(name: str, arrays: Arrays) -> None:
     for label, train, test in zip(arrays.classes, *counts, strict=True):
         if train < 2 or test < 1:
             raise StudyError(
-                f"data set {name!r} has {train} training and {test} test images of class {label!r}; each class needs two and one"
+                f"data set {name!r} has {train} training and {test} test images of class {label!r}; "
+                "each class needs at least two and one"
             )
 
 

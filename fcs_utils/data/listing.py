@@ -150,4 +150,4 @@ def _from_csv(path: Path, unread: Unread) -> tuple[Labelled, Labelled]:
 def check_present(paths: Iterable[Path]) -> None:
     """Raises StudyError for the first path that is no file."""
     if (gone := next((path for path in paths if not path.is_file()), None)) is not None:
-        raise StudyError(f"{gone} is listed and not there")
+        raise StudyError(f"{gone} is listed, but there is no such file")

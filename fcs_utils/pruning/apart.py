@@ -58,8 +58,8 @@ def check_apart(model: nn.Module, images: Inputs) -> None:
             break
     if reads.found:
         raise StudyError(
-            f"a copy of the network still computes with the network's own {', '.join([*reads.found][:3])}: something that it holds "
-            "and Python does not copy refers to them, such as a lambda, a hook or a part with an own __deepcopy__; make it a method"
+            f"a copy of the network still computes with the network's own {', '.join([*reads.found][:3])}: Python does not copy "
+            "something in it that refers to them, such as a lambda, a hook or a part with its own __deepcopy__; make that a method"
         )
 
 

@@ -38,7 +38,7 @@ def plan_by_hand(model: Model, example: Images, kept: Mapping[str, Sequence[Amou
         if why := layers[name].shares.fault(indices, width):
             raise refuse(f"kept.{name}", indices, why)
         if why := layers[name].obstacle("all"):
-            raise refuse(f"kept.{name}", indices, f"nothing: it cannot lose channels, {why}")
+            raise StudyError(f"kept: {name} cannot lose channels: {why}")
     losing = {name: indices for name, indices in wanted.items() if len(indices) < layers[name].channels}
     if not losing:
         raise StudyError("nothing to prune: every layer in kept keeps all of its channels")
@@ -46,7 +46,7 @@ def plan_by_hand(model: Model, example: Images, kept: Mapping[str, Sequence[Amou
     cuts = Cuts(model, losing, example)
     if unled := next((name for name in cuts.groups if name not in losing), None):
         led = next(name for name in losing if name in cuts.groups[unled])
-        raise refuse(f"kept.{led}", wanted[led], f"nothing: name {unled}, whose channels decide which of {led} stay")
+        raise StudyError(f"kept: name {unled} in place of {led}: its channels decide which of {led} stay")
     complete = {member: stays for name in cuts.groups for member, stays in cuts.spread(name, losing[name]).items()}
     if odd := next((name for name in wanted if wanted[name] != complete.get(name, wanted[name])), None):
         raise refuse(f"kept.{odd}", wanted[odd], f"{complete[odd]}, the channels of its residual sum, which go together")

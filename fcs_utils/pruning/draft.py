@@ -20,7 +20,7 @@ from fcs_utils.pruning.options import PlanOptions
 from fcs_utils.pruning.proof import Proof, exact_groups
 from fcs_utils.pruning.sensitivity import Descent, evaluated, evaluated_curve, reconstruction_curve
 
-REACH = 0.05  # of the dense network's MACs: so far may a goal lie outside of what the layers can leave
+REACH = 0.05  # of the dense network's MACs: how far a goal may lie outside of what the layers can leave
 
 
 class Draft:

@@ -152,7 +152,7 @@ def save_compact(path: FilePath, compact: Model, plan: InstanceOf[PruningPlan] |
         widths |= {name: len(kept) for name, kept in one.kept.items()}
     found = {name: out_width(module) for name, module in candidates(compact)}
     if odd := [name for name, width in widths.items() if found.get(name) != width]:
-        raise StudyError(f"the plan did not make this network: by it, {odd[0]} has {widths[odd[0]]} channels")
+        raise StudyError(f"the plan did not make this network: by the plan, {odd[0]} has {widths[odd[0]]} channels")
     state = compact.state_dict()
     if odd := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         raise StudyError(f"the network cannot be saved: its {odd[0]} is no tensor")

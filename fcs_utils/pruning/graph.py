@@ -240,4 +240,4 @@ def _mapped(mapping: Any, pairs: Indices) -> Indices:
             return np.stack([indices * mapping.step + mapping.start, channels])
         inside = (indices >= mapping.start) & (indices < mapping.end) & ((indices - mapping.start) % mapping.step == 0)
         return np.stack([(indices[inside] - mapping.start) // mapping.step, channels[inside]])
-    return pairs[:, :0]  # of attention with grouped queries: no convolution's channels get through
+    return pairs[:, :0]  # the map of attention with grouped queries, through which no convolution's channels get

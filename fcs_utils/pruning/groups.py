@@ -17,7 +17,7 @@ from fcs_utils.pruning.shares import ANY, Shares, runs_of, shares_of, tying
 from fcs_utils.shortcuts import PadShortcut
 
 MIXING = Prunable | PadShortcut  # layers that mix channels, or move them: indices before and behind differ
-# What may lie between: treats each channel by itself, so a channel can go without changing another.
+# What may lie between two layers: it treats each channel by itself, so that one can go without changing another.
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CHANNELWISE = (*NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.PReLU)
 LARGE = 512  # operations of a group from which on its layers share one walk

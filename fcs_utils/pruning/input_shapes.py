@@ -13,7 +13,7 @@ from fcs_utils.config import Count
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.inputs import Inputs, parts_of
 
-RANDOM_TYPES = ("float16", "bfloat16", "float32", "float64")  # types of which random numbers are images as good as any
+RANDOM_TYPES = ("float16", "bfloat16", "float32", "float64")  # types that random images may have
 
 
 class Input(BaseModel):

@@ -13,7 +13,7 @@ from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.options import Evaluate
 from fcs_utils.pruning.sensitivity import evaluated
 
-TRIES, NEAR = 10, 0.01  # networks that are measured at most; a share of the goal, within which none nearer is sought
+TRIES, NEAR = 10, 0.01  # at most so many networks are measured; a latency within this share of the goal is near enough
 MILLISECONDS = re.compile(r"(\d+\.?\d*|\.\d+) ?ms")
 
 
@@ -21,7 +21,7 @@ def read_latency(value: Any) -> float | str:
     """A share above 0 and below 1, or a text such as ``12.5ms``. Raises ValueError in words for anything else."""
     share = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1
     if not share and not (isinstance(value, str) and (found := MILLISECONDS.fullmatch(value)) and float(found[1]) > 0):
-        raise ValueError("a share of the dense network's, above 0 and below 1, or milliseconds in words, such as '12.5ms'")
+        raise ValueError("a share of the dense network's, above 0 and below 1, or milliseconds as a string, such as '12.5ms'")
     return value
 
 

@@ -21,7 +21,7 @@ from fcs_utils.pruning.taps import find_tap
 from fcs_utils.pruning.ties import tied_parameters, unlike
 from fcs_utils.running import untouched
 
-NAMED = 100  # layers that one reason lists
+NAMED = 100  # at most so many layers are listed in a reason
 ROUTE = "whether the forward pass leads through it depends on the image"
 Scope = Literal["inner", "all"]
 

@@ -84,7 +84,7 @@ def glu(given: Tensor, result: Tensor, dim: int = -1) -> Units | None:
 
 # By name of the function, how it moves channels, given its arguments and its result. An entry is all that an operator needs.
 MOVES: dict[str, Callable[..., Units | None]] = {"pixel_shuffle": pixel_shuffle, "glu": glu}
-# Functions that give every number another place, and no more.
+# Functions that only move numbers to other places.
 RESHAPES = {
     "channel_shuffle",
     "contiguous",

@@ -51,7 +51,7 @@ class PruningPlan(BaseModel):
     scope: Scope = "inner"
     macs: Ratio | None = None
     macs_left: NotNegative | None = None
-    # In no text of a plan that does without them: such plans stay as they were.
+    # Not in the JSON of a plan that has the default, so that older plans stay as they were.
     ranking: Ranking = Field(default="layer", exclude_if=lambda ranking: ranking == "layer")
     rates: dict[str, float] | None = Field(default=None, exclude_if=lambda rates: rates is None)
     rounding: Rounding = Field(default="study", exclude_if=lambda rounding: rounding == "study")

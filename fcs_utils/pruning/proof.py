@@ -20,7 +20,7 @@ from fcs_utils.running import untouched
 ROUNDING = 1e-6  # the largest difference that is rounding, as a share of the largest output, in float64
 COARSE = 1e-4  # the same for a network that runs in its own precision only
 SIZES = (0.5, 1.5, 2)  # other sizes of images that are tried, as shares of their sides
-SMALL = 64  # pixels of the shorter side of images that stand for larger ones, where the network does the same with them
+SMALL = 64  # pixels of the shorter side of images that are tried for larger ones, where the network does the same with both
 Build = Callable[[torch.dtype], nn.Module]
 
 

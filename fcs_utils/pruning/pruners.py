@@ -34,7 +34,7 @@ from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.proof import Proof
 from fcs_utils.running import run_network
 
-STEPS = 16  # in which the ratio is raised until so few MACs are left as are wanted
+STEPS = 16  # in which the ratio is raised until few enough MACs are left
 ROOTS = (nn.modules.conv._ConvNd, nn.Linear, nn.LSTM)  # what the library prunes unless told to leave it
 LOCAL: Mapping[str, Any] = {"quota": "layer"}
 GLOBAL: Mapping[str, Any] = {"quota": "global"}

@@ -13,12 +13,13 @@ from fcs_utils.inputs import Inputs
 from fcs_utils.pruning.outcomes import aten, first_run
 from fcs_utils.running import shared, untouched
 
-# Operations whose whole numbers are sizes of maps, which differ with those of the images. Others must have equal ones.
+# Operations whose integer arguments are sizes of maps and so differ with the images. Those of all other operations must be equal.
 RESIZING = {
     aten.view, aten._unsafe_view, aten.expand, aten.avg_pool2d, aten.upsample_nearest2d, aten.upsample_bilinear2d,
     aten.upsample_bicubic2d,
 }  # fmt: skip
-# Whose stand-ins take torch longer than small maps take. They yield a map like the first one that they get, and two vectors.
+# Operations that are replaced, since torch takes longer for them on the device meta than on small maps. They return a map like the
+# first one that they get, and two vectors.
 NORMALISING = {
     aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training, aten.native_layer_norm,
     aten.native_group_norm,

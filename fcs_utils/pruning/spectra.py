@@ -97,7 +97,7 @@ def _drops(maps: Tensor) -> Tensor:
     # At least what is left of the largest eigenvalue alone, where rounding leaves less.
     f = f.clamp_(min=(t / (largest + t))[:, None], max=f.new_ones(()))
     drops = scale * (0 - f.log_() @ weights)
-    # A dead channel takes nothing. Its eigenvector may be mixed with others of eigenvalues that are zero but for rounding.
+    # A dead channel changes nothing. Its eigenvector may be mixed with others of eigenvalues that are zero but for rounding.
     return torch.where(gram.diagonal(dim1=1, dim2=2) > 0, drops, 0) if few else drops
 
 

@@ -49,7 +49,7 @@ class FCSImportance(tp.importance.Importance):  # type: ignore[misc]
         if not self._scores or any(m in self._scores and len(self._scores[m]) != m.out_channels for m, _ in members):
             self._scores = self._score()
         found = [self._scores[module][indices] for module, indices in members if module in self._scores]
-        return torch.stack(found).mean(0) if found else None  # float64: single steps break ties
+        return torch.stack(found).mean(0) if found else None  # in float64, whose single steps break ties
 
     def _score(self) -> dict[nn.Module, Tensor]:
         statistics = collect_statistics(self.model, self.images, **needs(self.criterion, self.options)._asdict())

@@ -130,7 +130,7 @@ def replicate_of(runs: pd.DataFrame) -> str:
     """
     given = set(runs.given) if "given" in runs else {False}
     if len(given) > 1:
-        raise StudyError("runs on trained and on given references have no interval in common")
+        raise StudyError("one interval cannot cover runs on trained and on given references")
     return TRAINED_SEED if given != {True} else "network" if runs.network.nunique() > 1 else "tuning seed"
 
 

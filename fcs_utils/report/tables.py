@@ -18,7 +18,7 @@ from fcs_utils.training.arms import arm_label
 
 TABLES = Registry[pd.DataFrame]()
 as_table = TABLES.enter
-NEAR_MACS = 0.02  # of the dense MACs: so far may two criteria lie apart that are compared at one ratio
+NEAR_MACS = 0.02  # of the dense MACs: how far two criteria may lie apart that are compared at one ratio
 
 
 def by_group(runs: pd.DataFrame, keys: Sequence[str], row: Callable[[pd.DataFrame], dict[str, Any]]) -> pd.DataFrame:

@@ -68,8 +68,8 @@ def on_cluster(cluster: str, on_macs: OnMacs = lambda macs: None) -> Iterator[En
     try:
         from fcs_utils.study.dask_engine import connect
     except ModuleNotFoundError as error:
-        raise refuse(
-            "cluster", cluster, f"only with Dask, which is not installed ({error}): pip install -e '.[cluster]'"
+        raise StudyError(
+            f"cluster={cluster!r} needs Dask, which is not installed ({error}): pip install -e '.[cluster]'"
         ) from error
     with connect(scheduler_address(cluster), on_macs) as (engine, dashboard):
         tqdm.write(f"cluster {cluster}; dashboard: {dashboard}", file=sys.stderr)

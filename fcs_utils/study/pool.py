@@ -77,8 +77,8 @@ def processes(workers: int, on_macs: Callable[[int], None]) -> Iterator[Executor
             process.terminate()
         if isinstance(error, BrokenExecutor):
             raise StudyError(
-                "a worker process died, because memory ran out (take fewer --workers) or because a script started it outside "
-                "of if __name__ == '__main__'; finished runs have their records, start again to go on"
+                "a worker process died, perhaps because memory ran out (take fewer --workers) or because a script started it "
+                "outside of if __name__ == '__main__'; finished runs have their records, start again to go on"
             ) from error
         raise
     finally:

@@ -116,7 +116,7 @@ def read_record(store: Store, run: Run) -> Record | None:
             return loose
         found_right(published.unchecked.pop(name))
     if loose is not None and loose["result"] != packed["result"]:
-        warnings.warn(f"{path} has another result than {store.packed()}; the latter is used", stacklevel=2)
+        warnings.warn(f"{path} has another result than {store.packed()}; the published one is used", stacklevel=2)
     return packed
 
 

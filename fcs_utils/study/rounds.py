@@ -44,7 +44,7 @@ def prune_in_rounds(
         prune_in_rounds(model, images, lambda net: fcs_utils.importance("kernel_l1", model=net), tune, macs=0.5, rounds=3)
     """
     if odd := sorted(options.keys() & {"ratio", "rates", "latency", "measure"}):
-        raise StudyError(f"{odd[0]} is another goal than macs, which pruning in rounds has")
+        raise StudyError(f"the goal of pruning in rounds is macs, not {odd[0]}")
     total, network, plans = count_macs(model, example), model, list[PruningPlan]()
     for number in range(1, rounds + 1):
         share = macs ** (number / rounds) * total / count_macs(network, example)

@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 def without_repeats(values: tuple[Item, ...]) -> tuple[Item, ...]:
     """A value twice would count its runs twice: a seed in every mean and interval, a criterion in the correction of p."""
     if repeated := [value for number, value in enumerate(values) if value in values[:number]]:
-        raise ValueError(f"{repeated[0]!r} stands there twice")
+        raise ValueError(f"{repeated[0]!r} is named twice")
     return values
 
 

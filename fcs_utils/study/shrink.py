@@ -215,5 +215,5 @@ def _tune(wanted: Shrinking, dense: nn.Module, compact: nn.Module, pictures: Pic
     history = fit(networks, training, pictures.batches(wanted.batch_size), wanted.arm, seed=wanted.seed, callbacks=callbacks)
     compact.eval()
     if not math.isfinite(history[-1].validation_loss or 0):
-        raise refuse("learning_rate", wanted.learning_rate, "a smaller one: fine-tuning by it ended in a loss that is not finite")
+        raise refuse("learning_rate", wanted.learning_rate, "a smaller one, because fine-tuning ended in a loss that is not finite")
     return history

@@ -81,7 +81,7 @@ class Study:
         return runs
 
     def _wanted(self, stages: Iterable[Stage] | None, only: Sequence[str]) -> tuple[list[Run], list[Run]]:
-        """The runs that are known and, while the arms' are not, those that stand for them: the cost is the same at each rate."""
+        """The runs that are known; and while those of the arms are not, runs at one of their rates, which cost the same."""
         wanted, selection, arms = check_stages(stages), parse_only(only), self.profile.arms
         late = [stage for stage in wanted if stage in AFTER_RATES]
         if unknown := bool(late) and self.rates() is None:

@@ -19,7 +19,7 @@ from fcs_utils.training.losses import check_logits, check_range
 InputBatch = tuple[Inputs, Tensor]  # images (B, C, ...), or all inputs of a network, and labels (B,)
 
 
-_threads: list[int] = []  # that are in a training, once for each
+_threads: list[int] = []  # one entry for each training in progress
 
 
 @contextmanager

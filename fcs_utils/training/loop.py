@@ -199,7 +199,7 @@ class _Run:
             losses, images, strange = yield from self._epoch(epoch, batches(epoch))
             if not losses.isfinite().all():
                 if strange:
-                    raise refuse(f"labels of epoch {epoch}", "outside", f"0 to {self.classes - 1}, the classes of the logits")
+                    raise StudyError(f"labels of epoch {epoch} must be 0 to {self.classes - 1}, the classes of the logits")
                 raise StudyError(
                     f"{self.callbacks.label}: the loss is NaN or infinite in epoch {epoch} of {training.epochs} at "
                     f"learning_rate={training.learning_rate}; use a smaller one"

@@ -22,7 +22,7 @@ from fcs_utils.machine import Precision
 
 Pass = Callable[..., Tensor]  # takes what the network takes
 Mode = Literal["plain", "compiled", "graphs"]
-FELL_BACK = ".*training goes on without it"  # of the warning
+FELL_BACK = ".*training goes on without it"  # the warning's text
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def test_a_csv_of_paths_and_labels(tmp_path: Path) -> None:
     listed.write_text("\n".join(["path,label,split", *lines]))
     listing = list_pictures(listed)
     assert listing.classes == ("cat", "dog") and [label for _, label in listing.train] == [1, 0, 1, 0] and len(listing.val) == 2
-    with pytest.raises(StudyError, match="pics/0.png is listed and not there"):
+    with pytest.raises(StudyError, match="pics/0.png is listed, but there is no such file"):
         load_pictures(listed)
     listed.write_text("\n".join(["label,path", *(f"{'ab'[number % 2]},{number:02}.jpg" for number in range(20))]))
     assert [path.name for path, _ in list_pictures(listed).val] == ["08.jpg", "09.jpg"]

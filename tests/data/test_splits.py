@@ -214,5 +214,5 @@ def test_the_data_folder_is_the_argument_then_the_variable_then_data(monkeypatch
 )
 def test_a_class_without_images_is_refused(monkeypatch: pytest.MonkeyPatch, train: list[int], test: list[int], said: str) -> None:
     parts = [(np.zeros((len(labels), 1, 8, 8), np.uint8), np.array(labels, np.int64)) for labels in (train, test)]
-    with pytest.raises(StudyError, match=f"'numbers' has {said}; each class needs two and one"):
+    with pytest.raises(StudyError, match=f"'numbers' has {said}; each class needs at least two and one"):
         load(monkeypatch, Arrays("numbers", ("0", "1"), *parts[0], *parts[1], flip=False))

@@ -58,7 +58,7 @@ COMMANDS: list[tuple[str, str]] = [
     ("run --profile smoke:fashon_mnist --list", "dataset='fashon_mnist' is not allowed; allowed: digits, fashion_mnist, cifar10"),
     ("run --profile smoke:fashon_mnist --list", "(did you mean fashion_mnist?)"),
     ("run --profile smoke:imagefolder:x@5 --list", "allowed: imagefolder:NAME@SIZE"),
-    ("run --profile smoke --list --fresh", "fresh=True is not allowed; allowed: without --list"),
+    ("run --profile smoke --list --fresh", "give either --list, which changes nothing, or --fresh"),
     (f"run --out {'x' * 500}", "File name too long"),
     (f"run --data {'x' * 500}", "data='xx"),
     (f"run --profile smoke --list --out {'abcdefghi/' * 450}", "File name too long"),

@@ -90,7 +90,7 @@ def test_what_only_the_least_that_can_be_left_comes_near_to() -> None:
 
 @pytest.mark.parametrize("value", [0, 1, -0.5, 1.5, True, None, "12", "ms", "0ms", "0.0 ms", "-1ms", "1e3ms", "1 s", [0.5]])
 def test_what_is_no_latency(value: object) -> None:
-    with pytest.raises(ValueError, match="a share of the dense network's, above 0 and below 1, or milliseconds in words"):
+    with pytest.raises(ValueError, match="a share of the dense network's, above 0 and below 1, or milliseconds as a string"):
         read_latency(value)
 
 

@@ -163,7 +163,10 @@ def test_runs_of_channels_by_hand() -> None:
 @pytest.mark.parametrize(
     ("kept", "says"),
     [
-        ({"block.between.0.two.0": [0, 1]}, "name block.first.0, whose channels decide which of block.between.0.two.0 stay"),
+        (
+            {"block.between.0.two.0": [0, 1]},
+            "name block.first.0 in place of block.between.0.two.0: its channels decide which of",
+        ),
         ({"block.first.0": [0, 1, 2, 4]}, "as many of each 4 channels"),
         ({"block.first.0": [0, 1, 4, 5], "block.between.0.two.0": [2, 3]}, r"\[0, 1\], the channels of its residual sum"),
     ],

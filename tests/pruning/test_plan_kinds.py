@@ -51,9 +51,7 @@ def test_a_plan_by_hand_is_completed(resnet: nn.Module) -> None:
     ):
         with pytest.raises(StudyError, match=says):
             plan_by_hand(resnet, IMAGE, bad)  # type: ignore[arg-type]
-    with pytest.raises(
-        StudyError, match="kept.2=.* is not allowed; allowed: nothing: it cannot lose channels, its channels are the net"
-    ):
+    with pytest.raises(StudyError, match="kept: 2 cannot lose channels: its channels are the net"):
         plan_by_hand(chain(4), EXAMPLE, {"2": [0]})
 
 
@@ -112,7 +110,7 @@ def test_rounds_prune_a_little_more_each_time() -> None:
     kept = found.plans[0].kept["0"]
     second = found.plans[1].kept["0"]
     torch.testing.assert_close(found.network[0].weight, before[kept][[*second]] + 2)
-    with pytest.raises(StudyError, match="ratio is another goal than macs"):
+    with pytest.raises(StudyError, match="the goal of pruning in rounds is macs, not ratio"):
         prune_in_rounds(net, EXAMPLE, score, tune, macs=0.4, ratio=0.5)
 
 

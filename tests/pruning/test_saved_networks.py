@@ -105,7 +105,7 @@ def pruned_twice() -> tuple[nn.Module, nn.Module, list[PruningPlan]]:
 @pytest.mark.parametrize(
     ("pick", "message"),
     [
-        (lambda plans: plans[0], "the plan did not make this network: by it, a has 3 channels"),
+        (lambda plans: plans[0], "the plan did not make this network: by the plan, a has 3 channels"),
         (lambda plans: plans[::-1], "the plans do not follow one another: before the next, a has 1 channels"),
         (lambda plans: [plans[0], plans[0]], "the plans do not follow one another"),
         (lambda plans: [], "plan=.* is not allowed"),

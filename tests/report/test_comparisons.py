@@ -66,7 +66,7 @@ def test_given_networks_are_the_replicates_of_rows_that_inform_beside_trained_on
     alone = rows(c1(given[given.network == "a"]))
     assert {(row.n, row.replicate) for row in alone} == {(2, "tuning seed")}
     assert not any(row.decisive for row in alone)  # not even where there are no others: the grid may be incomplete
-    with pytest.raises(StudyError, match="trained and on given references have no interval in common"):
+    with pytest.raises(StudyError, match="one interval cannot cover runs on trained and on given references"):
         seed_differences(trained, given, "pairs")
 
 

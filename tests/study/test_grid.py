@@ -182,25 +182,25 @@ def test_a_criterions_text_and_its_name_and_options() -> None:
 
 
 WRONG: list[tuple[dict[str, object], str]] = [
-    ({"seeds": (0, 0)}, "seeds.*0 stands there twice"),
+    ({"seeds": (0, 0)}, "seeds.*0 is named twice"),
     ({"seeds": ()}, "seeds.*at least 1"),
     ({"seeds": (-1,)}, "seeds.*greater than or equal to 0"),
     ({"seeds": (0, 5)}, "seed 5 is in seeds and in arms.further_seeds"),
     ({"seeds": (0, 101)}, "seed 101 is in seeds and in arms.pilot_seeds"),
-    ({"ratios": (0.5, 0.3, 0.5)}, "ratios.*0.5 stands there twice"),
+    ({"ratios": (0.5, 0.3, 0.5)}, "ratios.*0.5 is named twice"),
     ({"ratios": (1.0,)}, "ratios.*above 0 and below 1"),
     ({"ratios": (float("nan"),)}, "ratios"),
-    ({"criteria": ("fcs", "fcs")}, "criteria.*'fcs' stands there twice"),
+    ({"criteria": ("fcs", "fcs")}, "criteria.*'fcs' is named twice"),
     ({"criteria": ()}, "criteria.*at least 1"),
     ({"calibration": 0}, "calibration.*greater than or equal to 1"),
-    ({"networks": PROFILE.networks + (Network(network="vgg16", width=0.25, training=SHORT),)}, "'vgg16' stands there twice"),
+    ({"networks": PROFILE.networks + (Network(network="vgg16", width=0.25, training=SHORT),)}, "'vgg16' is named twice"),
     ({"arms": {"networks": ("vgg19",)}}, "arms.networks: 'vgg19' is none of the profile's: vgg16, resnet20"),
     ({"arms": {"further_seeds": (101,)}}, "seed 101 is in arms.further_seeds and in arms.pilot_seeds"),
     ({"arms": {"learning_rates": ()}}, "arms.learning_rates.*at least 1"),
     ({"arms": {"epochs": (0, 2)}}, "arms.epochs.0"),
     ({"arms": {"epochs": {"tft": [1]}}}, "epochs by method: 'mlft'; the methods are tft, mlft"),
     ({"arms": {"epochs": {"tft": [1], "mlft": [2], "kd": [2]}}}, "epochs by method: 'kd'"),
-    ({"arms": {"epochs": {"tft": [4, 4], "mlft": [2]}}}, "arms.schedules.tft.*4 stands there twice"),
+    ({"arms": {"epochs": {"tft": [4, 4], "mlft": [2]}}}, "arms.schedules.tft.*4 is named twice"),
     ({"arms": {"epochs": {"tft": [4], "mlft": [0]}}}, "arms.epochs.1"),
     ({"arms": {"epochs": {"tft": 4, "mlft": [2]}}}, "arms.schedules.tft"),
     ({"best": "fcs_greedy"}, "best: 'fcs_greedy' is none of the profile's criteria: random, fcs"),
@@ -226,7 +226,7 @@ def test_a_profile_whose_numbers_would_count_twice_or_make_no_sense_is_refused(c
 
 def test_a_study_checks_a_profile_that_was_changed_by_model_copy(tmp_path: Path) -> None:
     changed = PROFILE.model_copy(update={"seeds": (0, 1, 1)})
-    with pytest.raises(StudyError, match=f"profile {PROFILE.name}: .*1 stands there twice"):
+    with pytest.raises(StudyError, match=f"profile {PROFILE.name}: .*1 is named twice"):
         Study(changed, tmp_path)
 
 

@@ -114,7 +114,9 @@ def test_a_record_of_this_machine_that_differs_is_reported_and_not_published(pac
         warnings.simplefilter("error")
         assert read_record(packed, A)
     write_record(packed, record(A, [4]))
-    with pytest.warns(UserWarning, match=f"pruned-{A.identity}.json has another result than .*records.jsonl; the latter is used"):
+    with pytest.warns(
+        UserWarning, match=f"pruned-{A.identity}.json has another result than .*records.jsonl; the published one is used"
+    ):
         found = read_record(packed, A)
     assert found and found["result"]["plan"]["kept"]["conv2"] == [3]
     with pytest.raises(StudyError, match=f"pruned-{A.identity}.json has another result than the published record"):

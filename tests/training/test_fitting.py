@@ -129,7 +129,7 @@ def test_labels_on_a_gpu_are_compared_with_the_classes(monkeypatch: pytest.Monke
         assert said in refused([small(), small()], [(IMAGES, odd)])
         for wrong in (1, 2):  # a batch that is not the first is named when its epoch ends
             twice = Training(epochs=2, learning_rate=0.01)
-            with pytest.raises(StudyError, match=f"labels of epoch {wrong}='outside' is not allowed; allowed: 0 to 2"):
+            with pytest.raises(StudyError, match=f"labels of epoch {wrong} must be 0 to 2"):
                 fit(
                     [small()], twice, lambda s, epoch, k=wrong, odd=odd: [(IMAGES, LABELS), (IMAGES, odd if epoch == k else LABELS)]
                 )
