@@ -27,10 +27,10 @@ ABOUT = """# Which networks can be pruned
 - Every network has random weights. Each layer that can shrink loses half of its output channels, by the norms of its kernels
   (`ratio=0.5`). `scope="all"` prunes residual sums, too; it takes every layer that the scope `inner` takes. Neither the MACs
   left nor exactness depends on the weights.
-- *layers*: how many convolutions and linear layers shrink, of all. Those that write the network's outputs never do.
+- *layers*: how many of all convolutions and linear layers shrink. Those that write the network's outputs never do.
 - *exact*: the narrower network yields what the dense one yields with zeros in the inputs that its layers lost, in float64, on
   two random images. Both tools are checked alike. The check needs no graph and no plan: it looks up which rows and columns of
-  the dense weights are left. Before, vectors such as BatchNorm's weights are drawn anew, because many networks start with
+  the dense weights are left. Before that, vectors such as BatchNorm's weights are drawn anew, because many networks start with
   zeros there, which hide mistakes.
 - *wrong*: the output is not the same, or the network no longer runs. Where a LayerNorm averages over channels, no removal of
   some of them is exact. Whether fine-tuning makes up for it is another question.
