@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import reprlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -64,17 +63,13 @@ def refuse_field(error: ValidationError, where: str = "") -> StudyError:
     said = first["msg"]
     known = said.startswith("Input should be ") or first["type"] in WORDS
     rule = f"; allowed: {allowed_by(first)}" if known else f": {said.removeprefix('Value error, ')}"
-    return StudyError(f"{where}{field}={_brief(first['input'])} is not allowed{rule}")
+    return StudyError(f"{where}{field}={_short(first['input'])} is not allowed{rule}")
 
 
 def allowed_by(error: Mapping[str, Any]) -> str:
     """What one of pydantic's errors says is allowed."""
     said = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return WORDS.get(error["type"], said)
-
-
-def _brief(value: object) -> str:
-    return _short(value) if hasattr(value, "shape") else " ".join(reprlib.repr(value).split())
 
 
 def did_you_mean(value: object, names: Iterable[str], prefix: str = "") -> str:

@@ -146,9 +146,7 @@ def pick_workers(workers: int | None, device: torch.device) -> int:
     """How many runs at once: None is one for each core that this process may use, or one on a GPU."""
     if workers is not None:
         return workers
-    if device.type != "cpu":
-        return 1
-    return cores()
+    return cores() if device.type == "cpu" else 1
 
 
 def cores() -> int:

@@ -56,9 +56,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _same(table: Any, content: Any) -> bool:
     """Whether two lists or dicts hold the same objects, in the same order."""
-    if isinstance(table, list):
-        return len(table) == len(content) and all(map(is_, table, content))
-    return len(table) == len(content) and all(map(is_, table, content)) and all(map(is_, table.values(), content.values()))
+    same = len(table) == len(content) and all(map(is_, table, content))
+    return same and (isinstance(table, list) or all(map(is_, table.values(), content.values())))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from fcs_utils.inputs import Inputs, first_of, parts_of
 from fcs_utils.pruning.cutters import cutters
 from fcs_utils.pruning.flow import candidates, dead_ends
 from fcs_utils.pruning.kinds import Prunable, map_axes, out_width
-from fcs_utils.pruning.moves import Graph, Indices, Moving, Units, clash
+from fcs_utils.pruning.moves import Graph, Indices, Moving, Units, across, clash
 from fcs_utils.pruning.splits import Parted, count_parts, place_slices, sizes_of
 from fcs_utils.running import run_network, shared, tensors_in
 
@@ -198,7 +198,7 @@ def _along(step: _Step, indices: Indices, ties: list[Any], most: int) -> tuple[I
     """An operation's indices at the other end of a step, and how many numbers that made; None where they cannot be followed."""
     made = 0
     if step.leaves is not None:
-        if (over := step.leaves.back(indices, ties)) is None:
+        if (over := across(step.leaves.behind, step.leaves.before, indices, ties)) is None:
             return None
         indices = over
         made += indices.size
@@ -212,7 +212,7 @@ def _along(step: _Step, indices: Indices, ties: list[Any], most: int) -> tuple[I
             indices = _mapped(mapping, indices)
             made += longer
     if indices.size and step.enters is not None:
-        if (over := step.enters.onwards(indices, ties)) is None:
+        if (over := across(step.enters.before, step.enters.behind, indices, ties)) is None:
             return None
         indices = over
         made += indices.size

@@ -29,13 +29,6 @@ class Units:
     before: Indices
     behind: Indices
 
-    def onwards(self, pairs: Indices, ties: list[Any]) -> Indices | None:
-        """Indices behind the operator for indices in front of it, see ``across``."""
-        return across(self.before, self.behind, pairs, ties)
-
-    def back(self, pairs: Indices, ties: list[Any]) -> Indices | None:
-        return across(self.behind, self.before, pairs, ties)
-
 
 def across(here: Indices, there: Indices, pairs: Indices, ties: list[Any]) -> Indices | None:
     """All indices there of the units that have an index here. pairs: (2, n), indices here and the channels that they belong to.
