@@ -110,12 +110,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--parse-only": {"action": "store_true", "help": argparse.SUPPRESS},
     "--notebooks": {"type": _notebooks, "metavar": "NN,NN", "help": "only these notebooks and the runs they need, such as 03,06"},
     "--stages": {"nargs": "+", "choices": STAGES, "metavar": "STAGE", "help": "which of the stages below to do (default: all)"},
-    "--only": {
-        "nargs": "+",
-        "default": (),
-        "metavar": "KEY=VALUE",
-        "help": "only runs with these fields, such as criterion=fcs seed=2",
-    },
+    "--only": {"nargs": "+", "default": (), "metavar": "KEY=VALUE", "help": "only runs with fields such as criterion=fcs seed=2"},
     "--list": {"action": "store_true", "help": "print the runs that have no record yet, and do none"},
     "--plugin": {
         "action": "append",
