@@ -33,7 +33,7 @@ TABLE_STYLE = """<style>
 HINT = (
     "<p>Give a network as <code>mymodule:build</code>, <code>timm:NAME</code> or <code>torchvision/NAME</code>, a safetensors file "
     "of its weights, and a folder with <code>train/CLASS</code> and <code>val/CLASS</code>. Opening <code>mymodule:build</code> "
-    "runs your code. A module and relative paths are looked for in the notebook's folder.</p>"
+    "runs your code. A module and relative paths are looked for in the notebook's folder; what lies there is offered.</p>"
 )
 
 
@@ -69,13 +69,16 @@ def hide_empty(change: dict[str, Any]) -> None:
 
 
 class OwnForm:
-    """Texts for a network, weights and pictures; ``open`` and ``back`` are buttons that the explorer listens to."""
+    """Texts for a network, weights and pictures; ``open`` and ``back`` are buttons that the explorer listens to.
+
+    Weights and pictures that lie in the notebook's folder are offered; others are typed.
+    """
 
     def __init__(self) -> None:
         whole = {"width": "auto"}  # of the fold, however narrow
         self.model = w.Text(description="network", placeholder="mymodule:build", layout=whole)
-        self.weights = w.Text(description="weights", placeholder="my.safetensors", layout=whole)
-        self.images = w.Text(description="pictures", placeholder="folder or CSV file", layout=whole)
+        self.weights = w.Combobox(description="weights", placeholder="my.safetensors", layout=whole)
+        self.images = w.Combobox(description="pictures", placeholder="folder or CSV file", layout=whole)
         self.size = w.BoundedIntText(value=224, min=8, max=4096, description="pixels", layout=whole)
         self.open = w.Button(description="Open", icon="folder-open")
         self.back = w.Button(description="Back to the study", icon="reply", layout={"width": "auto", "display": "none"})
@@ -85,11 +88,19 @@ class OwnForm:
         wanted = own_network(self.model.value, self.weights.value, self.images.value, self.size.value)
         return own_source(wanted, save_to), wanted
 
+    def offer(self, *_: object) -> None:
+        """Offer what lies in the notebook's folder now."""
+        there = sorted(path for path in Path().iterdir() if not path.name.startswith((".", "_")))
+        self.weights.options = [path.name for path in there if path.suffix == ".safetensors"]
+        self.images.options = [path.name for path in there if path.is_dir() or path.suffix == ".csv"]
+
     def widget(self) -> w.Widget:
         """Folded until somebody wants it."""
         buttons = w.HBox([self.open, self.back], layout={"flex_flow": "row wrap"})
         fields = w.VBox([w.HTML(HINT), self.model, self.weights, self.images, self.size, buttons], layout={"width": "100%"})
-        return w.Accordion([fields], titles=("My network, my images",))
+        fold = w.Accordion([fields], titles=("My network, my images",))
+        fold.observe(self.offer, "selected_index")  # each time it opens: files come and go
+        return fold
 
 
 def own_network(model: str, weights: str, images: str, size: int, seed: int = 0) -> Shrinking:

@@ -37,6 +37,8 @@ def lab(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     parameters.source = parameters.source.replace('"quick"', '"smoke"').replace('"results"', json.dumps(str(smoke)))
     home = tmp_path_factory.mktemp("lab")
     (home / "work").mkdir()
+    (home / "work" / "photos").mkdir()
+    (home / "work" / "my.safetensors").touch()
     for size in SIZES:
         nbformat.write(notebook, home / "work" / f"{size}.ipynb")
     with socket.socket() as free:
@@ -198,6 +200,9 @@ def test_every_control_changes_the_numbers_to_those_of_the_library(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"2 10 {len(here.whole(choice).plan.kept['features.conv2'])}"
+    box.get_by_text("My network, my images").click()
+    for name, offered in (("weights", "my.safetensors"), ("pictures", "photos")):
+        sync_api.expect(box.locator(f".widget-combobox:has(label:text-is('{name}')) option")).to_have_attribute("value", offered)
     opened.select("network").select_option("ResNet-20")
     second = Exploration(study_subject(Study("smoke", smoke), "resnet20", 0))
     opened.shows(second, Choice(second.first, reading="mean_map", bins=2, ratio=0.7))

@@ -24,7 +24,7 @@ from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.surgery import prune, recalibrate
 from fcs_utils.report import exploration as answers
-from fcs_utils.report.controls import own_network
+from fcs_utils.report.controls import OwnForm, own_network
 from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.explorer import Explorer
 from fcs_utils.report.subject import Subjects, own_source, study_subject
@@ -226,6 +226,23 @@ def test_it_is_opened_from_the_explorer_of_a_study_and_back(here: Path, tmp_path
     assert [*tmp_path.glob(f"out/{FEW.name}/work/explored/ownexplored-build-my-photos-seed0-fcs-pooled-4-0.2.safetensors")]
     form.back.click()
     assert explorer.here.network == "vgg16" == controls["network"].value and explorer.numbers.value == numbers
+
+
+def test_files_and_folders_beside_the_notebook_are_offered_and_others_are_typed(here: Path) -> None:
+    for name in ("table.csv", "notes.txt", ".hidden/a", "__pycache__/b", "other/c.safetensors"):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text("")
+    form = OwnForm()
+    fold = form.widget()
+    assert form.weights.options == form.images.options == ()
+    fold.selected_index = 0
+    assert (form.weights.options, form.images.options) == (("my.safetensors",), ("other", "photos", "table.csv"))
+    (here / "newer.safetensors").write_text("")
+    fold.selected_index = None
+    fold.selected_index = 0
+    assert form.weights.options == ("my.safetensors", "newer.safetensors")
+    form.weights.value, form.images.value = "/elsewhere/theirs.safetensors", "/elsewhere/pictures"  # not among the offers
+    assert (form.weights.value, form.images.value) == ("/elsewhere/theirs.safetensors", "/elsewhere/pictures")
 
 
 WRONG: dict[str, tuple[dict[str, object], str]] = {
