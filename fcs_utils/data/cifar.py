@@ -20,6 +20,7 @@ from fcs_utils.files import open_regular
 
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 IDENTITIES = {"cifar10": "6fed5d45e90a44d8f9be833d2af27cf996ace670fa82d03ce92f6a076ea3007a"}  # as ``identity`` gives it
+BASES = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's folders
 LARGEST_BATCHES = 2**30  # bytes of one of torchvision's files
 
 
@@ -31,12 +32,9 @@ def read_cifar(folder: Path, name: str) -> Arrays:
 
     Raises StudyError when nothing is found, when files are damaged, and when images called ``cifar10`` are not CIFAR-10's.
     """
-    import torchvision
-
-    reader = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
-    files, places = folder / reader.base_folder, [folder / f"{name}{ending}" for ending in ("", *ENDINGS)]
+    files, places = folder / BASES[name], [folder / f"{name}{ending}" for ending in ("", *ENDINGS)]
     source = files if files.exists() else next((place for place in places if place.exists()), files)
-    arrays, classes = _torchvisions(reader, folder, name) if source == files else read_image_folder(folder, name, 32)
+    arrays, classes = _torchvisions(folder, name) if source == files else read_image_folder(folder, name, 32)
     ordered = Arrays(TITLES[name], tuple(classes), **_in_order(arrays), flip=True)
     if (found := identity(ordered)) != IDENTITIES.get(name, found):
         raise StudyError(
@@ -76,8 +74,11 @@ def _sums(images: np.ndarray) -> list[bytes]:
     return [hashlib.sha256(image.transpose(1, 2, 0).tobytes()).digest() for image in images]
 
 
-def _torchvisions(reader: Any, folder: Path, name: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    place = folder / reader.base_folder
+def _torchvisions(folder: Path, name: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    import torchvision  # a second or two, for which images from elsewhere need not wait
+
+    reader: Any = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    place = folder / BASES[name]
     for file in filter(Path.is_file, place.glob("*")):
         open_regular(file, LARGEST_BATCHES).close()  # torchvision would read a file of any size
     try:

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Pixels
-from torchvision.transforms import v2
 from tqdm import tqdm
 
 from fcs_utils.config import Amount, checked
@@ -43,6 +42,8 @@ SHARE = 0.25  # of the free memory, up to which pictures are kept
 
 def decode(path: Path, size: int) -> Tensor:
     """A picture as uint8 (3, H, W), its shorter side ``MARGIN`` times the size. Raises StudyError, naming it, for a broken one."""
+    from torchvision.transforms import v2  # takes a third of the time in which the explorer opens, which needs it for few subjects
+
     content, wanted = read_bytes(path, LARGEST_FILE), [round(MARGIN * size)]
     try:
         resized = as_rgb(content, lambda image: v2.functional.resize(image, wanted, antialias=True))
@@ -119,6 +120,8 @@ class PictureSet:
         return bool(self.kept)
 
     def _transform(self, augment: bool) -> Callable[[Tensor], Tensor]:
+        from torchvision.transforms import v2
+
         some, centre = v2.RandomResizedCrop(self.size, AREA, antialias=True), v2.CenterCrop(self.size)
         crop = [some, v2.RandomHorizontalFlip()] if augment else [centre]
         return v2.Compose([*crop, v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)])

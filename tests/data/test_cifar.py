@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,6 +146,30 @@ def test_cifar100_is_held_against_no_checksum_of_ours(tmp_path: Path) -> None:
     assert (found.title, found.classes) == ("CIFAR-100", CLASSES)
 
 
+def test_folders_are_torchvisions() -> None:
+    assert {name: getattr(torchvision.datasets, name.upper()).base_folder for name in cifar.BASES} == cifar.BASES
+
+
+WITHOUT = """
+import sys
+from pathlib import Path
+import fcs_utils.report.explorer
+from fcs_utils.data.readers import read_arrays
+try:
+    read_arrays("cifar10", Path(sys.argv[1]))
+except Exception as error:
+    print(type(error).__name__)
+print("torchvision" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_the_explorer_on_images_does_not_wait_for_torchvision(tmp_path: Path) -> None:
+    """Its import takes half as long as those of all else."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT, str(images(tmp_path))], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["StudyError", "False"]  # the images are not CIFAR-10's, which is found once all are read
+
+
 def test_a_damaged_cifar_is_told_from_a_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -151,7 +177,8 @@ def test_a_damaged_cifar_is_told_from_a_missing_one(tmp_path: Path, monkeypatch:
         asked.append(download)
         raise RuntimeError("Dataset not found or corrupted.")
 
-    parts.base_folder, parts.filename = "batches", "batches.tar.gz"  # type: ignore[attr-defined]
+    monkeypatch.setitem(cifar.BASES, "cifar10", "batches")
+    parts.filename = "batches.tar.gz"  # type: ignore[attr-defined]
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", parts)
     said = r"'cifar10' not found. Looked in: .*batches, .*cifar10\. .*unpack batches.tar.gz there; .*train/CLASS/"
     with pytest.raises(StudyError, match=said):
@@ -178,7 +205,8 @@ def test_a_cifar_that_could_be_downloaded_is_read(tmp_path: Path, monkeypatch: p
             raise RuntimeError("Dataset not found or corrupted.")
         return SimpleNamespace(data=np.zeros((2 + train, 32, 32, 3), np.uint8), targets=[1] * (2 + train), classes=["a", "b"])
 
-    parts.base_folder, parts.filename = "batches", "batches.tar.gz"  # type: ignore[attr-defined]
+    monkeypatch.setitem(cifar.BASES, "cifar100", "batches")
+    parts.filename = "batches.tar.gz"  # type: ignore[attr-defined]
     monkeypatch.setattr(torchvision.datasets, "CIFAR100", parts)
     found = read_arrays("cifar100", tmp_path)
     assert (len(found.train_labels), len(found.test_labels)) == (3, 2)
