@@ -15,7 +15,6 @@ from fcs_utils.report.inference import paired, seed_differences
 from fcs_utils.report.plots import (
     BLUE,
     COLOURS,
-    PALE,
     VERDICT_COLOURS,
     WIDTH,
     Style,
@@ -51,13 +50,10 @@ def gains(runs: pd.DataFrame, by: str, base: str, label: str, styles: Mapping[st
 
 
 def training_curves(references: pd.DataFrame) -> Figure:
-    """Validation top-1 of the reference networks by epoch, one line per seed; a dashed line where the weights were given."""
-    figure, parts = panels(references, "network", lambda _: 2.7)
+    """Validation top-1 by epoch of the reference networks that were trained here, one line per seed."""
+    figure, parts = panels(references[references.epochs > 0], "network", lambda _: 2.3)
     for axis, _, part in parts:
         for seed, history in part.groupby("seed").history.first().items():
-            if not history:
-                axis.axhline(part.validation.iloc[0], color=PALE, ls="--", label="given, not trained here")
-                break
             curve = pd.DataFrame(history)
             axis.plot(curve.epoch, curve.validation, color=COLOURS[seed % len(COLOURS)], lw=1.2, label=f"seed {seed}")
         axis.set(ylabel="validation top-1 (%)")

@@ -28,7 +28,6 @@ STYLE = {
 }
 Style = tuple[str, str]  # colour and marker
 BLUE: Style = ("#0072B2", "o")
-PALE = "#c4c4c4"
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8c8c8c"]
 VERDICT_COLOURS = {"supported": "#009E73", "contradicted": "#D55E00", "undecided": "#6b6b6b"}
 WIDTH = 6.2  # inches; panels stand below one another, so that a phone shows them as large as a desk does
