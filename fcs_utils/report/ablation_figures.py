@@ -37,12 +37,14 @@ def merge_panels(merges: pd.DataFrame) -> Figure:
         ("merge", True): ("merged, recalibrated", BLUE),
     }
     keys = ["ratio", "criterion", "compensate", "recalibrated"]
+    place = {name: number for number, name in enumerate(merges.criterion.unique())}
+    merges = merges.assign(place=merges.criterion.map(place)).sort_values(["ratio", "place"], kind="stable")
     figure, parts = panels(merges, "network", lambda part: 0.36 * len(part[keys[:2]].drop_duplicates()) + 1.1)
     for axis, _, part in parts:
         rows = []
         for (_, criterion, how, recalibrated), own in part.groupby(keys, sort=False):
             half, mean = half_width(own.test), own.test.mean()
-            row = f"{criterion}, {macs_left(own).mean():.0f} % of the MACs"
+            row = f"{criterion}, {macs_left(own).mean():.0f} % of MACs"
             rows.append(
                 {"row": row, "series": ways[how, bool(recalibrated)][0], "effect": mean, "low": mean - half, "high": mean + half}
             )

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from fcs_utils.report.plots import COLOURS, WIDTH, short_names
+from fcs_utils.report.plots import COLOURS, WIDTH, short_names, without_paper
 
 
 def bin_colours(count: int) -> list[str]:
@@ -21,9 +21,10 @@ def bin_colours(count: int) -> list[str]:
     return list(sns.color_palette("viridis", count).as_hex())
 
 
-def _grid(count: int, columns: int, size: float = 0.9) -> tuple[Figure, list[Axes]]:
+def _grid(count: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """Squares with room for a line above each."""
     rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * size), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, rows * (WIDTH / columns + 0.2)), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     return figure, list(axes.flat)
@@ -45,7 +46,7 @@ def map_gallery(image: Tensor, maps: Tensor, norms: Tensor, title: str, limit: i
         _show_map(axis, maps[channel], maps[channel])
         axis.set_title(f"{channel}", fontsize=8)
     figure.suptitle(title, fontsize=11)
-    return figure
+    return without_paper(figure)
 
 
 def strongest_images(images: Tensor, norms: Tensor, channels: Sequence[int], count: int = 8) -> Figure:
@@ -56,7 +57,7 @@ def strongest_images(images: Tensor, norms: Tensor, channels: Sequence[int], cou
         for axis, index in zip(axes[row * count :], best, strict=False):
             axis.imshow(images[index].squeeze(), cmap="gray")
         axes[row * count].set_title(f"channel {channel}", fontsize=8, loc="left")
-    return figure
+    return without_paper(figure)
 
 
 def norm_profile(norms: Mapping[str, Tensor]) -> Figure:
@@ -78,12 +79,12 @@ def bins_over_norms(norms: Tensor, labels: Tensor, layer: str, kept: Sequence[in
     for label, colour in zip(sorted(found), bin_colours(len(found)), strict=True):
         at = [rank for rank, channel in enumerate(order.tolist()) if labels[channel] == label]
         bars = axis.bar(at, norms[order[at]], color=colour, width=0.85)
-        entries.append(Patch(color=colour, label=f"{label}: {len(at)}"))
+        entries.append(Patch(color=colour, label=f"bin {label}: {len(at)}"))
         for bar, channel in zip(bars, order[at].tolist(), strict=True):
             bar.set_alpha(0.3 if kept is not None and channel not in kept else 1)
     axis.set(xlabel="channels by L1 norm", ylabel="L1 norm $a_c$")
     axis.set_title(layer, loc="left")
-    figure.legend(handles=entries, title="bin: channels", loc="outside lower left", ncols=8)
+    figure.legend(handles=entries, title="channels in each bin", loc="outside lower left", ncols=4, alignment="left")
     return figure
 
 
@@ -93,7 +94,7 @@ def similarity_by_bin(similarity: Tensor, labels: Tensor, norms: Tensor, layer: 
     A channel's similarity to itself is left out, so that the colours span the others.
     """
     order = sorted(range(len(labels)), key=lambda c: (int(labels[c]), float(norms[c])))
-    figure, axis = plt.subplots(figsize=(WIDTH, 5.2))
+    figure, axis = plt.subplots(figsize=(WIDTH, 4.4))
     matrix = similarity[order][:, order].numpy().astype(float)
     np.fill_diagonal(matrix, np.nan)
     picture = axis.imshow(np.ma.masked_invalid(matrix), cmap="cividis", interpolation="nearest")
@@ -108,7 +109,7 @@ def similarity_by_bin(similarity: Tensor, labels: Tensor, norms: Tensor, layer: 
     axis.tick_params(length=0)
     axis.set_title(layer, loc="left")
     figure.colorbar(picture, ax=axis, label="cosine similarity")
-    return figure
+    return without_paper(figure)
 
 
 def best_against_null(best: Mapping[str, np.ndarray], threshold: float) -> Figure:
@@ -127,8 +128,8 @@ def best_against_null(best: Mapping[str, np.ndarray], threshold: float) -> Figur
 
 def channel_pairs(images: Tensor, maps: Tensor, chosen: Sequence[tuple[str, int, int, float]]) -> Figure:
     """Pairs of channels side by side below the images (N, H, W, C uint8) of maps (N, C, H, W): pairs (name, i, j, similarity)."""
-    rows = len(chosen) + 1
-    figure, axes = plt.subplots(rows, 2 * len(maps), figsize=(0.9 * 2 * len(maps), 1.1 * rows), squeeze=False)
+    rows, side = len(chosen) + 1, WIDTH / (2 * len(maps) + 1)  # inches; as much stands to the left
+    figure, axes = plt.subplots(rows, 2 * len(maps), figsize=(WIDTH, rows * (side + 0.2)), squeeze=False)
     for axis in axes[0]:
         axis.set_axis_off()
     for n, image in enumerate(images[: len(maps)]):
@@ -138,21 +139,21 @@ def channel_pairs(images: Tensor, maps: Tensor, chosen: Sequence[tuple[str, int,
             for axis, channel in ((row[2 * n], i), (row[2 * n + 1], j)):
                 _show_map(axis, one[channel], one[channel])
                 axis.set_axis_off()
-                axis.set_title(str(channel), fontsize=7, pad=2)
+                axis.set_title(str(channel), fontsize=8, pad=2)
         row[0].text(-0.15, 0.5, f"{name}\n{similarity:.2f}", transform=row[0].transAxes, ha="right", va="center", fontsize=9)
-    return figure
+    return without_paper(figure)
 
 
 def dropped_beside_kept(image: Tensor, maps: Tensor, dropped: int, kept: int, similarity: float) -> Figure:
     """A dropped channel beside the kept one that is most similar to it: image (H, W, C) uint8, its maps (C, H, W)."""
-    figure, axes = _grid(3, 3, 1.9)
+    figure, axes = _grid(3, 3)
     axes[0].imshow(image.squeeze(), cmap="gray")
     axes[0].set_title("image", fontsize=9)
     for axis, channel, word in ((axes[1], dropped, "goes"), (axes[2], kept, "stays")):
         _show_map(axis, maps[channel], maps[[dropped, kept]])
         axis.set_title(f"{channel} {word}", fontsize=9)
     figure.suptitle(f"cosine over all images {similarity:.3f}", fontsize=9)
-    return figure
+    return without_paper(figure)
 
 
 def who_goes(norms: Tensor, redundancy: Tensor, labels: Tensor, kept: Sequence[int], layer: str) -> Figure:

@@ -22,7 +22,7 @@ TABLE_STYLE = """<style>
 .fcs-explorer .widget-html-content { line-height: 1.45; min-width: 0; }
 .fcs-explorer .widget-image { align-self: flex-start; max-width: calc(100% - 4px); }
 [data-jp-theme-light="false"] .fcs-explorer .widget-image { filter: invert(0.91) hue-rotate(180deg); }
-[data-jp-theme-light="false"] .fcs-explorer :is(.fcs-pair, .fcs-similarity) { filter: brightness(0.82); }
+[data-jp-theme-light="false"] .fcs-explorer :is(.fcs-pair, .fcs-similarity) { filter: none; }
 .fcs-explorer code { overflow-wrap: anywhere; }
 .fcs-explorer :is(table, p) + table { margin-top: 0.6em; }
 .fcs-explorer table { border-collapse: collapse; font-variant-numeric: tabular-nums; }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from itertools import product
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -65,7 +66,7 @@ def training_curves(references: pd.DataFrame) -> Figure:
 @as_figure("near_duplicates_by_layer", "similarity")
 def near_duplicates_by_layer(similarity: pd.DataFrame) -> Figure:
     """Share of channels with a near-duplicate by layer, trained against untrained: mean and range over seeds."""
-    figure, parts = panels(similarity, "network", lambda part: 0.34 * part.layer.nunique() + 1.1)
+    figure, parts = panels(similarity, "network", lambda part: 0.27 * part.layer.nunique() + 1.1)
     styles = {"trained": BLUE, "untrained": ("#E69F00", "s"), "untrained, BatchNorm as made": ("#8c8c8c", "D")}
     for axis, _, part in parts:
         found = part.groupby(["layer", "state"], sort=False).near_duplicates.agg(effect="mean", low="min", high="max").reset_index()
@@ -140,7 +141,7 @@ def forest(ledger: pd.DataFrame) -> Figure:
     deciding = (ledger[ledger.decisive] if ledger.decisive.any() else ledger).assign(
         scale=lambda rows: rows.claim.map({claim: title for title, (claims, _) in SCALES.items() for claim in claims})
     )
-    figure, parts = panels(deciding, "scale", lambda part: 0.32 * len(part) + 0.95)
+    figure, parts = panels(deciding, "scale", lambda part: 0.36 * len(part) + 0.95)
     for axis, title, part in parts:
         styles = [(VERDICT_COLOURS[word], "o") for word in part.verdict]
         ends = part[["low", "high"]].clip(-100, 100) if title == "Epochs" else part[["low", "high"]]  # an end may be open
@@ -154,10 +155,10 @@ def forest(ledger: pd.DataFrame) -> Figure:
 
 
 def _spelled_out(label: str) -> str:
-    """A comparison's label with its baseline named as the paper does."""
+    """A comparison's label with its baseline named as the paper does, in lines that leave room for the picture."""
     for name, words in (("kernel_l1", "kernel L1 norm"), ("feature_norm", "layer-wise feature norm"), (" − ", " minus ")):
         label = label.replace(name, words)
-    return label
+    return fill(label, 26)
 
 
 def cost_growth(costs: pd.DataFrame, names: dict[str, str]) -> Figure:

@@ -42,9 +42,10 @@ def accuracy_against_latency(timed: pd.DataFrame) -> Figure:
         rows = []
         for (_, milliseconds, criterion), own in part[part.criterion.isin(STYLE)].groupby(["ratio", "milliseconds", "criterion"]):
             half, mean = half_width(own.test), own.test.mean()
-            row = f"{milliseconds:.3f} ms,\n{macs_left(own).mean():.0f} % of the MACs"
+            row = f"{milliseconds:.3f} ms,\n{macs_left(own).mean():.0f} % of MACs"
             rows.append({"row": row, "series": criterion, "effect": mean, "low": mean - half, "high": mean + half})
         dots(axis, pd.DataFrame(rows), STYLE)
         legend_above(axis, 3)
-    figure.axes[-1].set_xlabel(f"test top-1 (%); time an image in a batch of {BATCHES[-1]}")
+    figure.axes[-1].set_xlabel("test top-1 (%)")
+    figure.supylabel(f"time of an image in a batch of {BATCHES[-1]}", fontsize=10)
     return figure

@@ -14,6 +14,7 @@ import seaborn as sns
 from IPython.core.pylabtools import print_figure
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -30,7 +31,8 @@ Style = tuple[str, str]  # colour and marker
 BLUE: Style = ("#0072B2", "o")
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8c8c8c"]
 VERDICT_COLOURS = {"supported": "#009E73", "contradicted": "#D55E00", "undecided": "#6b6b6b"}
-WIDTH = 6.2  # inches; panels stand below one another, so that a phone shows them as large as a desk does
+WIDTH = 5.2  # inches; panels stand below one another, and a phone shows words of 9 points large enough to read
+ON_ANY_PAPER = "#767d86"  # words as easy to read on white as on a dark page
 
 
 def png(figure: Figure) -> bytes:
@@ -58,6 +60,18 @@ def drawn(figure: Figure, suffix: str = "png", **options: Any) -> bytes:
     return few.getvalue()
 
 
+def without_paper(figure: Figure) -> Figure:
+    """The figure on whatever a page is made of. For photographs and maps, whose colours a dark page must not turn round."""
+    figure.patch.set_alpha(0)
+    for axis in figure.axes:
+        axis.patch.set_alpha(0)
+        axis.tick_params(colors=ON_ANY_PAPER)
+        axis.spines[:].set_edgecolor(ON_ANY_PAPER)
+    for words in figure.findobj(Text):
+        words.set(color=ON_ANY_PAPER)
+    return figure
+
+
 def use_house_style() -> None:
     """Set matplotlib's defaults for every figure of the study."""
     sns.set_theme(
@@ -75,6 +89,7 @@ def use_house_style() -> None:
             "xtick.labelsize": 9,
             "ytick.labelsize": 9,
             "legend.fontsize": 9,
+            "legend.title_fontsize": 9,
             "legend.frameon": False,
             "svg.hashsalt": "fcs-mlft",
         },
@@ -106,7 +121,8 @@ def panels(
 def legend_above(axis: Axes, ncols: int = 3) -> None:
     """A legend between the panel's title and its data, where it hides nothing."""
     title = axis.get_title(loc="left")
-    legend = axis.legend(title=title, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=ncols, alignment="left")
+    look: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1), "columnspacing": 1, "handlelength": 1.5}
+    legend = axis.legend(title=title, ncols=ncols, alignment="left", **look)
     legend.get_title().set(weight="bold", size=11)
     axis.set_title("", loc="left")
 

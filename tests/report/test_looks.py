@@ -1,0 +1,147 @@
+"""How pages and figures look: on white and on dark pages, on a phone and at a desk."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from fcs_utils.report import channels
+from fcs_utils.report.ablation_figures import merge_panels
+from fcs_utils.report.frames import make_report
+from fcs_utils.report.pages import HERE, figures, to_html, together
+from fcs_utils.report.plots import ON_ANY_PAPER, drawn, use_house_style
+from fcs_utils.study.study import Study
+from tests.conftest import ROOT
+from tests.report.browsing import needs_chromium
+
+DARK = (0x14, 0x18, 0x1D)  # of style.css
+
+
+@pytest.fixture(autouse=True)
+def house_style() -> None:
+    use_house_style()
+
+
+def luminance(colour: tuple[float, ...]) -> float:
+    """Relative luminance of a colour in 0..1, as WCAG 2.2 defines it."""
+    parts = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in colour]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def pictures() -> dict[str, Figure]:
+    """Each figure of maps, of four channels and eight images."""
+    torch.manual_seed(0)
+    images, maps = torch.randint(256, (8, 8, 8, 3), dtype=torch.uint8), torch.rand(8, 4, 8, 8)
+    norms, similarity = torch.rand(4), torch.rand(4, 4)
+    return {
+        "gallery": channels.map_gallery(images[0], maps[0], norms, "vgg16 conv1"),
+        "strongest": channels.strongest_images(images, torch.rand(8, 4), [0, 2]),
+        "similarity": channels.similarity_by_bin(similarity, torch.tensor([0, 0, 1, 1]), norms, "conv1"),
+        "pairs": channels.channel_pairs(images[:3], maps[:3], [("most", 0, 1, 0.9), ("least", 2, 3, 0.1)]),
+        "twin": channels.dropped_beside_kept(images[0], maps[0], 0, 1, 0.9),
+    }
+
+
+def test_maps_come_without_paper_and_with_words_for_white_and_dark_pages() -> None:
+    for paper in ((1.0, 1.0, 1.0), tuple(value / 255 for value in DARK)):
+        assert contrast(to_rgb(ON_ANY_PAPER), paper) > 4
+    for name, figure in pictures().items():
+        content = Image.open(io.BytesIO(drawn(figure)))
+        assert content.mode == "RGBA" and content.getpixel((0, 0))[3] == 0, name
+        words = [text for text in figure.findobj(Text) if text.get_text()]
+        assert words and {text.get_color() for text in words} == {ON_ANY_PAPER}, name
+        plt.close(figure)
+
+
+@needs_chromium
+def test_a_dark_page_shows_figures_on_its_own_paper_and_maps_in_their_own_colours(browser: Any) -> None:
+    chart, _ = plt.subplots(figsize=(1, 1))
+    square, axis = plt.subplots(figsize=(1, 1), facecolor="none")
+    axis.set(position=(0.25, 0.25, 0.5, 0.5), xticks=[], yticks=[])
+    axis.imshow([[[1.0, 0.2, 0.0]]])
+    shown = [base64.b64encode(drawn(figure)).decode() for figure in (chart, square)]
+    page = browser.new_page(color_scheme="dark")
+    page.set_content(
+        f"<style>{(HERE / 'style.css').read_text()}</style><main><figure><img src='data:image/png;base64,{shown[0]}'></figure>"
+        f"<figure class='picture'><img src='data:image/png;base64,{shown[1]}'></figure></main>"
+    )
+    corners, middles = [], []
+    for image in page.locator("img").all():
+        seen = Image.open(io.BytesIO(image.screenshot())).convert("RGB")
+        corners.append(seen.getpixel((2, 2)))
+        middles.append(seen.getpixel((seen.width // 2, seen.height // 2)))
+    assert corners == [DARK, DARK] and middles[1] == (255, 51, 0)
+    page.close()
+
+
+@needs_chromium
+def test_short_cells_stay_on_one_line_and_long_ones_have_room_on_a_phone(browser: Any) -> None:
+    words = ("VGG-16 x0.25", "channels with a near-duplicate beyond chance, trained minus untrained", "+44.52 to +70.72", "0.004")
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    row = "".join(f"<td>{cell}</td>" for cell in words)
+    table = f"<table><tr>{'<th>claim</th>' * 4}</tr><tr>{row}</tr></table>"
+    page.set_content(f"<style>{(HERE / 'style.css').read_text()}</style><main>{table}</main>")
+    page.evaluate((HERE / "page.js").read_text())
+    one = page.evaluate("parseFloat(getComputedStyle(document.querySelector('td')).lineHeight)")
+    lines = [round((cell["height"] - 11) / one) for cell in (cell.bounding_box() for cell in page.locator("td").all())]
+    texts = page.evaluate("""() => [...document.querySelectorAll('td')].map(cell => {
+        const range = document.createRange(); range.selectNodeContents(cell); return range.getClientRects().length })""")
+    assert [texts[n] for n in (0, 2, 3)] == [1, 1, 1] and 1 < texts[1] <= 4 and max(lines) <= 4
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
+
+
+def test_a_number_and_its_percent_sign_stay_together() -> None:
+    assert to_html("is 1.5 % (95 % interval), `7 % 3`") == "<p>is 1.5\xa0% (95\xa0% interval), <code>7 % 3</code></p>\n"
+    assert together("at 5 % or 100 %") == "at 5\xa0% or 100\xa0%"
+
+
+def test_merged_surgery_has_its_criteria_in_one_order_at_each_ratio() -> None:
+    rows = [
+        {"network": "n", "ratio": ratio, "criterion": name, "compensate": how, "recalibrated": True, "test": 50.0, "seed": 0}
+        for ratio, names in ((0.3, ("kernel_l1", "fcs")), (0.5, ("fcs", "kernel_l1")))
+        for name in names
+        for how in ("none", "merge")
+    ]
+    figure = merge_panels(pd.DataFrame(rows).assign(macs=lambda runs: 1 - runs.ratio, dense_macs=1))
+    (axis,) = figure.axes
+    names = [label.get_text().partition(",")[0] for label in axis.get_yticklabels()]
+    assert names == ["kernel_l1", "fcs"] * 2
+    plt.close(figure)
+
+
+@pytest.mark.slow
+def test_no_word_of_a_figure_is_cut(tmp_path: Path) -> None:
+    """All figures of the published records of quick."""
+    (tmp_path / "quick").mkdir()
+    for name in ("records.jsonl", "study.json", "measurements.json"):
+        shutil.copy(ROOT / "results" / "quick" / name, tmp_path / "quick")
+    report = make_report(Study("quick", tmp_path))
+    ready = report.figures()
+    assert {"claims", "merge_panels", "accuracy_against_macs"} <= {*ready} <= {*figures.FIGURES}
+    for name, make in ready.items():
+        figure = make()
+        figure.canvas.draw()
+        ticks = {label for axis in figure.axes for label in axis.get_xticklabels()}  # some are beyond the axis, and not drawn
+        for text in figure.findobj(Text):
+            if text not in ticks and text.get_text():
+                box = text.get_window_extent()
+                assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1, (name, text.get_text())
+        plt.close(figure)
