@@ -80,13 +80,13 @@ def near_duplicates_by_layer(similarity: pd.DataFrame) -> Figure:
 
 
 def before_tuning(pruned: pd.DataFrame) -> Figure:
-    """Test top-1 after surgery and BatchNorm recalibration, before any training, minus that of random channels."""
+    """Test top-1 after surgery and BatchNorm recalibration, before any training, minus that of ``base_of`` the criteria."""
     return _against_base(pruned, "before fine-tuning")
 
 
 @as_figure("accuracy_against_macs", "compared")
 def accuracy_against_macs(tuned: pd.DataFrame) -> Figure:
-    """Each criterion's test top-1 after identical fine-tuning minus that of random channels, by the MACs that are left."""
+    """Each criterion's test top-1 after identical fine-tuning minus that of one of them, by the MACs that are left."""
     return _against_base(tuned, "after fine-tuning")
 
 
