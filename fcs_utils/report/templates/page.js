@@ -2,7 +2,11 @@
 for (const cell of document.querySelectorAll(".sortable td")) {
   const number = cell.textContent.trim().match(/^[+\-−]?\d[\d,]*\.?\d*/);
   if (number && number[0] !== cell.textContent.trim()) cell.dataset.sort = number[0].replaceAll(",", "").replace("−", "-");
-  if (cell.textContent.includes(" ± ")) cell.classList.add("whole");
+}
+// What is short stays on one line, and what is long gets room for some words: a wide table scrolls by itself.
+for (const cell of document.querySelectorAll("td")) {
+  const length = cell.textContent.trim().length;
+  if (length <= 20 || length > 26) cell.classList.add(length <= 20 ? "whole" : "long");
 }
 // Columns of numbers stand flush right.
 for (const table of document.querySelectorAll("table")) {
