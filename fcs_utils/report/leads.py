@@ -54,8 +54,8 @@ def answers(report: Report) -> list[tuple[str, str]]:
     return [(question, answer) for question, answer in found if answer]
 
 
-ANSWERS: Mapping[Verdict, str] = {"supported": "Yes.", "contradicted": "No.", "undecided": "Not shown."}
-IN_PART: Mapping[Verdict, str] = {"supported": "yes.", "contradicted": "no.", "undecided": "not shown."}
+ANSWERS: Mapping[Verdict, str] = {"supported": "**Yes.**", "contradicted": "**No.**", "undecided": "**Not shown.**"}
+IN_PART: Mapping[Verdict, str] = {"supported": "**yes.**", "contradicted": "**no.**", "undecided": "**not shown.**"}
 
 
 def _first(report: Report, claim: str, words: Mapping[Verdict, str]) -> str:

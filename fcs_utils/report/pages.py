@@ -61,6 +61,9 @@ class Renderer(IPythonRenderer):
     Equations become MathML, which browsers draw by themselves: a page needs no network.
     """
 
+    def text(self, text: str) -> str:
+        return unbroken(super().text(text))
+
     def inline_math(self, body: str) -> str:
         return self._math(body, "inline")
 
@@ -76,6 +79,14 @@ class Renderer(IPythonRenderer):
             node.text = html.unescape(node.text or "")  # it comes with entities, and would go out unescaped
             node.attrib = {name: value for name, value in node.attrib.items() if LAWFUL.fullmatch(name)}
         return tostring(formula, encoding="unicode")
+
+
+def unbroken(text: str) -> str:
+    """The text with each number and its ' %' on one line."""
+    return re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text)
+
+
+TEMPLATES.filters.update(unbroken=unbroken)
 
 
 def to_html(markdown: str) -> str:
@@ -97,7 +108,7 @@ def render_page(store: Store, notebook: Notebook, shared: Mapping[str, Any]) -> 
     exporter = HTMLExporter(
         template_name="notebook",
         extra_template_basedirs=[str(HERE)],
-        filters={"markdown2html": to_html, "figure_links": lambda name: figure_links(store, name, "../")},
+        filters={"markdown2html": to_html, "unbroken": unbroken, "figure_links": lambda name: figure_links(store, name, "../")},
     )
     body = exporter.from_notebook_node(nbformat.reads(read_bytes(store.executed(notebook.name)).decode(), as_version=4))[0]
     _write_page(store.page(notebook.name), title_and_question(notebook)[0], body, {**shared, "up": "../"}, notebook.name)

@@ -86,7 +86,7 @@ def test_sections_come_in_the_order_of_the_layout(study: Study) -> None:
     asked = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", found["In short"], flags=re.S)
     questions = ("Does FCS work?", "Which criterion should I use?", "Is mutual learning worth it?", "Are channels redundant?")
     assert tuple(question for question, _ in asked) == questions
-    assert all(re.search("95 % interval|no interval", answer) for _, answer in asked)
+    assert all(re.search("95\xa0% interval|no interval", answer) for _, answer in asked)
     assert " More than before training: " in asked[-1][1]
     folded = re.sub(r"<details class=\"table\">.*?</details>", "", "".join(found.values()), flags=re.S)
     assert "<table" not in folded and "<img" in folded

@@ -68,7 +68,7 @@ def test_answers_begin_with_the_verdict_and_leave_out_what_has_no_records() -> N
     nothing = pd.DataFrame()
     known = ledger_of({2: 90.0, 4: 94.0}, {2: 92.0, 4: 97.0})
     (only,) = answers(SimpleNamespace(ledger=known, tuned=nothing, schedules=nothing))  # type: ignore[arg-type]
-    assert only[0] == "Is mutual learning worth it?" and only[1].startswith("Counted in epochs: yes. MLFT needs ")
+    assert only[0] == "Is mutual learning worth it?" and only[1].startswith("Counted in epochs: **yes.** MLFT needs ")
     assert " Counted in compute: " in only[1]
     assert answers(SimpleNamespace(ledger=nothing, tuned=nothing, schedules=nothing)) == []  # type: ignore[arg-type]
 

@@ -20,7 +20,7 @@ from PIL import Image
 from fcs_utils.report import channels
 from fcs_utils.report.ablation_figures import merge_panels
 from fcs_utils.report.frames import make_report
-from fcs_utils.report.pages import HERE, figures, to_html, together
+from fcs_utils.report.pages import HERE, figures, to_html, unbroken
 from fcs_utils.report.plots import ON_ANY_PAPER, drawn, use_house_style
 from fcs_utils.study.study import Study
 from tests.conftest import ROOT
@@ -110,7 +110,7 @@ def test_short_cells_stay_on_one_line_and_long_ones_have_room_on_a_phone(browser
 
 def test_a_number_and_its_percent_sign_stay_together() -> None:
     assert to_html("is 1.5 % (95 % interval), `7 % 3`") == "<p>is 1.5\xa0% (95\xa0% interval), <code>7 % 3</code></p>\n"
-    assert together("at 5 % or 100 %") == "at 5\xa0% or 100\xa0%"
+    assert unbroken("at 5 % or 100 %") == "at 5\xa0% or 100\xa0%"
 
 
 def test_merged_surgery_has_its_criteria_in_one_order_at_each_ratio() -> None:
