@@ -63,7 +63,7 @@ def growth_table(measured: dict[str, Any]) -> pd.DataFrame:
     )
     large, best = 3 * count_macs(torchvision.models.resnet50(), torch.zeros(1, 3, 224, 224)), float(rates.max())
     estimate = [
-        "resnet50",
+        network_title("torchvision/resnet50"),
         "ImageNet, 224x224",
         "",
         f"{best / large:,.1f}",
