@@ -157,7 +157,7 @@ def test_speed_and_growth_come_from_the_measurements(smoke: Path) -> None:
     ratios = [t[t.way == "study"]["times the usual loop"].astype(float).to_numpy() for t in (table, speed_table([doubled]))]
     assert ratios[1] == pytest.approx(ratios[0] / 2, abs=0.01)
     grows = growth_table(found)
-    assert grows.network.tolist()[-1] == "resnet50" and "ESTIMATE" in grows.iloc[-1]["hours for one epoch"]
+    assert grows.network.tolist()[-1] == "ResNet-50" and "ESTIMATE" in grows.iloc[-1]["hours for one epoch"]
 
 
 def test_each_machine_has_its_measurement_and_renews_only_its_own(

@@ -202,7 +202,7 @@ def test_every_control_changes_the_numbers_to_those_of_the_library(
     assert done.stdout.strip() == f"2 10 {len(here.whole(choice).plan.kept['features.conv2'])}"
     box.get_by_text("My network, my images").click()
     for name, offered in (("weights", "my.safetensors"), ("pictures", "photos")):
-        sync_api.expect(box.locator(f".widget-combobox:has(label:text-is('{name}')) option")).to_have_attribute("value", offered)
+        sync_api.expect(box.locator(f".widget-inline-hbox:has(label:text-is('{name}')) option")).to_have_attribute("value", offered)
     opened.select("network").select_option("ResNet-20")
     second = Exploration(study_subject(Study("smoke", smoke), "resnet20", 0))
     opened.shows(second, Choice(second.first, reading="mean_map", bins=2, ratio=0.7))
