@@ -43,6 +43,7 @@ EQUIVALENT = {  # changes that are no mistakes: by module and a part of the chan
     ("fcs", "stable=(False)"): "ties are broken before",
     ("fcs", '"exact", seed: int = (1))'): "its caller gives the seed",
     ("splits", "waiting[reader] else (1)"): "parts that one layer reads have one width, or the layer before them stays whole",
+    ("options", "continue  ->  pass"): "a group that is found again is the same",
     ("segments", ".to(seen) - 0.5"): "any weights will do that are not alike",
     ("segments", ".to(seen) + (1.0)"): "likewise",
     ("flow", "((start), id(start), start)"): "alone in the heap, it is compared with nothing",

@@ -107,3 +107,10 @@ def test_images_that_are_not_large_prove_themselves() -> None:
     assert small.shape == (2, 3, SMALL, SMALL)
     (small,) = Proof(network(), torch.zeros(1, 3, 4 * SMALL, 3 * SMALL))._shrunk()
     assert small.shape[2:] == (4 * SMALL // 3, SMALL)
+
+
+def test_a_batchnorm_does_the_same_at_every_size() -> None:
+    """Its stand-in holds no numbers and must be as wide as the channels."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3)).eval()
+    images = [torch.randn(2, 3, side, side) for side in (6, 12)]
+    assert same_route(net, images, images)
