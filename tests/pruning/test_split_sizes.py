@@ -20,6 +20,7 @@ from fcs_utils.pruning.shares import Shares
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.surgery import prune, recalibrate
 from tests.pruning.axes import settled
+from tests.pruning.toys import Net as Toy
 from tests.pruning.toys import conv, halved, mean
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -50,7 +51,7 @@ class Partial(nn.Module):
         self.sizes, self.conv = [some, channels - some], conv(some, some)
 
     def forward(self, x: Tensor) -> Tensor:
-        one, rest = x.split(self.sizes, dim=1)
+        one, rest = x.split(split_size=self.sizes, dim=1)
         return torch.cat([self.conv(one), rest], 1)
 
 
@@ -165,3 +166,21 @@ def test_other_sizes_leave_the_layer_whole(how: str) -> None:
     assert "block.inside" not in plan.kept and plan.skipped["block.inside"] and "a" in plan.kept
     assert inexactness(net, prune(net, plan), IMAGES[:1]) is None
     assert vars(net.block)["width"] == 4 and type(vars(net.block)["width"]) is int
+
+
+@pytest.mark.parametrize("width", [8, 264])
+@pytest.mark.parametrize("behind", [False, True])
+def test_halves_of_a_signal_are_cut_by_slices(width: int, behind: bool) -> None:
+    """Counted from the first channel or, where ``behind``, from the last one, with more channels than positions."""
+
+    def gated(net: nn.Module, x: Tensor) -> Tensor:
+        h = net.first(x)
+        half = h.shape[1] // 2
+        one, other = (h[:, :-half], h[:, -half:]) if behind else (h[:, :half], h[:, half:])
+        return net.last(net.second(one.tanh() * other.sigmoid()).relu()).mean(2)
+
+    net = Toy(gated, first=nn.Conv1d(2, width, 3), second=nn.Conv1d(width // 2, 6, 1), last=nn.Conv1d(6, 3, 1)).eval()
+    scores = {"first": torch.arange(float(width)), "second": torch.arange(6.0)}
+    plan = make_plan(net, torch.randn(2, 2, 8), scores, ratio=0.5)
+    quarter = width // 4
+    assert plan.kept["first"] == [*range(quarter, 2 * quarter), *range(3 * quarter, width)]
