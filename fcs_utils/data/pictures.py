@@ -42,7 +42,7 @@ SHARE = 0.25  # of the free memory, up to which pictures are kept
 
 def decode(path: Path, size: int) -> Tensor:
     """A picture as uint8 (3, H, W), its shorter side ``MARGIN`` times the size. Raises StudyError, naming it, for a broken one."""
-    from torchvision.transforms import v2  # takes a third of the time in which the explorer opens, which needs it for few subjects
+    from torchvision.transforms import v2  # takes seconds, for which an explorer without own pictures need not wait
 
     content, wanted = read_bytes(path, LARGEST_FILE), [round(MARGIN * size)]
     try:

@@ -21,7 +21,6 @@ from fcs_utils.pruning.counts import keep_count
 from fcs_utils.pruning.criteria import check_options, importance
 from fcs_utils.pruning.export import export_onnx, save_compact
 from fcs_utils.pruning.fcs import assign_bins
-from fcs_utils.pruning.latency_goal import latency_in_words as latency_in_words
 from fcs_utils.pruning.latency_goal import read_latency
 from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.statistics import feature_maps

@@ -17,10 +17,11 @@ import torch
 from fcs_utils.errors import StudyError
 from fcs_utils.models import network_title
 from fcs_utils.pruning.fcs import assign_bins
+from fcs_utils.pruning.latency_goal import latency_in_words
 from fcs_utils.pruning.sums import Reading
 from fcs_utils.report import channels as pictures
 from fcs_utils.report.controls import IN_A_COLUMN, TABLE_STYLE, OwnForm, choice_controls, hide_empty
-from fcs_utils.report.exploration import GOALS, Choice, Exploration, latency_in_words
+from fcs_utils.report.exploration import GOALS, Choice, Exploration
 from fcs_utils.report.live_tuning import TuningPanel
 from fcs_utils.report.plots import png
 from fcs_utils.report.subject import Subjects

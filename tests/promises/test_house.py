@@ -33,7 +33,8 @@ def test_every_name_has_one_home() -> None:
 
 
 def test_files_and_functions_stay_short() -> None:
-    long_files = {module.name: lines for module in MODULES if (lines := len(module.read_text().splitlines())) > 260}
+    files = [*MODULES, *(ROOT / "tests").rglob("*.py")]
+    long_files = {module.name: lines for module in files if (lines := len(module.read_text().splitlines())) > 260}
     functions = [(module.name, node) for module, body in NAMES.items() for top in body for node in ast.walk(top)]
     long_functions = {
         f"{name}: {node.name}": length

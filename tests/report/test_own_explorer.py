@@ -127,35 +127,11 @@ def test_all_that_the_explorer_does_works_on_it(source: Subjects, here: Path) ->
     assert explorer.here.subject.place.seed == 1 and not explorer.here.images.equal(before)
 
 
-OTHER_KINDS = """
-import torch
-from torch import nn
-from torch.nn import functional as F
-
-class Build(nn.Module):
-    \"\"\"Groups, a gate from a squeeze, a pixel shuffle, and a hidden linear layer; BatchNorm behind one layer alone.\"\"\"
-
-    def __init__(self, num_classes):
-        super().__init__()
-        self.first, self.norm, self.groups = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3, groups=4)
-        self.squeeze, self.gate, self.wide = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 32, 1)
-        self.last, self.group_norm = nn.Conv2d(8, 12, 3), nn.GroupNorm(4, 12)
-        self.hidden, self.out = nn.Linear(12, 10), nn.Linear(10, num_classes)
-
-    def forward(self, images):
-        maps = self.groups(F.relu(self.norm(self.first(images))))
-        maps = maps * self.gate(F.relu(self.squeeze(maps.mean((2, 3), keepdim=True)))).sigmoid()
-        maps = F.relu(self.group_norm(self.last(F.relu(F.pixel_shuffle(self.wide(maps), 2)))))
-        return self.out(F.relu(self.hidden(maps.mean((2, 3)))))
-"""
-
-
 def test_layers_of_other_kinds_and_criteria_that_cannot_score_them(here: Path) -> None:
-    (here / "otherkinds.py").write_text(OTHER_KINDS)
-    network = build_seeded(1, "otherkinds:Build", num_classes=3)
+    network = build_seeded(1, "tests.report.other_kinds:Build", num_classes=3)
     save_file(network.state_dict(), here / "other.safetensors")
     source = own_source(
-        own_network("otherkinds:Build", "other.safetensors", "photos", 16), lambda name: here / f"{name}.safetensors"
+        own_network("tests.report.other_kinds:Build", "other.safetensors", "photos", 16), lambda name: here / f"{name}.safetensors"
     )
     explored = opened(source)
     explorer = Explorer(source, explored, Choice("first", ratio=0.5))
@@ -177,10 +153,9 @@ def test_layers_of_other_kinds_and_criteria_that_cannot_score_them(here: Path) -
         )
     assert not any(shown.value for shown in explorer.errors.children)
     explorer.save.click()
-    (file,) = here.glob("otherkinds-Build-other-photos-seed0-*.safetensors")
+    (file,) = here.glob("*Build-other-photos-seed0-*.safetensors")
     compact = load_compact(file, network.eval()).eval()
     assert compact(explored.images).shape == (36, 3) and compact.hidden.weight.shape == (5, 6)
-    sys.modules.pop("otherkinds", None)
 
 
 def test_a_goal_in_latency_is_measured(source: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
