@@ -68,7 +68,7 @@ def test_training_and_measures_are_those_of_one_tensor(arm: str) -> None:
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "other rows": ((IMAGES[:6], MASKS[:5]), r"float32 \(6, 3, 6, 6\), torch.float32 \(5, 1, 6, 6\)"),
+    "other rows": ((IMAGES[:6], MASKS[:5]), r"float32 \(6, 3, 6, 6\), torch.float32 \(5, 1, 6, 6\).*; allowed: float images"),
     "no inputs": ((), r"\['tuple', 'Tensor'\]; allowed: \(images, labels\), or \(inputs, labels\) with several tensors"),
     "no tensors": ({"image": IMAGES[:6], "mask": [1]}, r"\['dict', 'Tensor'\]"),
     "another argument": ({"image": IMAGES[:6], "masks": MASKS[:6]}, "does not run on images"),
