@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fcs_utils.pruning.flow import Consumer, Flow, Tap, run_once
 from fcs_utils.pruning.groups import CHANNELWISE
 from fcs_utils.pruning.layers import trace_layers
+from fcs_utils.pruning.taps import _shows as shows
 from tests.pruning.toys import Net, conv, mean
 
 
@@ -34,7 +35,7 @@ def test_a_consumer_that_reads_an_index_twice_reads_channels_laid_out_in_space()
 
 class Node:
     def __init__(self, number: int, name: str) -> None:
-        self.number, self.called = number, name
+        self.number, self.called, self.next_functions = number, name, list[tuple[Any, int]]()
 
     def _sequence_nr(self) -> int:
         return self.number
@@ -51,6 +52,7 @@ def drawn(*arrows: str, **names: str) -> tuple[Flow, dict[str, Any]]:
     flow.users, flow.order = {}, [*nodes.values()]
     for start, end in arrows:
         flow.users.setdefault(nodes[start], []).append(nodes[end])
+        nodes[end].next_functions.append((nodes[start], 0))
     return flow, nodes
 
 
@@ -143,3 +145,20 @@ def test_what_a_flow_says_of_one_image() -> None:
     assert [flow.shown[node] for node in (*flow.outputs["a"], *flow.outputs["act"])] == [["a"], ["a"], ["act"]]
     assert flow.inputs["act"] == flow.outputs["a"][:1] and flow.inputs["b"] == flow.outputs["act"]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_a_buffer_that_flows_in_by_two_ways_is_listed_once() -> None:
+    flow, nodes = drawn("ab", "ac", "bd", "cd", "de", "xe", e="CatBackward0")
+    flow.buffers = {nodes["a"]: ("norm.scale", (1, 8, 1, 1)), nodes["x"]: ("beside", (8,))}
+    region = {nodes["d"], nodes["e"]}
+    assert flow.met_buffers(region, set()) == [("norm.scale", (1, 8, 1, 1))]  # what is concatenated is beside it
+    assert flow.met_buffers(region, {nodes["b"]}) == flow.met_buffers(region, set())  # one way is enough
+    assert flow.met_buffers(region, {nodes["b"], nodes["c"]}) == []
+
+
+def test_a_module_shows_one_node_of_each_way() -> None:
+    ways: list[Any] = [{"a", "b"}, {"c"}]
+    assert shows(["a", "c"], ways) and shows(["b", "c"], ways)
+    assert not shows(["a", "b"], ways)  # two of the first way, none of the second one
+    assert not shows(["a"], ways) and not shows(["a", "x"], ways) and not shows(["a", "b", "c"], ways)
+    assert not shows(["a", "c"], [{"a", "c"}, {"c"}]) and not shows(["a", "a"], ways)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from fcs_utils.pruning.by_hand import plan_by_hand
 from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.export import export_onnx, has_onnx, load_compact, save_compact
 from fcs_utils.pruning.layers import trace_layers
+from fcs_utils.pruning.moves import clash
 from fcs_utils.pruning.plan import make_plan
 from fcs_utils.pruning.shares import Shares
 from fcs_utils.pruning.statistics import collect_statistics
@@ -246,3 +248,10 @@ def test_onnx(kind: str, tmp_path: Path) -> None:
     net = settled(NETS[kind][0](), IMAGES)
     plan = make_plan(net, IMAGES, importance("kernel_l1", model=net), ratio=0.5, scope="all")
     assert export_onnx(prune(net, plan), tmp_path / "net.onnx", IMAGES).exists()
+
+
+def test_channels_clash_where_one_index_is_reached_from_two() -> None:
+    known = np.array([[0, 1, 2], [0, 1, 2]])  # indices, and the channels that they belong to
+    assert clash(known, known.copy()) is None and clash(known, np.array([[3, 1], [5, 1]])) is None  # a new index, a known pair
+    assert (clash(known, np.array([[0, 1], [0, 2]])) == [[1], [2]]).all()  # index 0 as before, index 1 of another channel
+    assert (clash(known, np.array([[2], [0]])) == [[0], [2]]).all()

@@ -153,7 +153,7 @@ class Fixed(Res2):
     def forward(self, x: Tensor) -> Tensor:
         one, two = torch.split(self.inside(x).relu(), self.sizes(), 1)
         if self.how == "twice":
-            two = torch.cat(torch.split(torch.cat([two, two], 1), self.width, 1)[:1], 1)
+            two = torch.cat(torch.cat([two, two], 1).split(self.width, dim=1)[:1], 1)
         if self.how == "a factor":
             two = two * self.width
         return self.outside(torch.cat([self.convs[0](one), two], 1))

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from fcs_utils.errors import StudyError
+from fcs_utils.pruning.criteria import CRITERIA, Criterion
 from fcs_utils.study.grid import check_stages, grid, name_criterion, parse_criterion
 from fcs_utils.study.profiles import Profile
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
@@ -239,3 +240,15 @@ def test_a_worker_opens_a_study_once_and_another_profile_as_another_study(tmp_pa
     profile = Profile.model_validate(fields)
     assert sent(profile) is sent(profile) and sent(PROFILE) is not sent(profile)
     assert sent(profile).profile == profile
+
+
+def test_a_criterion_that_is_entered_again_makes_other_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mine(statistics: object) -> object:
+        return statistics
+
+    mine.__module__ = "mycriteria"
+    profile = PROFILE.model_copy(update={"criteria": ("mine",)})
+    for code in ("as it was", "as it is now"):
+        monkeypatch.setitem(CRITERIA, "mine", Criterion(mine, "statistics", "mine", code=code))
+        runs = [run.pruning for run in grid(profile, "fp32")["pruned"]]
+        assert {one.source for one in runs if one and one.criterion == "mine"} == {code}

@@ -248,5 +248,9 @@ def test_a_later_batch_on_which_a_network_does_not_run_is_named() -> None:
     batches = [(IMAGES, LABELS), (IMAGES[:1], LABELS[:1])]  # one number a channel has no variance
     with pytest.raises(StudyError, match=r"does not run on images torch.float32 \(1, 3, 8, 8\) .*Expected more than 1 value"):
         fit([network], ONCE, lambda seed, epoch: batches)
+    rows = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(1))
+    rows[3].register_forward_hook(lambda module, given, found: found if len(found) == 4 else found[..., None])
+    with pytest.raises(StudyError, match=r"logits='\(3, 3, 1\)' is not allowed; allowed: a tensor \(B, K\)"):
+        fit([rows], ONCE, lambda seed, epoch: [(IMAGES, LABELS), (IMAGES[:3], LABELS[:3])])
     with pytest.raises(StudyError, match=r"labels='3 to 5' is not allowed; allowed: 0 to 2, the classes of the logits$"):
         fit([small()], ONCE, lambda seed, epoch: [(IMAGES[:3], torch.tensor([3, 4, 5]))])
