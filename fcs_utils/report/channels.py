@@ -45,7 +45,7 @@ def map_gallery(image: Tensor, maps: Tensor, norms: Tensor, title: str, limit: i
     for axis, channel in zip(axes[1:], order, strict=False):
         _show_map(axis, maps[channel], maps[channel])
         axis.set_title(f"{channel}", fontsize=8)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, wrap=True)
     return without_paper(figure)
 
 
@@ -83,7 +83,7 @@ def bins_over_norms(norms: Tensor, labels: Tensor, layer: str, kept: Sequence[in
         for bar, channel in zip(bars, order[at].tolist(), strict=True):
             bar.set_alpha(0.3 if kept is not None and channel not in kept else 1)
     axis.set(xlabel="channels by L1 norm", ylabel="L1 norm $a_c$")
-    axis.set_title(layer, loc="left")
+    axis.set_title(layer, loc="left", wrap=True)
     figure.legend(handles=entries, title="channels in each bin", loc="outside lower left", ncols=4, alignment="left")
     return figure
 
@@ -107,7 +107,7 @@ def similarity_by_bin(similarity: Tensor, labels: Tensor, norms: Tensor, layer: 
     axis.set_xticks((starts + edges - 1) / 2, names)
     axis.set_yticks((starts + edges - 1) / 2, names)
     axis.tick_params(length=0)
-    axis.set_title(layer, loc="left")
+    axis.set_title(layer, loc="left", wrap=True)
     figure.colorbar(picture, ax=axis, label="cosine similarity")
     return without_paper(figure)
 
@@ -165,8 +165,9 @@ def who_goes(norms: Tensor, redundancy: Tensor, labels: Tensor, kept: Sequence[i
         axis.scatter(norms[inside & stays], redundancy[inside & stays], color=colour, s=34, label=f"bin {label}")
         axis.scatter(norms[inside & ~stays], redundancy[inside & ~stays], color=colour, s=34, marker="x")
     axis.set(xlabel="L1 norm $a_c$", ylabel="mean similarity to its bin")
-    axis.set_title(f"{layer}: dots stay, crosses go", loc="left")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower left", ncols=4)
+    axis.set_title(layer, loc="left", wrap=True)
+    entries = axis.get_legend_handles_labels()
+    figure.legend(*entries, title="dots stay, crosses go", loc="outside lower left", ncols=4, alignment="left")
     return figure
 
 
@@ -192,10 +193,10 @@ def kept_by_bin(kept: Mapping[str, Sequence[int]], bins: Mapping[str, Tensor]) -
         yticks=[-row for row in range(len(kept))],
         yticklabels=[f"{names[name]}: {len(stay)} of {len(bins[name])}" for name, stay in kept.items()],
         xlim=(0, 100),
-        xlabel="channels of the layer (%), by bin: full colour stays, faint goes",
+        xlabel="channels of the layer (%)",
     )
     entries = [Patch(color=colour, label=f"bin {label}") for label, colour in enumerate(bin_colours(count))]
-    figure.legend(handles=entries, loc="outside upper left", ncols=4)
+    figure.legend(handles=entries, title="full colour stays, faint goes", loc="outside upper left", ncols=4, alignment="left")
     return figure
 
 

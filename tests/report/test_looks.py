@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -27,6 +28,7 @@ from tests.conftest import ROOT
 from tests.report.browsing import needs_chromium
 
 DARK = (0x14, 0x18, 0x1D)  # of style.css
+BINS = torch.tensor([0, 0, 1, 1])
 
 
 @pytest.fixture(autouse=True)
@@ -45,15 +47,15 @@ def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def pictures() -> dict[str, Figure]:
+def pictures(layer: str = "conv1") -> dict[str, Figure]:
     """Each figure of maps, of four channels and eight images."""
     torch.manual_seed(0)
     images, maps = torch.randint(256, (8, 8, 8, 3), dtype=torch.uint8), torch.rand(8, 4, 8, 8)
     norms, similarity = torch.rand(4), torch.rand(4, 4)
     return {
-        "gallery": channels.map_gallery(images[0], maps[0], norms, "vgg16 conv1"),
+        "gallery": channels.map_gallery(images[0], maps[0], norms, layer),
         "strongest": channels.strongest_images(images, torch.rand(8, 4), [0, 2]),
-        "similarity": channels.similarity_by_bin(similarity, torch.tensor([0, 0, 1, 1]), norms, "conv1"),
+        "similarity": channels.similarity_by_bin(similarity, BINS, norms, layer),
         "pairs": channels.channel_pairs(images[:3], maps[:3], [("most", 0, 1, 0.9), ("least", 2, 3, 0.1)]),
         "twin": channels.dropped_beside_kept(images[0], maps[0], 0, 1, 0.9),
     }
@@ -127,6 +129,30 @@ def test_merged_surgery_has_its_criteria_in_one_order_at_each_ratio() -> None:
     plt.close(figure)
 
 
+def assert_no_word_is_cut(figure: Figure, name: str) -> None:
+    figure.canvas.draw()
+    ticks = {label for axis in figure.axes for label in axis.get_xticklabels()}  # some are beyond the axis, and not drawn
+    ticks |= {label for axis in figure.axes if not axis.axison for label in axis.get_yticklabels()}
+    for text in figure.findobj(Text):
+        if text not in ticks and text.get_text():
+            box = text.get_window_extent()
+            assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1, (name, text.get_text())
+    plt.close(figure)
+
+
+def test_no_word_of_a_layers_figures_is_cut() -> None:
+    layer, norms = "efficientnet_b0 x0.25 blocks.2.1.conv_dw, fcs order=norm redundancy=greedy", torch.rand(4)
+    others = {
+        "bins": channels.bins_over_norms(norms, BINS, layer),
+        "null": channels.best_against_null({"trained": np.random.default_rng(0).random(9)}, 0.5),
+        "goes": channels.who_goes(norms, torch.rand(4), BINS, [0, 2], layer),
+        "kept": channels.kept_by_bin({"blocks.2.1.conv_dw": [0, 2]}, {"blocks.2.1.conv_dw": BINS}),
+        "spread": channels.norm_profile({"blocks.2.1.conv_dw": norms, "blocks.2.1.conv_pwl": norms}),
+    }
+    for name, figure in {**pictures(layer), **others}.items():
+        assert_no_word_is_cut(figure, name)
+
+
 @pytest.mark.slow
 def test_no_word_of_a_figure_is_cut(tmp_path: Path) -> None:
     """All figures of the published records of quick."""
@@ -137,11 +163,4 @@ def test_no_word_of_a_figure_is_cut(tmp_path: Path) -> None:
     ready = report.figures()
     assert {"claims", "merge_panels", "accuracy_against_macs"} <= {*ready} <= {*figures.FIGURES}
     for name, make in ready.items():
-        figure = make()
-        figure.canvas.draw()
-        ticks = {label for axis in figure.axes for label in axis.get_xticklabels()}  # some are beyond the axis, and not drawn
-        for text in figure.findobj(Text):
-            if text not in ticks and text.get_text():
-                box = text.get_window_extent()
-                assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1, (name, text.get_text())
-        plt.close(figure)
+        assert_no_word_is_cut(make(), name)
