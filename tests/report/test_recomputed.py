@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -29,6 +31,25 @@ def test_published_comparisons_come_out_again(profile: str) -> None:
     assert not wrong and (len(found) > 150 or incomplete(profile))
     decided = {row["comparison"] for row in recompute.read(profile)[2] if row["decisive"]}
     assert decided <= {one[0] for one in found if one[1] in ("effect", "reached")}
+
+
+@pytest.mark.parametrize("profile", [name for name in PROFILES if get_profile(name).best])
+def test_the_best_reading_is_the_one_that_pilots_chose(profile: str) -> None:
+    asked, found = get_profile(profile), defaultdict[str, dict[int, float]](dict)
+    assert asked.readings
+    schedule = (asked.readings.epochs, asked.tuning.learning_rate)
+    for record in recompute.read(profile)[1]:
+        pruning, tuning = (record["config"].get(name) for name in ("pruning", "tuning"))
+        seed = record["config"]["reference"]["seed"]
+        if record["kind"] == "tuned" and tuning["method"] == "tft" and seed in asked.arms.pilot_seeds:
+            training = tuning["training"]
+            if pruning["ratio"] == asked.readings.ratio and (training["epochs"], training["learning_rate"]) == schedule:
+                options = sorted(f"{name}={value}" for name, value in pruning.get("options", {}).items())
+                found[" ".join([pruning["criterion"], *options])][seed] = record["result"]["validation"]
+    chosen = {name: by_seed for name, by_seed in found.items() if name in asked.readings.candidates}
+    assert {*chosen} == {*asked.readings.candidates}
+    assert all({*by_seed} == {*asked.arms.pilot_seeds} for by_seed in chosen.values())
+    assert max(chosen, key=lambda name: mean(chosen[name].values())) == asked.best
 
 
 def test_the_second_computation_notices_one_changed_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
