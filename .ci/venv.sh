@@ -25,7 +25,7 @@ make_venv() {
         echo "error: '$python -m venv .venv' failed (Debian: apt-get install python3-venv)" >&2
         return 1
     }
-    # Without bytecode, which takes pip a minute: Python makes it of the modules that are imported, less than a third of these.
+    # pip would spend a minute on bytecode of all modules; Python compiles those that are imported, less than a third.
     local pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile)
     if ! "${pip[@]}" -r requirements.lock >.venv/install.log 2>&1 || ! "${pip[@]}" --no-deps -e . >>.venv/install.log 2>&1; then
         echo "error: installation failed: $("$python" .ci/cause.py .venv/install.log) (whole log: .venv/install.log)" >&2
