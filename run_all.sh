@@ -21,7 +21,7 @@ if [ "${1:-}" = lab ]; then
         export FCS_DATA
     fi
     if [ "$(uname)" = Linux ] && [ -z "${GLIBC_TUNABLES+set}" ]; then
-        GLIBC_TUNABLES=$("$python" -c 'from fcs_utils.cli import ALLOCATOR; print(ALLOCATOR)')
+        GLIBC_TUNABLES=$("$python" -c 'from fcs_utils.cli.process import ALLOCATOR; print(ALLOCATOR)')
         export GLIBC_TUNABLES
     fi
     exec .venv/bin/jupyter lab notebooks/explore.ipynb "$@"

@@ -19,7 +19,7 @@ from fcs_utils.errors import refuse
 from fcs_utils.files import untied
 from fcs_utils.inputs import Inputs, count_of, first_of, parts_of
 from fcs_utils.machine import fitting_batch
-from fcs_utils.running import run_network, shared, tensors_in, untouched
+from fcs_utils.running import run_network, seed_draws, shared, tensors_in, untouched
 from fcs_utils.shortcuts import PadShortcut
 
 # Simonyan and Zisserman 2015, columns D and E; "M" halves the map.
@@ -156,7 +156,7 @@ def _initialise_convolutions(network: nn.Module) -> None:
 def initialise(network: nn.Module, seed: int) -> None:
     """Draw new weights in place, as ``build_model`` does, for a network of any widths."""
     with shared, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        seed_draws(seed)
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
                 module.reset_parameters()
@@ -166,7 +166,7 @@ def initialise(network: nn.Module, seed: int) -> None:
 def build_seeded(seed: int, name: str, **options: object) -> nn.Module:
     """``build_model`` with weights from a seed; torch's global generator does not change."""
     with shared, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        seed_draws(seed)
         return build_model(name, **options)  # type: ignore[arg-type]
 
 

@@ -28,6 +28,15 @@ def in_turn(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def seed_draws(seed: int, device: torch.device | str = "cpu") -> None:
+    """``torch.manual_seed`` for this device.
+
+    That one seeds all kinds of devices, also those that nobody restores. For each kind that has not started it keeps the stack of
+    calls, which takes longer than a forward pass of a small network.
+    """
+    (torch.default_generator if torch.device(device).type == "cpu" else torch).manual_seed(seed)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside the block; afterwards every module has the mode, hooks and attributes that it had before.

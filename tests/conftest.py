@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import subprocess
@@ -22,6 +23,7 @@ from torch import nn
 from fcs_utils.cli import main
 from fcs_utils.data.dataset import Dataset, load_dataset
 from fcs_utils.models import build_seeded
+from fcs_utils.running import seed_draws
 from fcs_utils.study.profiles import get_profile
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,10 +48,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ("smoke" not in getattr(item, "fixturenames", ()), item.get_closest_marker("slow") is None))
 
 
+def pytest_collection_finish() -> None:
+    """What the imports made stays: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Each test draws the same numbers each time, whichever tests ran before."""
-    torch.manual_seed(0)
+    seed_draws(0)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from fcs_utils.benchmarks.small import WRITTEN_HERE
 from fcs_utils.builders import TIMM, TORCHVISION, build_elsewhere, is_own
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.pruning.surgery import recalibrate
-from fcs_utils.running import shared
+from fcs_utils.running import seed_draws, shared
 
 CLASSES = 1000  # of a classifier, as of ImageNet
 
@@ -106,7 +106,7 @@ def build_known(name: str) -> tuple[nn.Module, Tensor]:
     """
     of = known(name)
     with shared, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        seed_draws(0)
         network = _built(name, of).eval()
         with torch.no_grad():
             for module in network.modules():

@@ -12,27 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fcs_utils.cli.parser import build_parser
+from fcs_utils.cli.process import QuickEnd, import_torch, let_go, start_again_with_allocator
 from fcs_utils.errors import OutOfTime, StudyError, counted, is_out_of_memory
 
 if TYPE_CHECKING:
     from fcs_utils.study.study import Study
 
-# glibc keeps what a step frees for the next one, and takes it in huge pages: up to a seventh of a training step's time.
-ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=2147483647"
-
 
 def console() -> int:
-    """What ``fcs-mlft`` and ``python -m fcs_utils`` start.
-
-    glibc reads its settings when a process starts, so on Linux this one starts itself again with them, but for help.
-    """
-    if sys.platform == "linux" and not ({"GLIBC_TUNABLES"} & {*os.environ} or {"-h", "--help"} & {*sys.argv}):  # the user's stay
-        os.environ["GLIBC_TUNABLES"] = ALLOCATOR
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is meant
+    """What ``fcs-mlft`` and ``python -m fcs_utils`` start; it returns the exit status, with which the process then ends."""
+    if not {"-h", "--help"} & {*sys.argv}:
+        start_again_with_allocator()
+    end = QuickEnd()
     try:
-        return main(prog="fcs-mlft" if Path(sys.argv[0]).stem == "fcs-mlft" else "python -m fcs_utils")
+        end.status = main(prog="fcs-mlft" if Path(sys.argv[0]).stem == "fcs-mlft" else "python -m fcs_utils")
+        return end.status
     finally:
-        _let_go()
+        let_go()
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_utils") -> int:
@@ -60,7 +56,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
             raise
         print(f"error: memory ran out, perhaps by a limit (ulimit -v): {error or 'no more to be had'}", file=sys.stderr)
     except BrokenPipeError:
-        _let_go()
+        let_go()
         return 141  # as after SIGPIPE
     except OSError as error:  # the disk or the system refused something that no module foresaw
         print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
@@ -73,16 +69,6 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fcs_util
         print(f"interrupted: {kept}", file=sys.stderr)
         return 128 + (error.args[0] if error.args else signal.SIGINT)
     return 1
-
-
-def _let_go() -> None:
-    """Write out what was printed, where its reader has not gone, as ``| head -1`` has; Python would complain of it at its end."""
-    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
-        try:
-            if stream is not None:
-                stream.flush()
-        except BrokenPipeError:
-            os.dup2(os.pipe()[1], number)  # takes the rest, which nobody reads
 
 
 def _interrupt(number: int, _frame: object) -> NoReturn:
@@ -99,6 +85,7 @@ def _open(name: str, options: argparse.Namespace) -> Study:
 
 def _dispatch(options: argparse.Namespace) -> None:
     started = time.monotonic()
+    import_torch()
     if options.command in ACTIONS:
         return ACTIONS[options.command](options)
     from fcs_utils.study.profiles import import_plugins, studies

@@ -33,6 +33,7 @@ from fcs_utils.data.side_by_side import in_order
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import read_bytes, write_atomic
 from fcs_utils.machine import free_memory
+from fcs_utils.running import seed_draws
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of images in 0..1
 MARGIN = 256 / 224  # the shorter side of a decoded picture, in sizes of a crop
@@ -69,8 +70,7 @@ class _Draws(Pixels):  # type: ignore[type-arg]
         path, label = self.listed[index]
         pixels = decode(path, self.size) if self.kept is None else self.kept[index]
         with torch.random.fork_rng(devices=[]):
-            # The transforms draw from this generator alone; torch.manual_seed seeds every device's and takes as long as a decoding.
-            torch.default_generator.manual_seed(int(np.random.SeedSequence((*self.seeds, index)).generate_state(1)[0]))
+            seed_draws(int(np.random.SeedSequence((*self.seeds, index)).generate_state(1)[0]))
             return self.transform(pixels), label
 
 

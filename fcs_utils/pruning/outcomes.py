@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcs_utils.inputs import Inputs, call, placed
-from fcs_utils.running import shared, tensors_in
+from fcs_utils.running import seed_draws, shared, tensors_in
 
 aten = torch.ops.aten
 DRAWS = {aten.bernoulli, aten.bernoulli_, aten.uniform_, aten.normal_, aten.rand, aten.rand_like, aten.randn, aten.randn_like}
@@ -51,7 +51,7 @@ def outputs_of(model: nn.Module, images: Inputs, training: bool) -> list[Tensor]
     model.train(training)
     weight = next(model.parameters())
     with shared, torch.random.fork_rng([weight.device] if weight.is_cuda else []), torch.no_grad(), _Constants():
-        torch.manual_seed(0)
+        seed_draws(0, weight.device)
         return tensors_in(call(model, placed(images, weight)))
 
 

@@ -208,6 +208,7 @@ def execute(store: Store, notebook: Notebook, parameters: Mapping[str, Any]) -> 
             kernel_name="python3",
             progress_bar=False,
             extra_arguments=["--log-level=50"],  # hides what kernels log about their transport and shutdown
+            shutdown_kernel="immediate",  # all that a chapter writes is written; its kernel would take seconds to free torch
         )
     except PapermillExecutionError as error:
         raise StudyError(

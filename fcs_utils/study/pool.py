@@ -7,6 +7,7 @@ ways are about equal; notebook 08 measures both.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -98,6 +99,7 @@ def _listen(queue: Any, done: threading.Event, on_macs: Callable[[int], None]) -
 def _start(queue: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent then ends its workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    atexit.register(os._exit, 0)  # Python would free torch's million objects one by one while the parent waits
     _listeners.append(queue.put)
 
 

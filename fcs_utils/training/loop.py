@@ -19,7 +19,7 @@ from fcs_utils.config import Model, Seed, checked
 from fcs_utils.errors import OutOfTime, StudyError, refuse
 from fcs_utils.inputs import Inputs, first_of, moved
 from fcs_utils.models import count_macs
-from fcs_utils.running import run_network
+from fcs_utils.running import run_network, seed_draws
 from fcs_utils.training.arms import Arm, get_arm
 from fcs_utils.training.checkpoint import Checkpoint
 from fcs_utils.training.fitting import InputBatch, check_fit, check_networks, checked_batch, first_look, in_training, layout_of
@@ -128,7 +128,7 @@ def fit_in_steps(
     device = next(networks[0].parameters()).device
     check_mode(how.passes, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        seed_draws(seed, device)
         sample, labels, steps = first_look(batches(seed, 1))
         sample = moved(sample, device)
         classes = check_fit(networks, arm.trained, sample, labels)
@@ -137,7 +137,7 @@ def fit_in_steps(
         optimisers = [Optimiser(one, training, rate, count, layout_of(one, sample)) for one, rate in learning]
         macs = arm.macs_per_image([count_macs(network, first_of(sample)) for network in networks])
         with training_passes(networks, arm.trained, sample, how) as passes:
-            torch.manual_seed(seed)  # for dropout, where a network has it
+            seed_draws(seed, device)  # for dropout, where a network has it
             update = _Update(arm, passes, optimisers, how)
             run = _Run(networks, optimisers, update, steps, macs, classes, also)
             return (yield from run.train(training, lambda epoch: batches(seed, epoch)))

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from fcs_utils.benchmarks.speed import SpeedJob, images_per_second, measure_speed
 from fcs_utils.benchmarks.speed_tables import growth_table, machine_name, speed_table
-from fcs_utils.cli import ALLOCATOR, main
+from fcs_utils.cli import main
+from fcs_utils.cli.process import ALLOCATOR
 from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import StudyError
 from fcs_utils.files import write_checksummed

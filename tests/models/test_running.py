@@ -19,7 +19,7 @@ from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.plan import make_plan
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.surgery import prune
-from fcs_utils.running import evaluating, memory_format, run_network, shared, tensors_in, untouched
+from fcs_utils.running import evaluating, memory_format, run_network, seed_draws, shared, tensors_in, untouched
 
 
 def network(number: int) -> nn.Module:
@@ -171,3 +171,15 @@ def test_what_compile_made_of_a_network_is_not_run(part: str) -> None:
     assert make_plan(net, images, scores, ratio=0.5) == wanted
     assert collect_statistics(net, images).keys() == {"0", "3"} and prune(net, wanted)[0].out_channels == 3
     assert net.get_submodule(part)._compiled_call_impl is compiled
+
+
+def test_on_the_cpu_other_devices_are_not_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    seed_draws(5)
+    assert torch.rand(3).equal(wanted)
+    monkeypatch.setattr(torch, "manual_seed", lambda _: pytest.fail("all devices were seeded"))
+    net = build_seeded(1, "vgg16", num_classes=3, width=0.0625)
+    images = torch.rand(8, 3, 32, 32)
+    scores = importance("fcs", model=net, statistics=collect_statistics(net, images))
+    assert prune(net, make_plan(net, images, scores, ratio=0.5)).features.conv1.out_channels == 2

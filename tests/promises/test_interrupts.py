@@ -51,7 +51,7 @@ def test_differences_are_named() -> None:
 
 
 def test_kills_at_random_moments_leave_the_records_of_an_undisturbed_run(smoke: Path, tmp_path: Path) -> None:
-    chance, store, kills = random.Random(0), Store(tmp_path, "smoke"), 6
+    chance, store, kills = random.Random(0), Store(tmp_path, "smoke"), 4
     command = ["run", "--profile", "smoke", "--out", str(tmp_path), "--only", *SOME]
     written: dict[Path, int] = {}  # what is done is not done again
     for kill in range(kills):

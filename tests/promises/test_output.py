@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fcs_utils.cli import ALLOCATOR
+from fcs_utils.cli.process import ALLOCATOR
 from tests.conftest import ROOT
 
 COMMANDS = ["--help", "--version", "study --help", "run --profile smoke --list", "tables --profile quick --out OUT", "runn"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
+import importlib
 import json
 import os
 import re
@@ -12,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from fcs_utils import cli
+from fcs_utils.cli.process import ALLOCATOR, import_torch
 from tests.conftest import ROOT
 
 COUNT = """
@@ -37,6 +41,7 @@ def test_help_imports_the_standard_library_and_a_few_small_modules(arguments: li
         "fcs_utils",
         "fcs_utils.cli",
         "fcs_utils.cli.parser",
+        "fcs_utils.cli.process",
         "fcs_utils.errors",
         "fcs_utils.files",
         "fcs_utils.report",
@@ -62,6 +67,7 @@ def test_only_what_computes_starts_again_with_the_allocators_settings(
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sys, "argv", ["fcs-mlft", *arguments])
     monkeypatch.setattr(os, "execv", noted)
+    monkeypatch.setattr(atexit, "register", lambda _: None)  # the tests' process goes on
     monkeypatch.setattr(cli, "main", lambda prog: 0)
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     if settings:
@@ -70,7 +76,44 @@ def test_only_what_computes_starts_again_with_the_allocators_settings(
         cli.console()
     except SystemExit:
         assert again
-    assert started == ([cli.ALLOCATOR] if again else [])
+    assert started == ([ALLOCATOR] if again else [])
+
+
+ENDING = """
+import atexit, sys
+from fcs_utils.cli.process import QuickEnd
+
+class Freed:
+    def __del__(self):
+        print("freed")
+
+end, kept = QuickEnd(), Freed()
+atexit.register(print, "called")
+print("before", flush=False)
+if sys.argv[1] == "fails":
+    raise ValueError("unforeseen")
+end.status = int(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "code"), [("0", "before called", 0), ("3", "before called", 3), ("fails", "before called freed", 1)]
+)
+def test_a_process_ends_with_its_status_after_all_others_and_frees_nothing(status: str, said: str, code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING, status], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == said.split() and done.returncode == code
+    assert ("ValueError: unforeseen" in done.stderr) == (status == "fails")
+
+
+def test_after_torch_is_imported_garbage_is_collected_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen: list[object] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    import_torch()
+    assert frozen == []  # it was there: what this process has made since then stays in the collector's hands
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(importlib, "import_module", lambda name: frozen.append(name))
+    import_torch()
+    assert frozen == ["torch", False] and gc.isenabled()
 
 
 def test_the_readme_says_how_to_install_without_cuda() -> None:
