@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fcs_utils.builders import build_elsewhere, is_elsewhere
 from fcs_utils.config import Channels, Classes, Width, checked
@@ -19,7 +18,7 @@ from fcs_utils.errors import refuse
 from fcs_utils.files import untied
 from fcs_utils.inputs import Inputs, count_of, first_of, parts_of
 from fcs_utils.machine import fitting_batch
-from fcs_utils.running import run_network, seed_draws, shared, tensors_in, untouched
+from fcs_utils.running import MacsCounter, run_network, seed_draws, shared, tensors_in, untouched
 from fcs_utils.shortcuts import PadShortcut
 
 # Simonyan and Zisserman 2015, columns D and E; "M" halves the map.
@@ -182,21 +181,6 @@ class Cost:
         return asdict(self)
 
 
-class _Parents:
-    """The modules that run right now. torch's own tracker hooks every module of the process, those of other threads too."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.parents = model, {"Global"}
-
-    def __enter__(self) -> None:
-        for name, module in self.model.named_modules():
-            module.register_forward_pre_hook(lambda _module, _inputs, name=name: self.parents.add(name))
-            module.register_forward_hook(lambda _module, _inputs, _output, name=name: self.parents.discard(name), always_call=True)
-
-    def __exit__(self) -> None:
-        pass  # ``untouched`` removes the hooks
-
-
 def count_macs(model: nn.Module, example: Inputs) -> int:
     """Multiply-adds of convolutions and matrix products for one image; example: (N, C, ...)."""
     return all_macs(model, example)[0]
@@ -209,15 +193,10 @@ def module_macs(model: nn.Module, example: Inputs) -> dict[str, int]:
 
 def all_macs(model: nn.Module, example: Inputs) -> tuple[int, dict[str, int]]:
     """What ``count_macs`` and ``module_macs`` return, of one forward pass."""
-    with torch.no_grad(), untouched(model):
-        counter = FlopCounterMode(display=False)
-        counter.mod_tracker = _Parents(model)  # type: ignore[assignment]
-        with counter:
-            run_network(model, first_of(example))
-    # One multiply-add is two operations.
-    found = {name: sum(counts.values()) // 2 for name, counts in counter.get_flop_counts().items()}
+    with torch.no_grad(), untouched(model), MacsCounter(model) as counter:
+        run_network(model, first_of(example))
     layers = [name for name, one in model.named_modules() if isinstance(one, (nn.modules.conv._ConvNd, nn.Linear))]
-    return found.get("Global", 0), {name: found[name] for name in layers if found.get(name)}
+    return counter.found["Global"], {name: macs for name in layers if (macs := counter.found[name])}
 
 
 def measure_cost(model: nn.Module, example: Inputs) -> Cost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from operator import is_
@@ -11,6 +12,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from fcs_utils.errors import StudyError, first_line, is_out_of_memory, refuse
 from fcs_utils.inputs import Inputs, call, first_of, images_in_words, laid_out, parts_of
@@ -26,6 +29,39 @@ def in_turn(model: nn.Module) -> Iterator[None]:
         turn = _turns.setdefault(model, threading.RLock())
     with turn:
         yield
+
+
+class EagerMode(TorchDispatchMode):
+    """A TorchDispatchMode for networks that are not compiled: torch's own would import the compiler, which takes 1.5 s."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # older versions of torch do not ask
+        return False
+
+
+class MacsCounter(EagerMode):
+    """Multiply-adds by the modules in which they run, by the formulas of torch's FlopCounterMode.
+
+    That one hooks every module of the process, those of other threads too, and imports torch's compiler.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.inside, self.found = {"Global"}, Counter[str]()
+        for name, module in model.named_modules():  # ``untouched`` removes the hooks
+            module.register_forward_pre_hook(lambda _module, _inputs, name=name: self.inside.add(name))
+            module.register_forward_hook(lambda _module, _inputs, _output, name=name: self.inside.discard(name), always_call=True)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is None:
+            with self:  # an operation may be made of others that count
+                result = func.decompose(*args, **(kwargs or {}))
+            return func(*args, **(kwargs or {})) if result is NotImplemented else result
+        result = func(*args, **(kwargs or {}))
+        macs = formula(*args, **(kwargs or {}), out_val=result) // 2  # one multiply-add is two operations
+        self.found.update(dict.fromkeys(self.inside, macs))
+        return result
 
 
 def seed_draws(seed: int, device: torch.device | str = "cpu") -> None:

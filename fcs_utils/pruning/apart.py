@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fcs_utils.errors import StudyError
@@ -17,9 +16,10 @@ from fcs_utils.pruning.cutting import duplicate
 from fcs_utils.pruning.outcomes import first_run
 from fcs_utils.pruning.proof import SMALL
 from fcs_utils.pruning.ties import memory_of
+from fcs_utils.running import EagerMode
 
 
-class _Reads(TorchDispatchMode):
+class _Reads(EagerMode):
     """Notes which tensors of ``known``, by the place of their memory, are read, and how many numbers the largest map has.
 
     It is called with one image. What is made of weights alone, whose first dimension is no image, does not grow with the image.

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcs_utils.inputs import Inputs, call, placed
-from fcs_utils.running import seed_draws, shared, tensors_in
+from fcs_utils.running import EagerMode, seed_draws, shared, tensors_in
 
 aten = torch.ops.aten
 DRAWS = {aten.bernoulli, aten.bernoulli_, aten.uniform_, aten.normal_, aten.rand, aten.rand_like, aten.randn, aten.randn_like}
@@ -24,7 +23,7 @@ class ForwardPass(NamedTuple):
     outputs: list[Tensor]
 
 
-class _Constants(TorchDispatchMode):
+class _Constants(EagerMode):
     """Puts 0.5 in place of every random number: networks of other widths would draw others."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

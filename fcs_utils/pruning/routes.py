@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcs_utils.inputs import Inputs
 from fcs_utils.pruning.outcomes import aten, first_run
-from fcs_utils.running import shared, untouched
+from fcs_utils.running import EagerMode, shared, untouched
 
 # Operations whose integer arguments are sizes of maps and so differ with the images. Those of all other operations must be equal.
 RESIZING = {
@@ -26,7 +25,7 @@ NORMALISING = {
 }  # fmt: skip
 
 
-class _Record(TorchDispatchMode):
+class _Record(EagerMode):
     """Writes down each operation: its name, what it is given, and which of the tensors before it."""
 
     def __init__(self) -> None:

@@ -106,7 +106,9 @@ class Segments:
 
     @staticmethod
     def _gradients(seen: list[Tensor], weights: list[Tensor], outputs: list[Tensor]) -> Sequence[Tensor | None]:
-        return torch.autograd.grad(seen, outputs, weights, retain_graph=True, allow_unused=True)
+        # Weights as an argument of grad would do the same, but torch then imports sympy, which takes half a second.
+        sums = [torch.real((one * weight).sum()) for one, weight in zip(seen, weights, strict=True)]
+        return torch.autograd.grad(sum(sums[1:], sums[0]), outputs, retain_graph=True, allow_unused=True)
 
     def _reaches(self, name: str, gradient: Tensor | None, channels: Tensor) -> bool:
         """Whether a gradient at a layer's output differs from zero in some of these channels."""

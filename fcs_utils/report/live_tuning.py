@@ -17,7 +17,7 @@ from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.report.arm_figures import accuracy_by_epoch
 from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.plots import png
-from fcs_utils.report.turns import answering, in_its_turn
+from fcs_utils.report.turns import after_this, answering, in_its_turn
 from fcs_utils.report.words import ended, going_on, saved_as
 from fcs_utils.training.arms import arm_label, get_arm
 from fcs_utils.training.evaluate import evaluate
@@ -167,11 +167,19 @@ class TuningPanel:
         """Say how long the arm takes on this machine, from batches timed once for each arm and the MACs of the choice."""
         if self.chosen is None:
             return
+        if self.arm.value in self.speeds:
+            self._say_pace()
+        else:  # timing takes seconds, most of them torch's import of its compiler: what else changed is shown first
+            self.pace.value = going_on(f"timing {arm_label(self.arm.value)}")
+            after_this(self._say_pace, self.errors)
+
+    def _say_pace(self) -> None:
+        if self.chosen is None:
+            return
         (here, choice, _), arm, training = self.chosen, get_arm(self.arm.value), self.chosen[0].subject.training
         size, epochs = training.batch_size, self.epochs.value
         macs = arm.macs_per_image([here.whole(choice).cost.macs, here.dense_cost.macs][: arm.networks])
         if arm.name not in self.speeds:
-            self.pace.value = going_on(f"timing {arm.label}")
             try:
                 self.speeds[arm.name] = macs * size / seconds_a_batch(here, choice, arm.name, self.clock)
             except Exception:

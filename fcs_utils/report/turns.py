@@ -7,6 +7,7 @@ All explorers of a kernel share the turns, because they share torch's generators
 
 from __future__ import annotations
 
+import asyncio
 import html
 import threading
 import traceback
@@ -33,6 +34,16 @@ def in_its_turn(errors: w.HTML) -> Iterator[None]:
             errors.value = refused_as(error)
         except Exception:  # as a cell does, which goes on with the next
             errors.value = f'<pre role="alert" style="overflow-x: auto">{html.escape(traceback.format_exc())}</pre>'
+
+
+def after_this(act: Callable[[], Any], errors: w.HTML) -> None:
+    """``act`` in its turn once what the kernel does now has come to its end and is shown; where no kernel runs, at once."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        act()
+    else:
+        loop.call_soon(answering(act, errors), None)
 
 
 def answering(act: Callable[[], Any], errors: w.HTML) -> Callable[[Any], None]:

@@ -116,6 +116,25 @@ def test_after_torch_is_imported_garbage_is_collected_again(monkeypatch: pytest.
     assert frozen == ["torch", False] and gc.isenabled()
 
 
+PLANNING = """
+import sys
+import torch
+from fcs_utils import collect_statistics, importance, make_plan, prune
+from fcs_utils.models import build_seeded
+
+net, images = build_seeded(0, "vgg16", num_classes=5, width=0.125), torch.rand(16, 3, 32, 32)
+scores = importance("fcs", model=net, statistics=collect_statistics(net, images))
+print(prune(net, make_plan(net, images, scores, macs=0.5)).features.conv1.out_channels)
+print(*{"torch._dynamo", "torch._inductor", "torch.onnx"} & {*sys.modules})
+"""
+
+
+def test_planning_and_pruning_import_no_compiler() -> None:
+    done = subprocess.run([sys.executable, "-c", PLANNING], cwd=ROOT, capture_output=True, text=True, check=True)
+    kept, compilers = done.stdout.split("\n")[:2]
+    assert 0 < int(kept) <= 8 and compilers == ""
+
+
 def test_the_readme_says_how_to_install_without_cuda() -> None:
     (pattern,) = re.findall(r"grep -E '(.+?)' requirements\.lock", (ROOT / "README.md").read_text())
     lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if re.search(pattern, line)]

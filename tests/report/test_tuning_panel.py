@@ -196,6 +196,28 @@ def test_a_sign_stands_there_while_batches_are_timed(here: Exploration, choice: 
     assert len(seen) == 2 and 'role="status"' in seen[0] and "timing KD" in seen[0] and "status" not in seen[1]
 
 
+def test_in_a_kernel_batches_are_timed_after_the_rest_is_shown(
+    here: Exploration, choice: Choice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panel = TuningPanel(steady())
+
+    async def scene() -> None:
+        panel.choose(here, choice, False)
+        assert "timing TFT" in panel.pace.value and not panel.speeds
+        await asyncio.sleep(0)
+        assert "TFT takes" in panel.pace.value
+
+        def refused(_: LiveTuning) -> bool:
+            raise StudyError("it cannot be trained")
+
+        monkeypatch.setattr(LiveTuning, "step", refused)
+        panel.arm.value = "kd"
+        await asyncio.sleep(0)
+        assert panel.pace.value == "" and "it cannot be trained" in panel.errors.value
+
+    asyncio.run(scene())
+
+
 def test_what_is_refused_can_be_tuned_again_after_it_was_mended(here: Exploration, choice: Choice) -> None:
     panel = TuningPanel()
     panel.choose(here, choice, False)
