@@ -226,9 +226,9 @@ class Exploration:
         write_json(path.with_suffix(".plan.json"), self.whole(choice).plan.model_dump(mode="json"))
         return path
 
-    def export(self, choice: Choice, merge: bool, path: Path) -> Path:
+    def export(self, choice: Choice, merge: bool, path: Path, tuned: nn.Module | None = None) -> Path:
         """Write the compact network of ``save`` as ONNX, too. Raises StudyError as ``export_onnx`` does."""
-        return export_onnx(self.compact(choice, merge), path.with_suffix(".onnx"), self.images[:2])
+        return export_onnx(tuned or self.compact(choice, merge), path.with_suffix(".onnx"), self.images[:2])
 
     def loading_code(self, path: Path) -> str:
         """A script's lines that load a saved network, anywhere that has ``fcs_utils``, and normalise images for it."""

@@ -61,7 +61,7 @@ class Explorer:
             picture.observe(hide_empty, "value")
             picture.layout.display = "none"
         self.why, self.numbers, self.said, errors = w.HTML(), w.HTML(), w.HTML(), w.HTML()
-        self.tuning, self.own = TuningPanel(), OwnForm()
+        self.tuning, self.own = TuningPanel(onnx=self.onnx), OwnForm()
         buttons = ((self.save, self._save), (self.trace, self._curve), (self.own.open, self._own), (self.own.back, self._back))
         for button, act in buttons:
             button.on_click(answering(partial(self._answer, act), errors))

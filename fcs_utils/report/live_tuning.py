@@ -119,7 +119,8 @@ class TuningPanel:
 
     training: ClassVar[set[TuningPanel]] = set()
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, onnx: w.Checkbox | None = None) -> None:
+        self.onnx = onnx or w.Checkbox(value=False)  # whether a tuned network is written as ONNX, too
         self.clock, self.speeds = clock, dict[str, float]()  # multiply-adds a second by arm, on the present subject
         self.chosen: tuple[Exploration, Choice, bool] | None = None
         self.of: tuple[Exploration, PruningPlan, bool] | None = None  # what the curves are of
@@ -245,7 +246,8 @@ class TuningPanel:
         if self.done is not None:
             here, choice, merge, tuning = self.done
             path = here.save(choice, merge, tuning.networks[0], tuning.arm, f"{tuning.epochs}epochs")
-            self.said.value = saved_as(here, [path])
+            files = [path, *([here.export(choice, merge, path, tuning.networks[0])] if self.onnx.value else [])]
+            self.said.value = saved_as(here, files)
 
     def _draw(self, here: Exploration) -> None:
         self.curve.layout.display = "" if self.lines else "none"

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
+import ipywidgets as w
 import pytest
+import torch
 
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.export import load_compact
@@ -93,6 +95,24 @@ def test_a_tuned_network_is_saved_once_its_training_has_ended(here: Exploration,
     clicks(panel)
     panel.choose(here, Choice(here.first, ratio=0.25), False)
     assert panel.keep.disabled and panel.done is None
+
+
+def test_a_tuned_network_is_saved_as_onnx_too_where_that_is_ticked(here: Exploration, choice: Choice) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    box = w.Checkbox(value=True)
+    panel = TuningPanel(onnx=box)
+    panel.choose(here, choice, False)
+    clicks(panel)
+    panel.keep.click()
+    (saved,) = re.findall(r"<code>([^<]*?\.onnx)</code>", panel.said.value)
+    session = runtime.InferenceSession(saved, providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: here.images.numpy()})[0])
+    again = load_compact(Path(saved).with_suffix(".safetensors"), here.dense).eval()
+    assert (found - again(here.images)).abs().max() < 1e-4 < (found - here.compact(choice, False)(here.images)).abs().max()
+    Path(saved).unlink()
+    box.value = False
+    panel.keep.click()
+    assert ".onnx" not in panel.said.value and not Path(saved).exists()
 
 
 def test_curves_of_another_choice_go_and_its_training_ends(here: Exploration, choice: Choice) -> None:
