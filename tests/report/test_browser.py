@@ -11,9 +11,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from fcs_utils.report.chapters import NOTEBOOKS
+from tests.conftest import ROOT
 from tests.report.browsing import SIZES, Watched, needs_chromium
 
 pytestmark = needs_chromium
@@ -98,6 +100,26 @@ def test_the_still_explorers_numbers_stand_flush_right(browser: Any, site: str) 
     cells = page.eval_on_selector_all("td", "all => all.map(one => [one.textContent.trim(), getComputedStyle(one).textAlign])")
     sides = [side for text, side in cells if re.fullmatch(r"\d[\d,]*\.\d+( %)?", text)]
     assert len(sides) > 5 and set(sides) == {"right"}
+    page.close()
+
+
+def test_columns_of_numbers_stand_flush_right_with_units_and_intervals(browser: Any) -> None:
+    columns = {
+        "effect": ["+24.74 % of epochs", "-0.13 points"],
+        "interval": ["+8.00 to +36.50", "−0.36 to +0.09"],
+        "speed-up": ["1.17x (1.08 to 1.19)", "1.6x"],
+        "top-1": ["72.64 (0.791)", "98.65 ± 0.40"],
+        "p": ["< 0.001", ""],
+        "network": ["VGG-16", "20"],
+        "schedule": ["TFT 8 epochs", "8 epochs"],
+    }
+    page = browser.new_page()
+    page.set_content(pd.DataFrame(columns).to_html(index=False))
+    page.add_script_tag(content=(ROOT / "fcs_utils/report/templates/page.js").read_text())
+    right = page.eval_on_selector_all(
+        "th", "all => all.filter(one => one.classList.contains('number')).map(one => one.textContent)"
+    )
+    assert right == ["effect", "interval", "speed-up", "top-1", "p"]
     page.close()
 
 

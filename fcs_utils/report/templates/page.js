@@ -8,12 +8,14 @@ for (const cell of document.querySelectorAll("td")) {
   const length = cell.textContent.trim().length;
   if (length <= 20 || length > 26) cell.classList.add(length <= 20 ? "whole" : "long");
 }
-// Columns of numbers stand flush right.
+// Columns of numbers stand flush right, those with a unit, an interval or a number in brackets behind them, too.
+const amount = String.raw`[+\-−<]?\s?\d[\d,]*\.?\d*(?:x| %)?`;
+const numeric = new RegExp(`^${amount}(?: (?:±|to) ${amount})?(?: points| of epochs)?(?: \\(${amount}(?: to ${amount})?\\))?$`);
 for (const table of document.querySelectorAll("table")) {
   const rows = [...table.querySelectorAll("tr")];
   for (let column = 0; column < rows[0].cells.length; column++) {
     const texts = rows.slice(1).map((row) => row.cells[column]?.textContent.trim() ?? "");
-    const numbers = texts.filter((text) => /^[+\-−<]?\s?\d[\d,]*\.?\d*( ± [\d.]+)?( %|x| points)?$/.test(text));
+    const numbers = texts.filter((text) => numeric.test(text));
     if (numbers.length && numbers.length === texts.filter(Boolean).length)
       for (const row of rows) row.cells[column]?.classList.add("number");
   }
