@@ -156,7 +156,7 @@ def saved(found: dict[tuple[str, int], dict[int, Row]], row: Row) -> Row:
     """Epochs at which the mean difference from TFT's longest schedule is zero, and where its interval contains zero."""
     goal, method = row["against"], row["theirs"]
     base = found["tft", goal]
-    lengths = sorted(epochs for name, epochs in found if name == method)
+    lengths = sorted(epochs for name, epochs in found if name == method and base.keys() <= found[name, epochs].keys())
     differences = np.array([[found[method, e][seed]["test"] - base[seed]["test"] for seed in base] for e in lengths])
     tried = np.linspace(np.log2(lengths[0]), np.log2(lengths[-1]), 200_001)
     at = np.array([np.interp(tried, np.log2(lengths), one) for one in differences.T])
