@@ -82,8 +82,13 @@ class Engine(Executor):
         return future
 
     def slots(self) -> int:
-        """How many pieces of work to have in hand now: one a worker. What waited at a lost worker would count as lost with it."""
-        if self._client.status == "running" and time.monotonic() >= self._look:  # a question to the scheduler takes milliseconds
+        """How many pieces of work to have in hand now: one a worker. What waited at a lost worker would count as lost with it.
+
+        Raises BrokenExecutor when the scheduler is gone. Work that was handed over at that moment may never come to an end.
+        """
+        if self._client.status != "running":
+            raise BrokenExecutor("the scheduler is gone")
+        if time.monotonic() >= self._look:  # a question to the scheduler takes milliseconds
             found = self._client.scheduler_info(n_workers=-1 if self._gpus else 0)
             self._workers = (
                 sum("GPU" in one["resources"] for one in found["workers"].values()) if self._gpus else found["n_workers"]

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,6 +95,22 @@ def test_cancelled_work_has_failed_though_it_has_no_exception(engine: Engine, tm
     with pytest.raises(Lost, match="the cluster cancelled it"):
         future.result(GUARD)
     (tmp_path / "never").touch()  # nothing ends what has begun, but for its own looking up at an epoch's end
+
+
+def test_work_handed_over_as_the_scheduler_goes_is_not_waited_for() -> None:
+    client: Any = SimpleNamespace(
+        status="running",
+        subscribe_topic=lambda *_: None,
+        scheduler_info=lambda n_workers: {"workers": {}, "n_workers": 3},
+        get_executor=lambda **_: SimpleNamespace(submit=lambda *_: Future()),
+    )
+    engine = Engine(client, print)
+    assert engine.slots() == 3
+    future = engine.submit(where)
+    client.status = "closed"  # this future was not there yet when Dask cancelled all others
+    with pytest.raises(BrokenExecutor, match="the scheduler is gone"):
+        engine.slots()  # which who waits asks each second
+    assert not future.done()
 
 
 def test_whatever_goes_wrong_there_arrives_here(engine: Engine) -> None:
