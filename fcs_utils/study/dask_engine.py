@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed import Client, KilledWorker, Worker, WorkerPlugin, get_worker
+from distributed.comm.core import CommClosedError
 from tqdm import tqdm
 
 from fcs_utils import __version__
@@ -114,6 +115,8 @@ def connect(address: str, on_macs: Callable[[int], None]) -> Iterator[tuple[Engi
     """
     for name in [one for one in logging.root.manager.loggerDict if one.startswith("distributed")]:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # whatever the user must know is one line of ours
+    # A result that was on its way when the scheduler ended: tornado would print a traceback.
+    logging.getLogger("tornado.application").addFilter(_is_no_lost_connection)
     try:
         client = Client(address, timeout=PATIENCE, set_as_default=False, name="fcs-mlft")
     except (OSError, TypeError, ValueError) as error:
@@ -140,6 +143,10 @@ def connect(address: str, on_macs: Callable[[int], None]) -> Iterator[tuple[Engi
     finally:
         with suppress(Exception):
             client.close(timeout=2)
+
+
+def _is_no_lost_connection(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], CommClosedError))
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 pytest.importorskip("distributed", reason="Dask is not installed: pip install -e '.[cluster]'")
 
+from distributed.comm import CommClosedError
 from distributed.protocol.pickle import dumps, loads
 from tqdm import tqdm
 
@@ -111,6 +113,14 @@ def test_work_handed_over_as_the_scheduler_goes_is_not_waited_for() -> None:
     with pytest.raises(BrokenExecutor, match="the scheduler is gone"):
         engine.slots()  # which who waits asks each second
     assert not future.done()
+
+
+def test_a_result_lost_with_the_scheduler_leaves_no_traceback(nodes: Nodes, caplog: pytest.LogCaptureFixture) -> None:
+    with on_cluster(str(nodes.file)):
+        log = logging.getLogger("tornado.application")
+        for error in (CommClosedError("gone"), ValueError("a fault")):
+            log.error("in a callback", exc_info=error)
+    assert [one.exc_info[0] for one in caplog.records if one.name == log.name and one.exc_info] == [ValueError]
 
 
 def test_whatever_goes_wrong_there_arrives_here(engine: Engine) -> None:
