@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from distributed import Client, KilledWorker, Worker, WorkerPlugin, get_worker
-from distributed.comm.core import CommClosedError
 from tqdm import tqdm
 
 from fcs_utils import __version__
@@ -47,8 +46,8 @@ class Engine(Executor):
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         # Where some workers have a GPU, all runs go there: records of two kinds of machines are not compared.
         self._gpus = any("GPU" in one["resources"] for one in workers)
-        resources = {"GPU": 1} if self._gpus else None
-        self._pool = client.get_executor(pure=False, resources=resources)  # pure: equal work is one piece of work
+        self._resources = {"GPU": 1} if self._gpus else None
+        self._open = set[Any]()  # Dask drops work whose future nobody keeps
 
     def _hear(self, event: tuple[float, tuple[int, int]]) -> None:
         number, macs = event[1]
@@ -66,8 +65,9 @@ class Engine(Executor):
             raise BrokenExecutor("the scheduler is gone")
         number, future = next(self._numbers), Future[Any]()
 
-        def pass_on(inner: Future[Any]) -> None:
+        def pass_on(inner: Any) -> None:
             self._begun.discard(number)
+            self._open.discard(inner)
             try:
                 future.set_result(inner.result())
             except KilledWorker as error:
@@ -79,17 +79,18 @@ class Engine(Executor):
             except BaseException as error:
                 future.set_exception(error)
 
-        self._pool.submit(_work, self._topic, number, function, args, keywords).add_done_callback(pass_on)
+        # Dask's own executor never ends a future whose result was on its way when the scheduler went.
+        work = _work, self._topic, number, function, args, keywords
+        inner = self._client.submit(*work, pure=False, resources=self._resources)  # pure: equal work is one piece of work
+        self._open.add(inner)
+        inner.add_done_callback(pass_on)
+        if self._client.status != "running":  # Dask cancels what it knows when the scheduler goes, perhaps before this
+            raise BrokenExecutor("the scheduler is gone")
         return future
 
     def slots(self) -> int:
-        """How many pieces of work to have in hand now: one a worker. What waited at a lost worker would count as lost with it.
-
-        Raises BrokenExecutor when the scheduler is gone. Work that was handed over at that moment may never come to an end.
-        """
-        if self._client.status != "running":
-            raise BrokenExecutor("the scheduler is gone")
-        if time.monotonic() >= self._look:  # a question to the scheduler takes milliseconds
+        """How many pieces of work to have in hand now: one a worker. What waited at a lost worker would count as lost with it."""
+        if self._client.status == "running" and time.monotonic() >= self._look:  # a question to the scheduler takes milliseconds
             found = self._client.scheduler_info(n_workers=-1 if self._gpus else 0)
             self._workers = (
                 sum("GPU" in one["resources"] for one in found["workers"].values()) if self._gpus else found["n_workers"]
@@ -103,7 +104,7 @@ class Engine(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         if self._client.status == "running":
-            self._pool.shutdown(wait=False)  # what is in hand ends at its next epoch
+            self._client.cancel([*self._open])  # what is in hand ends at its next epoch
 
 
 @contextmanager
@@ -115,8 +116,6 @@ def connect(address: str, on_macs: Callable[[int], None]) -> Iterator[tuple[Engi
     """
     for name in [one for one in logging.root.manager.loggerDict if one.startswith("distributed")]:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # whatever the user must know is one line of ours
-    # A result that was on its way when the scheduler ended: tornado would print a traceback.
-    logging.getLogger("tornado.application").addFilter(_is_no_lost_connection)
     try:
         client = Client(address, timeout=PATIENCE, set_as_default=False, name="fcs-mlft")
     except (OSError, TypeError, ValueError) as error:
@@ -143,10 +142,6 @@ def connect(address: str, on_macs: Callable[[int], None]) -> Iterator[tuple[Engi
     finally:
         with suppress(Exception):
             client.close(timeout=2)
-
-
-def _is_no_lost_connection(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], CommClosedError))
 
 
 @cache

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, Future
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 pytest.importorskip("distributed", reason="Dask is not installed: pip install -e '.[cluster]'")
 
-from distributed.comm import CommClosedError
 from distributed.protocol.pickle import dumps, loads
 from tqdm import tqdm
 
@@ -93,34 +91,37 @@ def test_lost_work_is_begun_again_three_times_and_then_fails(
 def test_cancelled_work_has_failed_though_it_has_no_exception(engine: Engine, tmp_path: Path) -> None:
     future = engine.submit(wait_for, str(tmp_path / "never"))
     until(lambda: engine._begun)
-    engine._client.cancel(list(engine._pool._futures))
+    engine._client.cancel([*engine._open])
     with pytest.raises(Lost, match="the cluster cancelled it"):
         future.result(GUARD)
     (tmp_path / "never").touch()  # nothing ends what has begun, but for its own looking up at an epoch's end
 
 
-def test_work_handed_over_as_the_scheduler_goes_is_not_waited_for() -> None:
-    client: Any = SimpleNamespace(
-        status="running",
-        subscribe_topic=lambda *_: None,
-        scheduler_info=lambda n_workers: {"workers": {}, "n_workers": 3},
-        get_executor=lambda **_: SimpleNamespace(submit=lambda *_: Future()),
-    )
-    engine = Engine(client, print)
-    assert engine.slots() == 3
-    future = engine.submit(where)
-    client.status = "closed"  # this future was not there yet when Dask cancelled all others
+class Going:
+    """A client of Dask, and the one future that it gives, whose scheduler goes while work is handed over or a result on its way."""
+
+    def __init__(self, after: str) -> None:
+        self.status, self.after, self.done = "running", after, list[Any]()
+        self.add_done_callback, self.subscribe_topic = self.done.append, lambda *_: None
+        self.scheduler_info = lambda n_workers: {"workers": {}, "n_workers": 1}
+
+    def submit(self, *_: Any, **options: Any) -> Going:
+        self.status = self.after
+        return self
+
+    def result(self) -> None:
+        self.status = "connecting"
+        raise OSError("the connection is lost")
+
+
+def test_nobody_waits_for_work_in_hand_when_the_scheduler_goes() -> None:
     with pytest.raises(BrokenExecutor, match="the scheduler is gone"):
-        engine.slots()  # which who waits asks each second
-    assert not future.done()
-
-
-def test_a_result_lost_with_the_scheduler_leaves_no_traceback(nodes: Nodes, caplog: pytest.LogCaptureFixture) -> None:
-    with on_cluster(str(nodes.file)):
-        log = logging.getLogger("tornado.application")
-        for error in (CommClosedError("gone"), ValueError("a fault")):
-            log.error("in a callback", exc_info=error)
-    assert [one.exc_info[0] for one in caplog.records if one.name == log.name and one.exc_info] == [ValueError]
+        Engine(cast(Any, Going("connecting")), print).submit(where)
+    client: Any = Going("running")
+    future = Engine(client, print).submit(where)
+    client.done[0](client)
+    with pytest.raises(OSError, match="the connection is lost"):
+        future.result(0)
 
 
 def test_whatever_goes_wrong_there_arrives_here(engine: Engine) -> None:
