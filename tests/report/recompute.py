@@ -179,7 +179,9 @@ def best_reading(profile: str) -> str:
         cut, tuning, seed = r["config"]["pruning"], r["config"]["tuning"], r["config"]["reference"]["seed"]
         if seed not in plan["arms"].get("pilot_seeds", [100]) or not tuning or tuning["method"] != "tft":
             continue
-        if (cut["ratio"], tuning["training"]["epochs"]) == (section.get("ratio", 0.5), section["epochs"]):
+        training = tuning["training"]
+        wanted = section.get("ratio", 0.5), section["epochs"], plan["tuning"]["learning_rate"]
+        if (cut["ratio"], training["epochs"], training["learning_rate"]) == wanted:  # the same pilots tune at other rates for C3
             words = [f"{name}={value}" for name, value in cut["options"].items()]
             tops[frozenset([cut["criterion"], *words])].append(r["result"]["validation"])
     return max(section["candidates"], key=lambda text: float(np.mean(tops[frozenset(text.split())])))
