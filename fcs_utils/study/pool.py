@@ -11,6 +11,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
@@ -19,6 +20,9 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from fcs_utils.errors import StudyError
+
+# After a second interrupt Python's helper process clears up the semaphores, and would warn of each time that it had to.
+QUIET = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 _listeners: list[Callable[[int], None]] = []  # at most one: who hears of the MACs that runs in this process spend
 
@@ -51,6 +55,17 @@ class Here(Executor):
         return future
 
 
+class Workers(ProcessPoolExecutor):
+    """Processes that no interrupt reaches, not even while they start. Ctrl-C goes to the whole group; the parent ends them."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Future[Any]:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a process that this starts inherits it
+        try:
+            return super().submit(function, *args, **keywords)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @contextmanager
 def executor(workers: int, on_macs: Callable[[int], None]) -> Iterator[Executor]:
     """An executor of so many processes, or of this one for one worker; ``on_macs`` hears of every epoch.
@@ -65,9 +80,11 @@ def executor(workers: int, on_macs: Callable[[int], None]) -> Iterator[Executor]
 @contextmanager
 def processes(workers: int, on_macs: Callable[[int], None]) -> Iterator[Executor]:
     """An executor of processes, also where it is one; see ``executor``."""
+    if QUIET not in sys.warnoptions:
+        sys.warnoptions.append(QUIET)
     context = multiprocessing.get_context("spawn")  # a forked torch hangs
     queue, done, others = context.SimpleQueue(), threading.Event(), set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(queue,))
+    pool = Workers(workers, context, initializer=_start, initargs=(queue,))
     threading.Thread(target=_listen, args=(queue, done, on_macs), daemon=True).start()
     try:
         yield pool
@@ -97,7 +114,8 @@ def _listen(queue: Any, done: threading.Event, on_macs: Callable[[int], None]) -
 
 
 def _start(queue: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent then ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # what a run starts may ask for interrupts
     threading.Thread(target=_die_with_parent, daemon=True).start()
     atexit.register(os._exit, 0)  # Python would free torch's million objects one by one while the parent waits
     _listeners.append(queue.put)

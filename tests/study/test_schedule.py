@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ import pytest
 from fcs_utils.errors import Elsewhere, OutOfTime, StudyError
 from fcs_utils.study.grid import grid
 from fcs_utils.study.guards import Deadline
-from fcs_utils.study.pool import Here, executor, report_macs
+from fcs_utils.study.pool import Here, Workers, executor, report_macs
 from fcs_utils.study.profiles import get_profile
 from fcs_utils.study.runs import Run
 from fcs_utils.study.schedule import Schedule, perform
@@ -184,6 +185,20 @@ def test_workers_tell_of_every_epoch_and_a_dead_one_is_an_error() -> None:
         pool.submit(os._exit, 1).result()
     # They were told to end. While another thread waits for one, too, it counts as active for a moment longer.
     until(lambda: not multiprocessing.active_children())
+
+
+class Interrupts:
+    """Interrupts the process that reads it, as Ctrl-C may while a worker is starting."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return eval, ("__import__('os').kill(__import__('os').getpid(), 2)",)
+
+
+def test_no_interrupt_reaches_a_worker_that_is_starting() -> None:
+    deaf = Workers(1, multiprocessing.get_context("spawn"), initializer=repr, initargs=(Interrupts(),))
+    with deaf:
+        assert deaf.submit(pow, 2, 3).result() == 8
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT}, "this process does hear it"
 
 
 def test_a_worker_opens_a_study_once_and_hears_of_every_deadline(tmp_path: Path) -> None:
