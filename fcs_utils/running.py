@@ -32,7 +32,7 @@ def in_turn(model: nn.Module) -> Iterator[None]:
 
 
 class EagerMode(TorchDispatchMode):
-    """A TorchDispatchMode for networks that are not compiled: torch's own would import the compiler, which takes 1.5 s."""
+    """A TorchDispatchMode for networks that are not compiled. Without the method below torch imports its compiler for it."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:  # older versions of torch do not ask

@@ -106,7 +106,7 @@ class Segments:
 
     @staticmethod
     def _gradients(seen: list[Tensor], weights: list[Tensor], outputs: list[Tensor]) -> Sequence[Tensor | None]:
-        # Weights as an argument of grad would do the same, but torch then imports sympy, which takes half a second.
+        # Weights as an argument of grad would do the same, but torch then imports sympy, which takes longer than this.
         sums = [torch.real((one * weight).sum()) for one, weight in zip(seen, weights, strict=True)]
         return torch.autograd.grad(sum(sums[1:], sums[0]), outputs, retain_graph=True, allow_unused=True)
 

@@ -89,7 +89,7 @@ class Freed:
 
 end, kept = QuickEnd(), Freed()
 atexit.register(print, "called")
-print("before", flush=False)
+print("before")
 if sys.argv[1] == "fails":
     raise ValueError("unforeseen")
 end.status = int(sys.argv[1])
