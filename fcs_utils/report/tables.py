@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from fcs_utils.training.arms import arm_label
 
 TABLES = Registry[pd.DataFrame]()
 as_table = TABLES.enter
+AMOUNT = r"[+\-−<]?\s?\d[\d,]*\.?\d*(?:x| %)?"
+NUMERIC = re.compile(rf"{AMOUNT}(?: (?:±|to) {AMOUNT})?(?: points| of epochs)?(?: \({AMOUNT}(?: to {AMOUNT})?\))?")
 NEAR_MACS = 0.02  # of the dense MACs: how far two criteria may lie apart that are compared at one ratio
 
 
@@ -240,4 +243,18 @@ def missing_table(missing: Sequence[str]) -> pd.DataFrame:
 def write_table(store: Store, name: str, table: pd.DataFrame) -> None:
     """A table as CSV and Markdown."""
     write_atomic(store.table(name, "csv"), table.to_csv(index=False).encode())
-    write_atomic(store.table(name, "md"), (table.to_markdown(index=False) + "\n").encode())
+    write_atomic(store.table(name, "md"), (markdown(table) + "\n").encode())
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table as Markdown. Columns of numbers stand flush right, with units, intervals and brackets, too, as on pages (page.js)."""
+
+    def text(cell: Any) -> str:
+        return "" if pd.isna(cell) else str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell)
+
+    def side(cells: list[str]) -> str:
+        return "right" if any(cells) and all(map(NUMERIC.fullmatch, filter(None, cells))) else "left"
+
+    columns = {str(name): list(map(text, cells)) for name, cells in table.items()}
+    sides = list(map(side, columns.values())) if len(table) else None
+    return str(pd.DataFrame(columns).to_markdown(index=False, disable_numparse=True, colalign=sides))

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from fcs_utils.report.chapters import NOTEBOOKS
+from fcs_utils.report.tables import markdown
 from tests.conftest import ROOT
 from tests.report.browsing import SIZES, Watched, needs_chromium
 
@@ -120,6 +121,8 @@ def test_columns_of_numbers_stand_flush_right_with_units_and_intervals(browser: 
         "th", "all => all.filter(one => one.classList.contains('number')).map(one => one.textContent)"
     )
     assert right == ["effect", "interval", "speed-up", "top-1", "p"]
+    sides = markdown(pd.DataFrame(columns)).splitlines()[1].strip("|").split("|")  # on GitHub, too
+    assert [name for name, side in zip(columns, sides, strict=True) if side.endswith("-:")] == right
     page.close()
 
 

@@ -13,6 +13,7 @@ from fcs_utils.report.tables import (
     compression_table,
     criteria_table,
     grid_cost_table,
+    markdown,
     missing_table,
     peers_table,
     published_table,
@@ -218,6 +219,19 @@ def test_the_grids_cost_counts_a_shared_run_once() -> None:
         ["reference", 2, "8.0", "0.75", "1350.0"],  # the last epoch holds the sum
         ["pruned", 1, "0.0", "0.02", "60.0"],
     ]  # a stage whose runs all stand in others has no row
+
+
+def test_markdown_says_what_the_cells_say_and_counts_are_whole() -> None:
+    frame = pd.DataFrame(
+        {"epochs": [8.0, None], "gain": ["+0.50", "0.30 (0.1 to 0.4)"], "network": ["VGG-16", "20"], "share": [0.25, 1.5]}
+    )
+    assert markdown(frame).splitlines() == [
+        "|   epochs |              gain | network   |   share |",
+        "|---------:|------------------:|:----------|--------:|",
+        "|        8 |             +0.50 | VGG-16    |    0.25 |",
+        "|          | 0.30 (0.1 to 0.4) | 20        |     1.5 |",
+    ]
+    assert markdown(frame[:0]).count("\n") == 1
 
 
 def test_published_and_missing_tables_quote(tmp_path: Path) -> None:
