@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from fcs_utils.report.comparisons import UNSAID
-from fcs_utils.report.inference import Paired, Verdict, detectable, holm, verdict
+from fcs_utils.report.inference import TRAINED_SEED, Paired, Verdict, detectable, holm, verdict
 from fcs_utils.report.tables import as_table
 
 STATEMENTS = {
@@ -23,6 +23,7 @@ STATEMENTS = {
 }
 
 
+Standing = Literal["unfinished", "untried"]
 ADDED = ("p_holm", "detectable", "verdict", "statement")
 
 
@@ -58,6 +59,17 @@ def claim_verdicts(table: pd.DataFrame) -> dict[str, Verdict]:
     """The verdict per claim, from the decisive rows of a ledger."""
     claims = table.groupby("claim", sort=False)
     return {str(claim): overall(rows.verdict[rows.decisive].tolist()) for claim, rows in claims}
+
+
+def standing(table: pd.DataFrame) -> dict[str, Verdict | Standing]:
+    """What is to be said of each claim: its verdict, or why it has none yet.
+
+    'unfinished': the profile plans more runs than are done. 'untried': only given networks have been compared, which inform and
+    decide nothing.
+    """
+    judged, begun = {*table.claim[table.decisive]}, {*table.claim[table.replicate == TRAINED_SEED]}
+    verdicts = claim_verdicts(table).items()
+    return {claim: word if claim in judged else "unfinished" if claim in begun else "untried" for claim, word in verdicts}
 
 
 def interval_words(low: float, high: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -11,11 +11,11 @@ from fcs_utils.benchmarks.latency import title_of
 from fcs_utils.benchmarks.scoring import cost_frame
 from fcs_utils.errors import counted
 from fcs_utils.report.ablations import LITERAL
-from fcs_utils.report.claims import claim_verdicts
+from fcs_utils.report.claims import standing
 from fcs_utils.report.comparisons import LITERAL_READING
 from fcs_utils.report.findings import best_and_worst, difference, headlines
 from fcs_utils.report.frames import Report
-from fcs_utils.report.inference import Verdict, half_width, replicate_of
+from fcs_utils.report.inference import half_width, paired, replicate_of, seed_differences
 from fcs_utils.report.planning import HOURS
 from fcs_utils.report.recipe import COMBINATION, SURGERY
 from fcs_utils.report.tables import published_table
@@ -39,49 +39,80 @@ def lead(name: str) -> Callable[[Lead], Lead]:
 
 def answers(report: Report) -> list[tuple[str, str]]:
     """The questions that bring people here, each with its answer in a sentence or two; those without records are left out."""
-    found = [("Does FCS work?", _first(report, "C2", ANSWERS))]
-    if len(report.tuned):
-        found.append(("Which criterion should I use?", which_criterion(report.tuned)))
+    works = [_first(report, "C2"), _against_random(report)]
     worth = [
-        _first(report, "C3", {word: f"Counted in epochs: {said}" for word, said in IN_PART.items()}),
+        _first(report, "C3", "Counted in epochs"),
         at_equal_epochs(report.schedules, "tft", "TFT"),
-        _first(report, "C3 by compute", {word: f"Counted in compute: {said}" for word, said in IN_PART.items()}),
-        at_equal_epochs(report.schedules, "kd", "distillation from the frozen network (KD)"),
+        _first(report, "C3 by compute", "Counted in compute"),
+        at_equal_epochs(report.schedules, "kd", KD),
     ]
-    found.append(("Is mutual learning worth it?", " ".join(filter(None, worth))))
-    more = {word: f"More than before training: {said}" for word, said in IN_PART.items()}
-    found.append(("Are channels redundant?", " ".join(filter(None, (_first(report, "C1a", ANSWERS), _first(report, "C1b", more))))))
-    return [(question, answer) for question, answer in found if answer]
+    redundant = [_first(report, "C1a"), _first(report, "C1b", "More than before training")]
+    found = {
+        "Does FCS work?": " ".join(filter(None, works)),
+        "Which criterion should I use?": which_criterion(report),
+        "Is mutual learning worth it?": " ".join(filter(None, worth)),
+        "Are channels redundant?": " ".join(filter(None, redundant)),
+    }
+    return [(question, answer) for question, answer in found.items() if answer]
 
 
-ANSWERS: Mapping[Verdict, str] = {"supported": "**Yes.**", "contradicted": "**No.**", "undecided": "**Not shown.**"}
-IN_PART: Mapping[Verdict, str] = {"supported": "**yes.**", "contradicted": "**no.**", "undecided": "**not shown.**"}
+SIMPLE = "kernel_l1"
+KD = "distillation from the frozen network (KD)"
+IN_A_WORD = {
+    "supported": "yes",
+    "contradicted": "no",
+    "undecided": "not shown",
+    "unfinished": "not decided yet",
+    "untried": "not decided yet",
+}
+WHY_NOT_YET = {
+    "unfinished": "Not all planned runs are done.",
+    "untried": "Only networks whose weights were given have been compared.",
+}
 
 
-def _first(report: Report, claim: str, words: Mapping[Verdict, str]) -> str:
-    """The verdict on a claim in a word, and the first sentence of what was found about it."""
+def _first(report: Report, claim: str, by: str = "") -> str:
+    """The verdict on a claim in a word, and the first sentence of what was found about it; or why it has none yet.
+
+    by: what is counted, where a claim has several answers.
+    """
     if not len(report.ledger) or claim not in set(report.ledger.claim):
         return ""
-    verdict = claim_verdicts(report.ledger[report.ledger.claim == claim])[claim]
+    word = standing(report.ledger[report.ledger.claim == claim])[claim]
     head, stop, _ = headlines(report.ledger)[claim].partition(". ")
-    return f"{words[verdict]} {head}" + "." * bool(stop)
+    verdict = f"{by}: **{IN_A_WORD[word]}.**" if by else f"**{IN_A_WORD[word].capitalize()}.**"
+    return f"{verdict} {WHY_NOT_YET.get(word, head + '.' * bool(stop))}"
 
 
-def which_criterion(tuned: pd.DataFrame) -> str:
-    """The criterion with the highest mean validation accuracy after fine-tuning, and its test accuracy against two others.
+def _against_random(report: Report) -> str:
+    ledger = report.ledger
+    rows = ledger[(ledger.claim == "C2") & (ledger.role == "") & (ledger.theirs == "random")] if len(ledger) else ledger
+    return headlines(rows)["C2"] if len(rows) else ""
 
-    It is chosen among those that have a run at every network, ratio and seed trained here.
+
+def which_criterion(report: Report) -> str:
+    """A criterion to begin with: the one with the highest mean validation accuracy after fine-tuning, or kernel L1.
+
+    The first is chosen among those that have a run at every network, ratio and seed trained here, and then compared on test. Where
+    it is not clearly ahead of the L1 norm of the kernels, which costs nothing, that will do.
     """
+    tuned = report.tuned
     own = tuned[~tuned.given] if "given" in tuned else tuned
+    if own.empty:
+        return ""
     cells = own.groupby("criterion").size()
     full = own[own.criterion.isin(cells.index[cells == cells.max()])]
     kinds = dict(iter(full.groupby("criterion", sort=False)))
     best = str(full.groupby("criterion").validation.mean().idxmax())
-    others = [name for name in (LITERAL_READING, "kernel_l1", "random") if name in kinds and name != best][:2]
+    others = [name for name in (SIMPLE, LITERAL_READING, "random") if name in kinds and name != best][:2]
     subjects = (f"`{best}`", "it")
     said = [difference(kinds[best], kinds[name], ours=own, theirs=f"`{name}`") for own, name in zip(subjects, others, strict=False)]
+    clear = SIMPLE not in others or paired(seed_differences(kinds[best], kinds[SIMPLE], "test")).low > 0
+    advice = f"**Begin with `{best}`.**" if clear else f"**Begin with `{SIMPLE}`**, which needs no images."
     meaning = f" ({kinds[best].reading.iloc[0]})" if "reading" in own else ""
-    lead = f"After fine-tuning, `{best}`{meaning} has the highest mean validation accuracy of {len(kinds)} criteria"
+    count = f"{len(kinds)} criteria" + " so far" * ("tuned" in set(report.unfinished.get("stage", ())))
+    epochs = counted(int(kinds[best].epochs.max()), "epoch")
+    lead = f"{advice} After {epochs} of fine-tuning, `{best}`{meaning} has the highest mean validation accuracy of {count}"
     return f"{lead}. On test, {'; '.join(said)}. These intervals are not corrected." if said else f"{lead}."
 
 

@@ -119,9 +119,8 @@ def render_index(
 ) -> None:
     """The page to open: verdicts, and every table and figure of the registries, in the order of ``index.toml``.
 
-    report: None where there are no records; while runs are missing, there are no answers, and verdicts only on claims that wait
-    for none of them. older: numbers of the chapters whose pages are of an earlier start. absent: why there are no images, which
-    some chapters need.
+    report: None where there are no records; while runs are missing, verdicts are only on claims that wait for none of them.
+    older: numbers of the chapters whose pages are of an earlier start. absent: why there are no images, which some chapters need.
     """
     store = study.store
     context: dict[str, Any] = {"missing": list(study.missing()), "summary": study.profile.summary, "sections": []}
@@ -129,7 +128,7 @@ def render_index(
         judged = report.ledger[report.ledger.decisive] if context["missing"] and len(report.ledger) else report.ledger
         verdicts = claim_verdicts(judged) if len(judged) else {}
         context["claims"] = [(claim, STATEMENTS[claim], verdict) for claim, verdict in verdicts.items()]
-        context["answers"] = [] if context["missing"] else [(question, to_html(answer)) for question, answer in answers(report)]
+        context["answers"] = [(question, to_html(answer)) for question, answer in answers(report)]
         context["sections"] = _sections(store, report)
     chapters = [
         (n.name, *title_and_question(n), store.page(n.name).exists(), number in older, absent if n.images else "")

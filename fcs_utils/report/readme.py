@@ -9,17 +9,17 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fcs_utils.errors import counted
 from fcs_utils.report.chapters import NOTEBOOKS, ROOT
-from fcs_utils.report.claims import claim_verdicts, claims_table
+from fcs_utils.report.claims import claim_verdicts, claims_table, standing
 from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.findings import findings, headlines
 from fcs_utils.report.frames import Report, make_report
-from fcs_utils.report.inference import TRAINED_SEED
+from fcs_utils.report.leads import KD, at_equal_epochs, which_criterion
 from fcs_utils.report.pages import TEMPLATES, index_layout, title_and_question
 from fcs_utils.report.planning import stages_not_run
+from fcs_utils.report.tables import markdown
 from fcs_utils.study.catalogue import HEADLINE
 from fcs_utils.study.study import Study
 
@@ -31,21 +31,17 @@ TOPICS = {
     "C3": "Epochs (C3)",
     "C3 by compute": "Compute (C3)",
 }
-UNTRIED = "no verdict yet, for no network trained here has been compared"
-UNFINISHED = "no verdict yet, for not all planned runs are done"
+NOT_YET = {
+    "untried": "no verdict yet, for no network trained here has been compared",
+    "unfinished": "no verdict yet, for not all planned runs are done",
+}
 
 
 def found(report: Report, words: Mapping[str, str]) -> str:
-    """Each claim's topic and verdict, and what was found, as a Markdown list.
-
-    A claim on which only given networks have something to say has no verdict: they inform, and decide nothing. Nor has one for
-    which the profile plans more runs than are done.
-    """
-    ledger = report.ledger
-    verdicts, judged = claim_verdicts(ledger), {*ledger.claim[ledger.decisive]}
-    begun = {*ledger.claim[ledger.replicate == TRAINED_SEED]} - judged
-    said = [(claim, UNFINISHED if claim in begun else word if claim in judged else UNTRIED) for claim, word in verdicts.items()]
-    return "\n".join(f"- **{TOPICS[claim]}: {word}.** {words[claim]}" for claim, word in said)
+    """Each claim's topic and verdict, and what was found, then which criterion to use and what KD does, as a Markdown list."""
+    said = [f"- **{TOPICS[claim]}: {NOT_YET.get(word, word)}.** {words[claim]}" for claim, word in standing(report.ledger).items()]
+    more = {"Which criterion to use.": which_criterion(report), "MLFT or KD.": at_equal_epochs(report.schedules, "kd", KD)}
+    return "\n".join([*said, *(f"- **{topic}** {answer}" for topic, answer in more.items() if answer)])
 
 
 def findings_block() -> str:
@@ -92,7 +88,6 @@ def profile_readme(study: Study, report: Report) -> str:
     figures = [(name, FIGURES.about(name), _figure_links(study, name)) for name in drawn]
     chapters = [(n.name, *title_and_question(n)) for n in NOTEBOOKS.values() if there(study.store.executed(n.name)).exists()]
     tables = sorted(path.stem for path in there(study.store.table("claims")).parent.glob("*.md"))
-    flat: dict[str, Any] = {"index": False, "disable_numparse": True}
     return TEMPLATES.get_template("readme.md.j2").render(
         profile=study.profile.name,
         summary=study.profile.summary,
@@ -101,8 +96,8 @@ def profile_readme(study: Study, report: Report) -> str:
         figures=figures,
         chapters=chapters,
         tables=tables,
-        unfinished=stages_not_run(report.unfinished).to_markdown(**flat) if len(report.unfinished) else "",
-        claims=claims_table(shown).to_markdown(**flat),
+        unfinished=markdown(stages_not_run(report.unfinished)) if len(report.unfinished) else "",
+        claims=markdown(claims_table(shown)),
     )
 
 

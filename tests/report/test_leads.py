@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from fcs_utils.report.leads import LEADS, answers, at_equal_epochs, which_criterion
 from fcs_utils.report.pages import HERE
@@ -18,12 +19,18 @@ from tests.report.planted import arm, ledger_of
 
 def tuned(tops: dict[str, list[tuple[float, float]]], **more: Any) -> pd.DataFrame:
     """Validation and test accuracy of each criterion by seed."""
+    common = {"network": "n", "ratio": 0.5, "epochs": 8.0, **more}
     rows = [
-        {"network": "n", "ratio": 0.5, "criterion": name, "seed": seed, "validation": validation, "test": test, **more}
+        {"criterion": name, "seed": seed, "validation": validation, "test": test, **common}
         for name, both in tops.items()
         for seed, (validation, test) in enumerate(both)
     ]
     return pd.DataFrame(rows)
+
+
+def chosen(runs: pd.DataFrame, unfinished: pd.DataFrame | None = None) -> str:
+    report: Any = SimpleNamespace(tuned=runs, unfinished=pd.DataFrame() if unfinished is None else unfinished)
+    return which_criterion(report)
 
 
 def test_the_criterion_is_chosen_on_validation_and_compared_on_test() -> None:
@@ -35,14 +42,31 @@ def test_the_criterion_is_chosen_on_validation_and_compared_on_test() -> None:
             "new": [(99, 99)],  # two seeds are missing
         }
     )
-    said = which_criterion(runs)
+    said = chosen(runs)
     assert said.startswith(
-        "After fine-tuning, `taylor` has the highest mean validation accuracy of 3 criteria. On test, `taylor` ends 2.9 "
+        "**Begin with `kernel_l1`**, which needs no images. After 8 epochs of fine-tuning, `taylor` has the highest mean "
+        "validation accuracy of 3 criteria. On test, `taylor` "
     )
-    assert "; it ends 6.0 points of top-1 below `kernel_l1`" in said or "it shows no clear difference from `kernel_l1`: 6.0" in said
-    assert which_criterion(runs.assign(reading="in words")).startswith("After fine-tuning, `taylor` (in words) has the ")
+    assert said.count("6.0 points of top-1 below") == 1 and "it ends 2.9 points of top-1 above `fcs`" in said
+    assert "fine-tuning, `taylor` (in words) has the " in chosen(runs.assign(reading="in words"))
     given = tuned({"fcs": [(90, 90)], "random": [(99, 99)]}, given=True)
-    assert which_criterion(pd.concat([runs.assign(given=False), given])) == said  # they have seen the validation images
+    assert chosen(pd.concat([runs.assign(given=False), given])) == said  # they have seen the validation images
+    assert "of 3 criteria so far. On test" in chosen(runs, pd.DataFrame({"stage": ["arms", "tuned"]}))
+    assert chosen(given) == ""
+
+
+@pytest.mark.parametrize(
+    ("taylor", "advice"),
+    [
+        ([80.2, 80.3, 80.4], "**Begin with `taylor`.** After 8 epochs"),
+        ([80.2, 80.3, 79.4], "**Begin with `kernel_l1`**, which needs no images. After 8 epochs"),
+    ],
+)
+def test_a_criterion_is_named_only_if_it_is_clearly_ahead_of_the_norm_of_the_kernels(taylor: list[float], advice: str) -> None:
+    runs = tuned({"kernel_l1": [(70, 80)] * 3, "taylor": [(75, test) for test in taylor]})
+    assert chosen(runs).startswith(advice)
+    assert chosen(runs[runs.criterion == "taylor"]).startswith("**Begin with `taylor`.** After 8 epochs")  # nothing to compare with
+    assert chosen(runs[runs.criterion == "kernel_l1"]).startswith("**Begin with `kernel_l1`.** After 8 epochs")
 
 
 def test_what_a_learning_teacher_costs_is_told_at_the_longest_common_schedule() -> None:
@@ -67,10 +91,21 @@ def test_what_a_learning_teacher_costs_is_told_at_the_longest_common_schedule() 
 def test_answers_begin_with_the_verdict_and_leave_out_what_has_no_records() -> None:
     nothing = pd.DataFrame()
     known = ledger_of({2: 90.0, 4: 94.0}, {2: 92.0, 4: 97.0})
-    (only,) = answers(SimpleNamespace(ledger=known, tuned=nothing, schedules=nothing))  # type: ignore[arg-type]
+    empty: Any = {"tuned": nothing, "schedules": nothing, "unfinished": nothing}
+    (only,) = answers(SimpleNamespace(ledger=known, **empty))  # type: ignore[arg-type]
     assert only[0] == "Is mutual learning worth it?" and only[1].startswith("Counted in epochs: **yes.** MLFT needs ")
     assert " Counted in compute: " in only[1]
-    assert answers(SimpleNamespace(ledger=nothing, tuned=nothing, schedules=nothing)) == []  # type: ignore[arg-type]
+    assert answers(SimpleNamespace(ledger=nothing, **empty)) == []  # type: ignore[arg-type]
+
+
+def test_what_is_not_decided_yet_says_why() -> None:
+    known, nothing = ledger_of({2: 90.0, 4: 94.0}, {2: 92.0, 4: 97.0}).assign(decisive=False), pd.DataFrame()
+    report: Any = SimpleNamespace(ledger=known, tuned=nothing, schedules=nothing, unfinished=nothing)
+    why = "**not decided yet.** Not all planned runs are done."
+    assert answers(report) == [("Is mutual learning worth it?", f"Counted in epochs: {why} Counted in compute: {why}")]
+    report.ledger = known.assign(claim="C2", replicate="network")
+    (only,) = answers(report)
+    assert only[1] == "**Not decided yet.** Only networks whose weights were given have been compared."
 
 
 def test_openings_are_empty_where_there_are_no_records() -> None:

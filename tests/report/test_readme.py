@@ -61,6 +61,7 @@ def test_a_claim_without_a_decisive_comparison_has_no_verdict() -> None:
     rows = [("C1a", True, "supported", seeds), ("C1a", False, "undecided", seeds), ("C1b", False, "supported", networks)]
     rows += [("C2", True, "undecided", seeds), ("C3", False, "supported", seeds), ("C3", False, "supported", networks)]
     report: Any = SimpleNamespace(ledger=pd.DataFrame(rows, columns=["claim", "decisive", "verdict", "replicate"]))
+    report.tuned = report.schedules = report.unfinished = pd.DataFrame()
     first, second, third, fourth = found(report, dict.fromkeys(("C1a", "C1b", "C2", "C3"), "So it is.")).splitlines()
     assert first == "- **Redundancy (C1a): supported.** So it is." and third.endswith("reading): undecided.** So it is.")
     assert "own question): no verdict yet, for no network trained here has been compared.** So it is." in second
@@ -100,7 +101,9 @@ def test_a_claim_waits_for_every_run_that_decides_it(monkeypatch: pytest.MonkeyP
     assert waiting("arms", "tft") == waiting("arms", "mlft") == by_epochs
     report = make_report(study, allow_missing=True)  # of which a run of MLFT is called not done
     verdicts = dict(
-        line.removeprefix("- **").split(":** ")[0].split(": ", 1) for line in found(report, defaultdict(str)).splitlines()
+        line.removeprefix("- **").split(":** ")[0].split(": ", 1)
+        for line in found(report, defaultdict(str)).splitlines()
+        if line.startswith(tuple(f"- **{topic}" for topic in TOPICS.values()))
     )
     assert verdicts["Epochs (C3)"].startswith("no verdict yet, for not all planned runs are done")
     assert not report.ledger.decisive[report.ledger.claim.isin(by_epochs)].any() and "Redundancy (C1a)" in verdicts
