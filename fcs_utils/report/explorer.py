@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 
 from fcs_utils.errors import StudyError
-from fcs_utils.models import network_title
 from fcs_utils.pruning.fcs import assign_bins
 from fcs_utils.pruning.latency_goal import latency_in_words
 from fcs_utils.pruning.sums import Reading
@@ -111,11 +110,13 @@ class Explorer:
 
     def _show(self, source: Subjects, dataset: str, network: str, seed: int) -> None:
         """Open another network. Where that fails, the controls go back to the one that is shown."""
-        self._tell(f"reading {network_title(network)}, seed {seed}, or training it where it has no weights here")
+        title = source.networks.get(network, network)
+        self._tell(f"reading {title}, seed {seed}")
         goal = self.controls["goal"].value
         same = source is self.source and network == self.here.subject.place.network
         try:
-            self.here = Exploration(source.choose(dataset, network, seed, self.controls["layer"].value if same else ""))
+            layer = self.controls["layer"].value if same else ""
+            self.here = Exploration(source.choose(dataset, network, seed, layer, lambda words: self._tell(f"{title}: {words}")))
             self.source, goal = source, "ratio"  # one that every network reaches
         finally:
             self._settle(goal)
@@ -126,7 +127,7 @@ class Explorer:
         """Put the controls to the network that is shown and to a goal, without an answer to each of them."""
         subject, controls, self.quiet = self.here.subject, self.controls, True
         choices = {name: list(getattr(self.source, f"{name}s")) for name in ("dataset", "seed")}
-        for name, options in {**choices, "network": [(network_title(one), one) for one in self.source.networks]}.items():
+        for name, options in {**choices, "network": [(title, name) for name, title in self.source.networks.items()]}.items():
             controls[name].options, controls[name].value = options, getattr(subject.place, name)
             controls[name].layout.display = "" if len(options) > 1 or name == "network" else "none"
         criteria = self.here.criteria
@@ -147,7 +148,7 @@ class Explorer:
         self._show(source, source.datasets[0], wanted.model, wanted.seed)
 
     def _back(self) -> None:
-        self._show(self.home, self.home.datasets[0], self.home.networks[0], self.home.seeds[0])
+        self._show(self.home, self.home.datasets[0], next(iter(self.home.networks)), self.home.seeds[0])
 
     def _layer(
         self,

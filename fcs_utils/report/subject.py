@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,12 @@ from fcs_utils.training.optimiser import Training
 
 JUDGES = 128  # validation images behind the accuracies: enough to see a trend, few enough to answer at once
 CALIBRATION = 128  # pictures of the user's that channels are scored on
+Tell = Callable[[str], None]
 OWN_SEEDS = 5  # offered for a network of the user's: they draw the calibration pictures, and the batches of tuning
+
+
+def in_silence(words: str) -> None:
+    """Tell nobody."""
 
 
 class Spot(NamedTuple):
@@ -82,18 +87,21 @@ class Subject:
         return sum(len(labels) for _, labels in self.judges)
 
 
+class Chooser(Protocol):
+    """Opens a subject. Raises StudyError for what is not there. tell: hears how the training of a network without weights goes."""
+
+    def __call__(self, dataset: str, network: str, seed: int, layer: str = "", tell: Tell = in_silence) -> Subject: ...
+
+
 @dataclass(frozen=True)
 class Subjects:
-    """Subjects to choose from; ``choose`` takes a data set, a network, a seed and a layer, and raises StudyError for others.
-
-    save_to: the file of a compact network by name.
-    """
+    """Subjects to choose from. networks: their titles by name. save_to: the file of a compact network by name."""
 
     datasets: Sequence[str]
-    networks: Sequence[str]
+    networks: Mapping[str, str]
     seeds: Sequence[int]
     save_to: Callable[[str], Path]
-    choose: Callable[[str, str, int, str], Subject]
+    choose: Chooser
 
 
 def study_source(profile: str, out: str | Path, data: str) -> Subjects:
@@ -101,24 +109,25 @@ def study_source(profile: str, out: str | Path, data: str) -> Subjects:
     study, base = open_study(profile, out, data), profile.partition(":")[0]
     first, *others = get_profile(base).dataset, *get_profile(base).others
 
-    def one(dataset: str, network: str, seed: int, layer: str = "") -> Subject:
+    def one(dataset: str, network: str, seed: int, layer: str = "", tell: Tell = in_silence) -> Subject:
         nonlocal study
         if dataset != study.profile.dataset:
             study = open_study(base if dataset == first else f"{base}:{dataset}", out, data)
-        return study_subject(study, network, seed, layer)
+        return study_subject(study, network, seed, layer, tell)
 
-    names = [network.network for network in study.profile.networks]
+    titles = {one.network: network_title(one.network, one.width) for one in study.profile.networks}
     datasets = [*dict.fromkeys((study.profile.dataset, first, *others))]
-    return Subjects(datasets, names, study.profile.seeds, study.store.explored, one)
+    return Subjects(datasets, titles, study.profile.seeds, study.store.explored, one)
 
 
-def study_subject(study: Study, network: str, seed: int, layer: str = "") -> Subject:
-    """A reference network of a study; it is trained if its weights are not on this machine.
+def study_subject(study: Study, network: str, seed: int, layer: str = "", tell: Tell = in_silence) -> Subject:
+    """A reference network of a study; it is trained if its weights are not on this machine, and ``tell`` hears of each epoch.
 
     Raises StudyError for a network, seed or layer that the study does not have, before anything is trained.
     """
-    reference, first = open_reference(study, network, seed, layer)
     bench = study.bench
+    bench.tell = tell
+    reference, first = open_reference(study, network, seed, layer)
     data, tuning = bench.data(reference), study.profile.tuning
     shown, judges = data.calibration(study.profile.calibration, seed), data.validation
     images = data.normalise(shown.images)
@@ -163,7 +172,7 @@ def own_source(wanted: Shrinking, save_to: Callable[[str], Path]) -> Subjects:
     training = Training(epochs=max(1, wanted.epochs), learning_rate=wanted.learning_rate, batch_size=wanted.batch_size)
     known_by = "-".join([wanted.model, *([Path(wanted.weights).stem] if wanted.weights else []), name])  # a file for each
 
-    def one(dataset: str, network: str, seed: int, layer: str = "") -> Subject:
+    def one(dataset: str, network: str, seed: int, layer: str = "", tell: Tell = in_silence) -> Subject:
         pick("network", network, [wanted.model], default=wanted.model)
         pick("seed", seed, seeds)
         first = pick("layer", layer, layers, default=layers[len(layers) // 6])
@@ -192,7 +201,7 @@ def own_source(wanted: Shrinking, save_to: Callable[[str], Path]) -> Subjects:
             extras=extras,
         )
 
-    return Subjects([name], [wanted.model], seeds, save_to, one)
+    return Subjects([name], {wanted.model: wanted.model}, seeds, save_to, one)
 
 
 def in_unit(levels: Tensor) -> tuple[float, ...]:

@@ -6,12 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from filelock import FileLock, Timeout
 
-from fcs_utils.errors import Elsewhere, OutOfTime, StudyError
+from fcs_utils.errors import Elsewhere, OutOfTime, StudyError, counted
 
 
 def check_writable(folder: Path) -> None:
@@ -88,3 +89,14 @@ class Deadline:
             last = now
 
         return checked
+
+
+def telling(tell: Callable[[str], None], epochs: int, on_macs: Callable[[int], None]) -> Callable[[int], None]:
+    """``on_macs`` that also tells, in words, how many epochs of a training were done here. It may go on from a checkpoint."""
+    done = count(1)
+
+    def heard(macs: int) -> None:
+        tell(f"training, {counted(next(done), 'epoch')} of at most {epochs} done")
+        on_macs(macs)
+
+    return heard

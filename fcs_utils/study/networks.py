@@ -26,7 +26,7 @@ from fcs_utils.pruning.pruners import pruner_plan
 from fcs_utils.pruning.statistics import ChannelStatistics, collect_statistics
 from fcs_utils.pruning.sums import Extra, Reading, Where
 from fcs_utils.pruning.surgery import prune, recalibrate
-from fcs_utils.study.guards import Deadline, file_lock
+from fcs_utils.study.guards import Deadline, file_lock, telling
 from fcs_utils.study.records import Store, read_record
 from fcs_utils.study.runs import Pruning, Reference, Run, describe
 from fcs_utils.study.weights import keep_weights, load_given, load_weights
@@ -59,6 +59,7 @@ class Bench:
         self.store, self.device, self.passes = store, device, passes
         self.deadline = Deadline()
         self._source = (dataset, data)
+        self.tell: Callable[[str], None] = lambda words: None  # hears how far the training of a reference has come
         self.load = lru_cache(maxsize=1)(self._load_or_train)
         self._statistics = lru_cache(maxsize=4)(self._collect)
 
@@ -248,8 +249,9 @@ class Bench:
 
     def train_reference(self, run: Run, network: nn.Module, on_macs: OnMacs = lambda macs: None) -> tuple[list[Epoch], str]:
         """Train a reference in place and keep its weights; returns its history and their checksum."""
-        assert run.reference.training is not None
-        history = self.train(run, [network], run.reference.training, ARMS["tft"], on_macs)
+        assert (training := run.reference.training) is not None
+        on_epoch = telling(self.tell, training.epochs, on_macs)
+        history = self.train(run, [network], training, ARMS["tft"], on_epoch)
         return history, keep_weights(self.store, run, network)
 
 

@@ -18,7 +18,7 @@ from fcs_utils.pruning.export import load_compact
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.explorer import WIDGET, Explorer
-from fcs_utils.report.subject import Subject, Subjects, study_source, study_subject
+from fcs_utils.report.subject import Subject, Subjects, Tell, in_silence, study_source, study_subject
 from fcs_utils.study.study import Study
 from tests.conftest import FEW
 
@@ -211,10 +211,10 @@ def test_saving_writes_the_plan_and_onnx_beside_the_weights(here: Exploration, s
 def test_another_data_set_opens_its_own_reference(here: Exploration, study: Study, smoke: Path, tmp_path: Path) -> None:
     small = Study(FEW, tmp_path)
 
-    def one(dataset: str, network: str, seed: int, layer: str) -> Subject:
-        return study_subject(study if dataset == "digits" else small, network, seed, layer)
+    def one(dataset: str, network: str, seed: int, layer: str = "", tell: Tell = in_silence) -> Subject:
+        return study_subject(study if dataset == "digits" else small, network, seed, layer, tell)
 
-    explorer = Explorer(Subjects(["digits", FEW.dataset], ["vgg16"], [0], study.store.explored, one), here, CHOICE)
+    explorer = Explorer(Subjects(["digits", FEW.dataset], {"vgg16": "VGG-16"}, [0], study.store.explored, one), here, CHOICE)
     assert explorer.controls["dataset"].layout.display == "" and explorer.controls["seed"].layout.display == "none"
     explorer.controls["dataset"].value = FEW.dataset
     alone = Exploration(study_subject(small, "vgg16", 0))

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,16 +20,16 @@ from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.live_tuning import LiveTuning
 from fcs_utils.report.subject import study_subject
 from fcs_utils.study.study import Study
-from tests.conftest import GUARD, ROOT
+from tests.conftest import ROOT
 from tests.report.browsing import SIZES, needs_chromium, sync_api
-from tests.report.explorer_page import Opened
+from tests.report.explorer_page import Opened, jupyterlab
 
 pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def lab(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """JupyterLab on loopback over a folder with the explorer, once for each size, its parameters set to the smoke study."""
+    """JupyterLab over a folder with the explorer, once for each size, its parameters set to the smoke study."""
     notebook = nbformat.read(NOTEBOOKS["explore"].source, as_version=4)
     parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     parameters.source = parameters.source.replace('"quick"', '"smoke"').replace('"results"', json.dumps(str(smoke)))
@@ -42,38 +39,8 @@ def lab(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (home / "work" / "my.safetensors").touch()
     for size in SIZES:
         nbformat.write(notebook, home / "work" / f"{size}.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folders = {name: str(home / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
-    options = [
-        "--no-browser",
-        "--allow-root",
-        f"--port={port}",
-        "--ip=127.0.0.1",
-        "--IdentityProvider.token=",
-        "--expose-app-in-browser",
-        f"--ServerApp.root_dir={home / 'work'}",
-        "--LabApp.news_url=None",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-    ]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "jupyter", "lab", *options],
-        env={**os.environ, **folders, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    address = f"http://127.0.0.1:{port}"
-    while True:
-        try:
-            urllib.request.urlopen(f"{address}/api", timeout=GUARD).close()  # noqa: S310 - loopback
-            break
-        except OSError:
-            assert server.poll() is None, "JupyterLab did not start"
-            time.sleep(0.1)
-    yield address
-    server.terminate()
-    server.wait(timeout=GUARD)
+    with jupyterlab(home) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +111,7 @@ def test_every_control_changes_the_numbers_to_those_of_the_library(
     box.get_by_text("My network, my images").click()
     for name, offered in (("weights", "my.safetensors"), ("pictures", "photos")):
         sync_api.expect(box.locator(f".widget-inline-hbox:has(label:text-is('{name}')) option")).to_have_attribute("value", offered)
-    opened.select("network").select_option("ResNet-20")
+    opened.select("network").select_option("ResNet-20 x0.25")
     second = Exploration(study_subject(Study("smoke", smoke), "resnet20", 0))
     opened.shows(second, Choice(second.first, reading="mean_map", bins=2, ratio=0.7))
     signs = opened.page.evaluate("window.signs")

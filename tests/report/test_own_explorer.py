@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fcs_utils.builders import code_of_network
 from fcs_utils.data.pictures import load_pictures
 from fcs_utils.errors import StudyError
 from fcs_utils.models import build_model, build_seeded, count_macs
@@ -27,26 +26,17 @@ from fcs_utils.report import exploration as answers
 from fcs_utils.report.controls import OwnForm, own_network
 from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.explorer import Explorer
-from fcs_utils.report.subject import Subjects, own_source, study_subject
+from fcs_utils.report.subject import Subjects, Tell, in_silence, own_source, study_subject
 from fcs_utils.study.study import Study
-from tests.conftest import FEW, warm
-from tests.data.test_pictures import picture
-from tests.study.test_shrink import MODULE
+from tests.conftest import FEW
+from tests.users_folder import make_users_folder
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user's folder: a module, a file of weights, and photographs of three classes."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "ownexplored.py").write_text(MODULE)
-    code_of_network.cache_clear()
-    save_file(
-        warm(build_seeded(1, "ownexplored:build", num_classes=3), size=16, images=16).state_dict(), tmp_path / "my.safetensors"
-    )
-    for part, count in (("train", 12), ("val", 3)):
-        for label in range(3):
-            for number in range(count):
-                picture(tmp_path / "photos" / part / f"class{label}" / f"{number}.png", 100 * label + number, (30, 24))
+    make_users_folder(tmp_path, "ownexplored")
     yield tmp_path
     sys.modules.pop("ownexplored", None)
 
@@ -182,10 +172,10 @@ def test_a_goal_in_latency_is_measured(source: Subjects, monkeypatch: pytest.Mon
 def test_it_is_opened_from_the_explorer_of_a_study_and_back(here: Path, tmp_path: Path) -> None:
     study = Study(FEW, tmp_path / "out")
 
-    def one(dataset: str, network: str, seed: int, layer: str) -> object:
-        return study_subject(study, network, seed, layer)
+    def one(dataset: str, network: str, seed: int, layer: str = "", tell: Tell = in_silence) -> object:
+        return study_subject(study, network, seed, layer, tell)
 
-    home = Subjects([FEW.dataset], ["vgg16"], [0], study.store.explored, one)
+    home = Subjects([FEW.dataset], {"vgg16": "VGG-16"}, [0], study.store.explored, one)
     explorer = Explorer(home, Exploration(study_subject(study, "vgg16", 0)), Choice(""))
     form, controls, numbers = explorer.own, explorer.controls, explorer.numbers.value
     form.model.value, form.weights.value, form.images.value, form.size.value = "ownexplored:build", "none", "photos", 16

@@ -7,7 +7,7 @@ import pytest
 from fcs_utils.errors import StudyError
 from fcs_utils.report.exploration import Choice, Exploration
 from fcs_utils.report.explorer import Explorer
-from fcs_utils.report.subject import Subject, Subjects, study_subject
+from fcs_utils.report.subject import Subject, Subjects, Tell, in_silence, study_subject
 from fcs_utils.study.study import Study
 from tests.conftest import FEW
 
@@ -26,10 +26,10 @@ def here(study: Study) -> Exploration:
 
 @pytest.fixture
 def source(study: Study) -> Subjects:
-    def one(dataset: str, network: str, seed: int, layer: str) -> Subject:
-        return study_subject(study, network, seed, layer)
+    def one(dataset: str, network: str, seed: int, layer: str = "", tell: Tell = in_silence) -> Subject:
+        return study_subject(study, network, seed, layer, tell)
 
-    return Subjects([FEW.dataset], ["vgg16"], [0], study.store.explored, one)
+    return Subjects([FEW.dataset], {"vgg16": "VGG-16"}, [0], study.store.explored, one)
 
 
 def test_a_choice_that_is_refused_is_neither_saved_nor_tuned(here: Exploration, source: Subjects) -> None:

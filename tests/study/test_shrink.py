@@ -11,47 +11,24 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from fcs_utils.benchmarks import latency
-from fcs_utils.builders import code_of_network
 from fcs_utils.cli import main
 from fcs_utils.data.pictures import load_pictures
-from fcs_utils.models import build_model, build_seeded, count_macs
+from fcs_utils.models import build_model, count_macs
 from fcs_utils.pruning.export import load_compact, session
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.surgery import prune
 from fcs_utils.study import shrink
 from fcs_utils.study.shrink import Shrinking, top1_on
-from tests.conftest import warm
-from tests.data.test_pictures import picture
-
-MODULE = """
-import torch
-from torch import nn
-
-def build(num_classes):
-    def block(before, after):
-        return nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2))
-    return nn.Sequential(block(3, 16), block(16, 24), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, num_classes))
-
-def two_outputs(num_classes):
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 7))
-"""
+from tests.users_folder import make_users_folder
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user's folder: a module, a file of weights, and photographs of three classes."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "usernet.py").write_text(MODULE)
-    code_of_network.cache_clear()
-    network = warm(build_seeded(1, "usernet:build", num_classes=3), size=16, images=16)
-    save_file(network.state_dict(), tmp_path / "my.safetensors")
-    for part, count in (("train", 12), ("val", 3)):
-        for label in range(3):
-            for number in range(count):
-                picture(tmp_path / "photos" / part / f"class{label}" / f"{number}.png", 100 * label + number, (30, 24))
+    make_users_folder(tmp_path, "usernet")
     yield tmp_path
     sys.modules.pop("usernet", None)
 
