@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,3 +54,26 @@ def pick_notebooks(numbers: str | None) -> dict[str, Notebook]:
     if unknown := [number for number in wanted if number not in NOTEBOOKS]:
         raise refuse("notebooks", ",".join(unknown), ", ".join(NOTEBOOKS))
     return {number: NOTEBOOKS[number] for number in sorted(wanted)}
+
+
+def with_values(parameters: str, injected: str) -> str:
+    """The source of a parameters cell, one name a line, with the values of the cell that papermill injects after it."""
+    given = {name: ast.get_source_segment(injected, value) or "" for name, value in assigned(injected).items()}
+    lines = parameters.split("\n")
+    for name, value in assigned(parameters).items():
+        if name in given:
+            line = lines[value.lineno - 1].encode()  # ast counts bytes
+            new = line[: value.col_offset] + given[name].encode() + line[value.end_col_offset :]
+            lines[value.lineno - 1] = new.decode()
+    return "\n".join(lines)
+
+
+def assigned(source: str) -> dict[str, ast.expr]:
+    """The names that a cell assigns to, with what it assigns."""
+    found: dict[str, ast.expr] = {}
+    for node in ast.parse(source).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        found |= {
+            target.id: value for target in targets if isinstance(target, ast.Name) and (value := getattr(node, "value", None))
+        }
+    return found

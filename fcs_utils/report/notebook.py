@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import base64
 import os
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from fcs_utils.files import write_atomic
 from fcs_utils.pruning.counts import keep_count
 from fcs_utils.pruning.criteria import CRITERIA, check_options, code_of
 from fcs_utils.pruning.layers import prunable_layers
-from fcs_utils.report.chapters import KEEPS_FIGURES, ROOT
+from fcs_utils.report.chapters import KEEPS_FIGURES, ROOT, assigned
 from fcs_utils.report.plots import drawn, use_house_style
 from fcs_utils.study.grid import parse_criterion
 from fcs_utils.study.records import Store
@@ -75,17 +74,9 @@ def check_injected(cells: Sequence[str]) -> None:
     """Refuse names in papermill's injected cell that the parameters cell before it does not define."""
     for before, cell in zip(cells, cells[1:], strict=False):
         if cell.startswith(INJECTED):
-            known = _assigned(before)
-            if unknown := [name for name in _assigned(cell) if name not in known]:
+            known = assigned(before)
+            if unknown := [name for name in assigned(cell) if name not in known]:
                 raise refuse("notebook parameter", unknown[0], ", ".join(known))
-
-
-def _assigned(source: str) -> list[str]:
-    names: list[str] = []
-    for node in ast.parse(source).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        names += [target.id for target in targets if isinstance(target, ast.Name)]
-    return names
 
 
 def pick(parameter: str, value: T, allowed: Sequence[T], default: T | None = None) -> T:

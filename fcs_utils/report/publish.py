@@ -9,13 +9,14 @@ from concurrent.futures import Executor, as_completed
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcs_utils.data.dataset import data_folder
 from fcs_utils.errors import StudyError, refuse
 from fcs_utils.files import write_atomic
-from fcs_utils.report.chapters import KEEPS_FIGURES, NOTEBOOKS, ROOT, Notebook, pick_notebooks
+from fcs_utils.report.chapters import KEEPS_FIGURES, NOTEBOOKS, ROOT, Notebook, pick_notebooks, with_values
 from fcs_utils.report.states import PAGES, common_inputs, holds, inputs_of, intact, keep_state, made_by
 from fcs_utils.study.cluster import Mark, marked, on_cluster
 from fcs_utils.study.pool import processes
@@ -223,17 +224,22 @@ def execute(store: Store, notebook: Notebook, parameters: Mapping[str, Any]) -> 
 
 
 def _tidy(executed: Path) -> str:
-    """An executed copy without what belongs to this machine and time only: paths, times, bars, warnings, live widgets."""
+    """An executed copy with one cell of parameters, those of the run.
+
+    It is without what belongs to this machine and time only: paths, times, bars, warnings, live widgets.
+    """
     import nbformat
 
     content = nbformat.read(executed, as_version=4)
     for key in ("papermill", "widgets"):
         content.metadata.pop(key, None)
+    for before, cell in pairwise([*content.cells]):
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            before.source = with_values(before.source, cell.source)
+            content.cells.remove(cell)
     for cell in content.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell["id"] = "injected"  # papermill draws one: equal notebooks must be equal files
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
             for output in cell.outputs:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import re
+from pathlib import Path
 
 import nbformat
 import pytest
 from markdown_it import MarkdownIt
 
-from fcs_utils.report.chapters import NOTEBOOKS, Notebook
+from fcs_utils.report.chapters import NOTEBOOKS, Notebook, with_values
 from fcs_utils.report.pages import to_html
 
 # Equations as $...$, $`...`$, $$...$$ and ```math; other code first, so that a dollar inside it stays a dollar.
@@ -77,3 +78,25 @@ def test_the_parameters_say_where_profiles_are_listed(notebook: Notebook) -> Non
     cells = nbformat.read(notebook.source, as_version=4).cells
     (parameters,) = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     assert "# any that fcs-mlft study --help lists;" in parameters.splitlines()[0]
+
+
+def test_an_executed_copy_has_one_cell_of_parameters_with_the_values_of_the_run() -> None:
+    cell = 'profile: str = "quick"  # naïve = one\nseed: int = 0  # which\nratio: float = 0.5'
+    injected = '# Parameters\nratio = 0.25\nprofile = "cifar: a # b"\n'
+    assert (
+        with_values(cell, injected) == 'profile: str = "cifar: a # b"  # naïve = one\nseed: int = 0  # which\nratio: float = 0.25'
+    )
+    assert with_values("ä: str = 'é'  # ü", "ä = 'ö'") == "ä: str = 'ö'  # ü"
+
+
+@pytest.mark.slow
+def test_executed_copies_have_the_cells_of_their_sources(smoke: Path) -> None:
+    for notebook in NOTEBOOKS.values():
+        executed, source = (
+            nbformat.read(path, as_version=4).cells
+            for path in (smoke / "smoke" / "work" / "notebooks" / f"{notebook.name}.ipynb", notebook.source)
+        )
+        pairs = [(own, cell) for own, cell in zip(executed, source, strict=True) if own.source != cell.source]
+        ((own, cell),) = pairs
+        assert own.metadata.tags == ["parameters"] and own.id == cell.id
+        assert 'profile: str = "smoke"  # any that' in own.source and len(own.source.splitlines()) == len(cell.source.splitlines())
