@@ -112,15 +112,16 @@ def similarity_by_bin(similarity: Tensor, labels: Tensor, norms: Tensor, layer: 
     return without_paper(figure)
 
 
-def best_against_null(best: Mapping[str, np.ndarray], threshold: float) -> Figure:
-    """Distributions of the channels' highest similarity to another, by name, and what counts as a near-duplicate."""
+def best_against_null(best: Mapping[str, np.ndarray], thresholds: Mapping[str, float]) -> Figure:
+    """Distributions of the channels' highest similarity to another, by name, and from where on each has near-duplicates."""
     figure, axis = plt.subplots(figsize=(WIDTH, 3.4))
     colours = {"trained": "#0072B2", "untrained": "#E69F00", "shuffled pixels": "#6b6b6b"}
     for name, values in best.items():
         sns.kdeplot(
             x=values, ax=axis, label=name, color=colours[name], fill=True, alpha=0.25, clip=(-1, 1), cut=0, warn_singular=False
         )
-    axis.axvline(threshold, color="#6b6b6b", ls="--", lw=1, label=f"99th percentile of shuffled: {threshold:.2f}")
+    for name, threshold in thresholds.items():
+        axis.axvline(threshold, color=colours[name], ls="--", lw=1, label=f"near-duplicates, {name}: above {threshold:.2f}")
     axis.set(xlabel="a channel's highest cosine similarity to another", ylabel="density")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return figure

@@ -130,6 +130,18 @@ def at_equal_epochs(schedules: pd.DataFrame, method: str, name: str) -> str:
     return f"After {counted(longest, 'epoch')}, {said}, at {factor:.1f} times the training MACs."
 
 
+@lead("claims")
+def _decided(report: Report, store: Store) -> str:
+    rows = report.ledger[report.ledger.decisive] if len(report.ledger) else report.ledger
+    if rows.empty:
+        return ""
+    above, below = ((rows.verdict == word).sum() for word in ("supported", "contradicted"))
+    return (
+        f"Of the {counted(len(rows), 'comparison')} that decide the claims, {above} {'is' if above == 1 else 'are'} clearly above "
+        f"zero, {below} clearly below, and {len(rows) - above - below} neither, corrected for several comparisons within a claim."
+    )
+
+
 @lead("references")
 def _dense_networks(report: Report, store: Store) -> str:
     said: list[str] = []

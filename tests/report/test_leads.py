@@ -122,9 +122,20 @@ def opening(name: str, **frames: Any) -> str:
 
 
 def test_every_section_of_the_index_has_an_opening() -> None:
-    claims, *sections, rest = tomllib.loads((HERE / "index.toml").read_text())["section"]
-    assert claims["title"] == "" and rest["title"] == "More tables and figures"  # these two have none
+    *sections, rest = tomllib.loads((HERE / "index.toml").read_text())["section"]
+    assert sections[0]["title"] == "" and rest["title"] == "More tables and figures"  # it has none
     assert all(section["lead"] in LEADS for section in sections)
+
+
+def test_the_claims_open_with_how_their_comparisons_came_out() -> None:
+    verdicts = ["supported", "contradicted", "undecided", "undecided", "supported"]
+    ledger = pd.DataFrame({"verdict": verdicts, "decisive": [True] * 4 + [False]})
+    assert opening("claims", ledger=ledger) == (
+        "Of the 4 comparisons that decide the claims, 1 is clearly above zero, 1 clearly below, and 2 neither, corrected for "
+        "several comparisons within a claim."
+    )
+    assert opening("claims", ledger=ledger[:1]).startswith("Of the 1 comparison that")
+    assert opening("claims", ledger=ledger.assign(decisive=False)) == opening("claims", ledger=ledger[:0]) == ""
 
 
 def test_the_best_combination_is_chosen_on_validation() -> None:

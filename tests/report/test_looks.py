@@ -144,7 +144,7 @@ def test_no_word_of_a_layers_figures_is_cut() -> None:
     layer, norms = "efficientnet_b0 x0.25 blocks.2.1.conv_dw, fcs order=norm redundancy=greedy", torch.rand(4)
     others = {
         "bins": channels.bins_over_norms(norms, BINS, layer),
-        "null": channels.best_against_null({"trained": np.random.default_rng(0).random(9)}, 0.5),
+        "null": channels.best_against_null({"trained": np.random.default_rng(0).random(9)}, {"trained": 0.5}),
         "goes": channels.who_goes(norms, torch.rand(4), BINS, [0, 2], layer),
         "kept": channels.kept_by_bin({"blocks.2.1.conv_dw": [0, 2]}, {"blocks.2.1.conv_dw": BINS}),
         "spread": channels.norm_profile({"blocks.2.1.conv_dw": norms, "blocks.2.1.conv_pwl": norms}),
