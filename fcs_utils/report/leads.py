@@ -160,7 +160,13 @@ def _claims(*names: str) -> Lead:
     return say
 
 
-LEADS |= {"C1": _claims("C1a", "C1b"), "C2": _claims("C2", "C2, best reading"), "C3": _claims("C3", "C3 by compute")}
+LEADS |= {"C1": _claims("C1a", "C1b"), "C2": _claims("C2", "C2, best reading")}
+
+
+@lead("C3")
+def _arms(report: Report, store: Store) -> str:
+    said = _claims("C3", "C3 by compute")(report, store), at_equal_epochs(report.schedules, "kd", KD)
+    return " ".join(filter(None, said))
 
 
 @lead("variations")
