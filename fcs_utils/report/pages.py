@@ -27,10 +27,11 @@ from fcs_utils.benchmarks.widths import widths_table
 from fcs_utils.errors import counted
 from fcs_utils.files import read_bytes, write_atomic
 from fcs_utils.report import figures
+from fcs_utils.report.answers import answers
 from fcs_utils.report.chapters import NOTEBOOKS, Notebook
 from fcs_utils.report.claims import STATEMENTS, claim_verdicts
 from fcs_utils.report.frames import Report
-from fcs_utils.report.leads import LEADS, answers
+from fcs_utils.report.leads import LEADS
 from fcs_utils.report.notebook import html_table, save_figure
 from fcs_utils.report.plots import use_house_style
 from fcs_utils.report.registry import each
@@ -128,8 +129,10 @@ def render_index(
         judged = report.ledger[report.ledger.decisive] if context["missing"] and len(report.ledger) else report.ledger
         verdicts = claim_verdicts(judged) if len(judged) else {}
         context["claims"] = [(claim, STATEMENTS[claim], verdict) for claim, verdict in verdicts.items()]
-        context["answers"] = [(question, to_html(answer)) for question, answer in answers(report)]
         context["sections"] = _sections(store, report)
+        shown, titles = {title for title, *_ in context["sections"]}, {one.get("lead"): one["title"] for one in index_layout()}
+        found = [(question, to_html(answer), titles[section]) for question, answer, section in answers(report)]
+        context["answers"] = [(question, answer, title if title in shown else "") for question, answer, title in found]
     chapters = [
         (n.name, *title_and_question(n), store.page(n.name).exists(), number in older, absent if n.images else "")
         for number, n in NOTEBOOKS.items()

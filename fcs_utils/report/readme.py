@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fcs_utils.errors import counted
+from fcs_utils.report.answers import KD, at_equal_epochs, which_criterion
 from fcs_utils.report.chapters import NOTEBOOKS, ROOT
 from fcs_utils.report.claims import claim_verdicts, claims_table, standing
 from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.findings import findings, headlines
 from fcs_utils.report.frames import Report, make_report
-from fcs_utils.report.leads import KD, at_equal_epochs, which_criterion
 from fcs_utils.report.pages import TEMPLATES, index_layout, title_and_question
 from fcs_utils.report.planning import stages_not_run
 from fcs_utils.report.tables import markdown

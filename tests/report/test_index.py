@@ -125,6 +125,8 @@ def test_an_incomplete_study_shows_its_records_and_the_verdicts_that_wait_for_no
     titles = re.findall(r"<h2 id=.*?>(.*?)</h2>", page)
     assert titles[:2] == ["In short", "The claims"] and "Does mutual learning pay? (C3)" in titles
     questions = re.findall(r"<dt>(.*?)</dt>", page)
+    places = re.findall(r'<a href="#(.*?)">Figures and tables</a>', page)
+    assert len(places) == len(questions) and all(f'<h2 id="{place}">' in page for place in places)
     assert "Is mutual learning worth it?" in questions and "Are channels redundant?" not in questions  # of which nothing is known
     figures = re.findall(r'<img src="(.*?)"', page)
     assert figures and all((part.store.work / name).exists() for name in figures)

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fcs_utils.report.leads import LEADS, answers, at_equal_epochs, which_criterion
+from fcs_utils.report.answers import answers, at_equal_epochs, which_criterion
+from fcs_utils.report.leads import LEADS
 from fcs_utils.report.pages import HERE
 from fcs_utils.report.planning import HOURS
 from fcs_utils.report.tables import published_table
@@ -53,6 +54,12 @@ def test_the_criterion_is_chosen_on_validation_and_compared_on_test() -> None:
     assert chosen(pd.concat([runs.assign(given=False), given])) == said  # they have seen the validation images
     assert "of 3 criteria so far. On test" in chosen(runs, pd.DataFrame({"stage": ["arms", "tuned"]}))
     assert chosen(given) == ""
+
+
+def test_criteria_whose_seeds_do_not_meet_are_not_compared() -> None:
+    apart = tuned({"fcs": [(70, 71), (70, 71)], "taylor": [(75, 74), (75, 74)]})
+    apart.loc[apart.criterion == "taylor", "seed"] += 2
+    assert chosen(apart) == ""
 
 
 @pytest.mark.parametrize(
@@ -104,7 +111,7 @@ def test_what_is_not_decided_yet_says_why() -> None:
     known, nothing = ledger_of({2: 90.0, 4: 94.0}, {2: 92.0, 4: 97.0}).assign(decisive=False), pd.DataFrame()
     report: Any = SimpleNamespace(ledger=known, tuned=nothing, schedules=nothing, unfinished=nothing)
     why = "**not decided yet.** Not all planned runs are done."
-    assert answers(report) == [("Is mutual learning worth it?", f"Counted in epochs: {why} Counted in compute: {why}")]
+    assert answers(report) == [("Is mutual learning worth it?", f"Counted in epochs: {why} Counted in compute: {why}", "C3")]
     report.ledger = known.assign(claim="C2", replicate="network")
     (only,) = answers(report)
     assert only[1] == "**Not decided yet.** Only networks whose weights were given have been compared."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import warnings
 from functools import cache, partial
 
@@ -11,9 +10,10 @@ import matplotlib.pyplot as plt
 import pytest
 
 from fcs_utils.errors import StudyError
+from fcs_utils.report.answers import answers
 from fcs_utils.report.findings import findings
 from fcs_utils.report.frames import Report
-from fcs_utils.report.leads import LEADS, answers
+from fcs_utils.report.leads import LEADS
 from fcs_utils.report.registry import each
 from fcs_utils.report.tables import TABLES
 from fcs_utils.study.study import Study
@@ -61,17 +61,11 @@ def test_any_part_of_the_records_is_reported_or_refused_in_one_line(profile: str
         "findings": partial(findings, report.ledger),
         "answers": partial(answers, report),
     }
-    done = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of layouts of figures with little in them
         for name, act in tries.items():
-            try:
-                act()
-                done += 1
-            except StudyError as error:
-                assert re.match("no pairs: seeds are .* against", str(error)), name
+            assert act() is not None, name
     plt.close("all")
-    assert done > 3
 
 
 def test_variations_without_the_literal_reading_of_their_seed_are_left_out() -> None:
