@@ -15,14 +15,14 @@ from fcs_utils.report.findings import difference, headlines
 from fcs_utils.report.frames import Report
 from fcs_utils.report.inference import NoPairs, paired, seed_differences
 
-Given = ParamSpec("Given")
+Asked = ParamSpec("Asked")
 
 
-def if_paired(say: Callable[Given, str]) -> Callable[Given, str]:
+def if_paired(say: Callable[Asked, str]) -> Callable[Asked, str]:
     """Say nothing where no seed pairs the runs that are compared, as happens in an incomplete grid."""
 
     @wraps(say)
-    def said(*arguments: Given.args, **words: Given.kwargs) -> str:
+    def said(*arguments: Asked.args, **words: Asked.kwargs) -> str:
         try:
             return say(*arguments, **words)
         except NoPairs:
