@@ -90,6 +90,6 @@ def test_the_index_escapes_tables_machines_and_titles() -> None:
     index = pages.TEMPLATES.get_template("index.html.j2").render(
         chapters=[(TAG, TAG, TAG, True, True, TAG)], missing={}, summary=TAG, claims=[(TAG, TAG, TAG)], html_table=pages.html_table,
         sections=[(TAG, pages.to_html(TAG), [item, {"figure": TAG, "alt": TAG}])], figure_links=lambda name: [(name, name)],
-        answers=[(TAG, pages.to_html(TAG))],
+        answers=[(TAG, pages.to_html(TAG), TAG)],
     )  # fmt: skip
     assert not unsafe(index) and index.count("alert(1)") > 10

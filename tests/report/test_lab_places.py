@@ -65,14 +65,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def lab(home: Path) -> Iterator[str]:
+    with jupyterlab(home) as address:
+        yield address
+
+
 @pytest.fixture
-def opened(browser: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
+def opened(browser: Any, lab: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
     monkeypatch.chdir(home / "work")
     make_users_folder(home / "work", "ownbrowsed")
-    with jupyterlab(home) as address:
-        page = Opened(browser, address, "desktop", "places")
-        yield page
-        page.page.close()
+    page = Opened(browser, lab, "desktop", "places")
+    yield page
+    page.page.close()
     sys.modules.pop("ownbrowsed", None)
 
 
