@@ -113,7 +113,7 @@ def test_every_criterion_that_has_runs_is_in_the_ledger_and_only_the_claims_two_
 def test_nothing_planted_is_rarely_found() -> None:
     draw = np.random.default_rng(2)
     found = 0
-    for _ in range(200):
+    for _ in range(120):
         rows = [
             arm(method, [0.0] * epochs, 90 + draw.normal(), seed, macs)
             for method, macs in (("tft", 10), ("mlft", 30))
@@ -122,7 +122,7 @@ def test_nothing_planted_is_rarely_found() -> None:
         ]
         verdicts = claim_verdicts(ledger(c3(pd.DataFrame(rows))))
         found += verdicts["C3"] == "supported"
-    assert found <= 10  # the family-wise level is 5 %
+    assert found <= 6  # the family-wise level is 5 %
 
 
 def test_schedules_are_compared_at_like_compute() -> None:
