@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec
@@ -92,7 +93,7 @@ def which_criterion(report: Report) -> str:
     """A criterion to begin with: the one with the highest mean validation accuracy after fine-tuning, or kernel L1.
 
     The first is chosen among those that have a run at every network, ratio and seed trained here, and then compared on test. Where
-    it is not clearly ahead of the L1 norm of the kernels, which costs nothing, that will do.
+    it is not clearly ahead of the L1 norm of the kernels there, that norm is named: it needs no images.
     """
     tuned = report.tuned
     own = tuned[~tuned.given] if "given" in tuned else tuned
@@ -116,13 +117,18 @@ def which_criterion(report: Report) -> str:
 
 @if_paired
 def at_equal_epochs(schedules: pd.DataFrame, method: str, name: str) -> str:
-    """MLFT against another arm after the longest schedule that both have, with what MLFT costs beside it."""
+    """MLFT against another arm after the longest schedule that both have, with what MLFT costs beside it.
+
+    While runs are missing, that of the schedules with the most pairs.
+    """
     if not len(schedules):
         return ""
     mlft, other = (schedules[schedules.method == one] for one in ("mlft", method))
-    longest = max({*mlft.epochs} & {*other.epochs}, default=0)
-    if not longest:
+    keys = [{*zip(arm.epochs, arm.network, arm.seed, strict=True)} for arm in (mlft, other)]
+    pairs = Counter(epochs for epochs, *_ in keys[0] & keys[1])
+    if not pairs:
         return ""
+    longest = max(pairs, key=lambda epochs: (pairs[epochs], epochs))
     mlft, other = (runs[runs.epochs == longest] for runs in (mlft, other))
     factor = mlft.training_macs.mean() / other.training_macs.mean()
     said = difference(mlft, other, ours="MLFT", theirs=name)

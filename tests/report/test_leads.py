@@ -92,6 +92,8 @@ def test_what_a_learning_teacher_costs_is_told_at_the_longest_common_schedule() 
     assert said.startswith("After 4 epochs, MLFT ends 1.0 points of top-1 above distillation ")
     assert said.endswith("at 2.5 times the training MACs.")
     assert at_equal_epochs(pd.DataFrame(rows), "tft", "TFT").startswith("After 4 epochs, MLFT ends 2.0 points of top-1 above TFT (")
+    one_seed = [arm(name, [50.0] * 6, 99, 0) for name in ("kd", "mlft")]  # the others are not done
+    assert at_equal_epochs(pd.DataFrame(rows + one_seed), "kd", "distillation") == said
     beside = opening("C3", ledger=pd.DataFrame(), schedules=pd.DataFrame(rows))
     assert beside.startswith("After 4 epochs, MLFT ends 1.0 points of top-1 above distillation from the frozen network (KD) (95 %")
     assert at_equal_epochs(pd.DataFrame(rows[-3:]), "kd", "KD") == "" == at_equal_epochs(pd.DataFrame(), "kd", "KD")
