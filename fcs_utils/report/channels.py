@@ -115,7 +115,7 @@ def similarity_by_bin(similarity: Tensor, labels: Tensor, norms: Tensor, layer: 
 def best_against_null(best: Mapping[str, np.ndarray], thresholds: Mapping[str, float]) -> Figure:
     """Distributions of the channels' highest similarity to another, by name, and from where on each has near-duplicates."""
     figure, axis = plt.subplots(figsize=(WIDTH, 3.4))
-    colours = {"trained": "#0072B2", "untrained": "#E69F00", "shuffled pixels": "#6b6b6b"}
+    colours = {"trained": "#0072B2", "untrained": "#E69F00", "trained, shuffled": "#6b6b6b"}
     for name, values in best.items():
         sns.kdeplot(
             x=values, ax=axis, label=name, color=colours[name], fill=True, alpha=0.25, clip=(-1, 1), cut=0, warn_singular=False
