@@ -95,6 +95,8 @@ def _dispatch(options: argparse.Namespace) -> None:
     names = studies(options.profile, options.datasets)
     if options.list and options.fresh:
         raise StudyError("give either --list, which changes nothing, or --fresh")
+    if options.allow_missing and options.fresh:
+        raise StudyError("give either --allow-missing, which does no run, or --fresh")
     # Missing data is reported before results are set aside or hours are spent.
     if (len(names) > 1 or options.fresh) and not options.list:
         for study in (_open(name, options) for name in names):
@@ -114,7 +116,8 @@ def _dispatch(options: argparse.Namespace) -> None:
 def _build(name: str, options: argparse.Namespace) -> None:
     from fcs_utils.report.publish import build
 
-    index = build(name, options.out, options.data, options.notebooks, options.workers, _cluster(options))
+    given = options.out, options.data, options.notebooks, options.workers, _cluster(options)
+    index = build(name, *given, allow_missing=options.allow_missing)
     print(f"open {index.resolve()} in a browser")
 
 

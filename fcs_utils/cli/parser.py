@@ -125,7 +125,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "choices": ("plain", "compiled", "graphs"),
         "help": "how training passes are done: plain (default), compiled (torch.compile), or graphs (CUDA graphs, on a GPU)",
     },
-    "--allow-missing": {"action": "store_true", "help": "list runs without a record in a table instead of refusing"},
+    "--allow-missing": {"action": "store_true", "help": "show what the records say so far: no run is done or demanded"},
 }
 
 # Each command: what it does, an example, its default profile, and its options beside --profile and --out.
@@ -134,7 +134,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "run a profile: all runs, the notebooks, tables and pages (./run_all.sh does this too, and ./run_all.sh lab explores)",
         "--profile quick --notebooks 03,06",
         "quick",
-        "--data --datasets --fresh --workers --cluster --parse-only --notebooks",
+        "--data --datasets --fresh --workers --cluster --parse-only --notebooks --allow-missing",
     ),
     "run": (
         "do the runs only, without Jupyter, for servers",
@@ -229,7 +229,8 @@ def build_parser(prog: str = "python -m fcs_utils") -> argparse.ArgumentParser:
         prog=prog, description="Reproducible study of FCS pruning and MLFT fine-tuning.", epilog=f"{profiles}\n\n{stages}",
         allow_abbrev=False, formatter_class=shape,
     )  # fmt: skip
-    parser.set_defaults(data=None, datasets=(), device="auto", passes="plain", plugin=[], fresh=False, list=False, parse_only=False)
+    off = dict.fromkeys(("fresh", "list", "parse_only", "allow_missing"), False)
+    parser.set_defaults(data=None, datasets=(), device="auto", passes="plain", plugin=[], **off)
     parser.add_argument("--version", action="version", version=f"fcs-mlft {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for name, (text, example, profile, options) in COMMANDS.items():

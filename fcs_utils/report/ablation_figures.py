@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fcs_utils.report.figures import as_figure
-from fcs_utils.report.inference import half_width, paired
+from fcs_utils.report.inference import half_width, paired, seed_differences
 from fcs_utils.report.plots import BLUE, COLOURS, WIDTH, by_epoch, dots, effects, legend_above, panels
 from fcs_utils.report.tables import macs_left
 
@@ -58,8 +58,10 @@ def headstart_curves(headstart: pd.DataFrame) -> Figure:
     """Validation top-1 by epoch of the same fine-tuning, from merged minus from plain weights: mean and 95 % interval."""
     figure, parts = panels(headstart, "network", lambda _: 2.7)
     for axis, _, part in parts:
-        tops = by_epoch(part).pivot_table("validation of the epoch", ["epoch", "seed"], "compensate")
-        above = {str(epoch): paired(rows["merge"] - rows["none"]) for epoch, rows in tops.groupby(level="epoch")}
+        above = {}
+        for epoch, rows in by_epoch(part).groupby("epoch"):
+            plain, merged = (rows[rows.compensate == how] for how in ("none", "merge"))
+            above[epoch] = paired(seed_differences(merged, plain, "validation of the epoch"))
         effects(axis, [(f"epoch {epoch}", one.effect, one.low, one.high, BLUE) for epoch, one in above.items()], ms=5, capsize=2)
         axis.set(ylim=(-len(above) + 0.4, 0.6))
     figure.axes[-1].set_xlabel("validation top-1, from merged minus from plain weights (points)")

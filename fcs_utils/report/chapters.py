@@ -13,19 +13,22 @@ PACKAGE = Path(__file__).parents[1]
 ROOT = PACKAGE.parent
 SOURCES = ROOT / "notebooks"
 KEEPS_FIGURES = "FCS_KEEPS_FIGURES"  # set for the notebooks that a study executes; in all others figures are only shown
+ALLOWS_MISSING = "FCS_ALLOWS_MISSING"  # set for notebooks that show what the records say so far, and do no run
 
 
 @dataclass(frozen=True)
 class Notebook:
-    """A chapter: its file's stem and the stages of runs it needs.
+    """A chapter: its file's stem and the stages of runs that it shows.
 
     measures_time: whether it wants the machine alone. images: whether it shows images of the data set, or runs networks on them.
+    partly: whether it can do without the records of a whole stage.
     """
 
     name: str
     stages: tuple[Stage, ...]
     measures_time: bool = False
     images: bool = False
+    partly: bool = False
 
     @property
     def source(self) -> Path:
@@ -37,11 +40,11 @@ NOTEBOOKS = {
     "02": Notebook("02_activation_collection", ("reference",), images=True),
     "03": Notebook("03_similarity_and_clustering", ("reference", "similarity"), images=True),
     "04": Notebook("04_pruning", ("reference", "pruned", "ablation", "headstart"), images=True),
-    "05": Notebook("05_baseline_criteria", ("reference", "pruned", "readings", "tuned", "longer", "given", "points")),
-    "06": Notebook("06_tft_and_mlft", ("reference", "rates", "arms", "recipe")),
+    "05": Notebook("05_baseline_criteria", ("reference", "pruned", "tuned", "given")),
+    "06": Notebook("06_tft_and_mlft", ("reference", "rates", "arms")),
     "07": Notebook("07_ablations", ("reference", "pruned", "ablation")),
     "08": Notebook("08_cost", ("reference",), measures_time=True),
-    "09": Notebook("09_paper_tables", STAGES),
+    "09": Notebook("09_paper_tables", STAGES, partly=True),
     "explore": Notebook("explore", ("reference",), images=True),
 }
 

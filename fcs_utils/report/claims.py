@@ -24,6 +24,10 @@ STATEMENTS = {
 
 
 Standing = Literal["unfinished", "untried"]
+NOT_YET = {
+    "untried": "no verdict yet, for no network trained here has been compared",
+    "unfinished": "no verdict yet, for not all planned runs are done",
+}
 ADDED = ("p_holm", "detectable", "verdict", "statement")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,15 +20,30 @@ from fcs_utils.files import write_atomic
 from fcs_utils.pruning.counts import keep_count
 from fcs_utils.pruning.criteria import CRITERIA, check_options, code_of
 from fcs_utils.pruning.layers import prunable_layers
-from fcs_utils.report.chapters import KEEPS_FIGURES, ROOT, assigned
+from fcs_utils.report.chapters import ALLOWS_MISSING, KEEPS_FIGURES, ROOT, assigned
+from fcs_utils.report.claims import NOT_YET, claims_table, standing
+from fcs_utils.report.findings import findings
+from fcs_utils.report.frames import make_report
 from fcs_utils.report.plots import drawn, use_house_style
+from fcs_utils.study.catalogue import Stage
 from fcs_utils.study.grid import parse_criterion
+from fcs_utils.study.packed import Record
 from fcs_utils.study.records import Store
 from fcs_utils.study.runs import Pruning, Reference
 from fcs_utils.study.study import Study
 
 T = TypeVar("T", str, int)
 INJECTED = "# Parameters"  # papermill's first line in the cell that it injects
+
+
+class RecordsOnly(Study):
+    """A study that does no run."""
+
+    def run(
+        self, stages: Iterable[Stage] | None = None, *, workers: int = 1, only: Sequence[str] = (), cluster: str | None = None
+    ) -> list[Record]:
+        """The records that are there."""
+        return [record for run in self.runs(stages, only) if (record := self.record(run)) is not None]
 
 
 @checked
@@ -42,7 +57,8 @@ def open_study(profile: str, out: str | Path, data: str) -> Study:
         check_injected(shell.user_ns["In"])
     use_house_style()
     # JupyterLab starts kernels in notebooks/: relative folders are meant from the repository's root.
-    return Study(profile, ROOT / out, ROOT / data if data else None)
+    kind = RecordsOnly if os.environ.get(ALLOWS_MISSING) else Study
+    return kind(profile, ROOT / out, ROOT / data if data else None)
 
 
 def open_reference(
@@ -60,7 +76,8 @@ def open_reference(
     reference = next(one for one in references if (one.network, one.seed) == (network, seed))
     layers = list(prunable_layers(study.bench.untrained(reference).eval(), study.bench.example))
     layer = pick("layer", layer, layers, default=layers[len(layers) // 6])
-    study.run(["reference"], only=[f"network={network}", f"seed={seed}"])
+    if not study.run(["reference"], only=[f"network={network}", f"seed={seed}"]):
+        raise StudyError(f"{network} of seed {seed} has no record yet, and no run is done here")
     return reference, layer
 
 
@@ -143,11 +160,21 @@ def html_table(frame: pd.DataFrame) -> str:
     return frame.to_html(index=False, border=0, classes="sortable", justify="unset")
 
 
-def table(frame: pd.DataFrame) -> None:
-    """Show a table."""
-    display(HTML(html_table(frame)))
+def table(frame: pd.DataFrame | None) -> None:
+    """Show a table; None stands for one that has no record yet."""
+    display(Markdown("Nothing of this has a record yet.") if frame is None else HTML(html_table(frame)))
 
 
 def say(text: str) -> None:
     """A sentence whose numbers come from the records, as rendered Markdown."""
     display(Markdown(text))
+
+
+def show_verdicts(study: Study, *claims: str) -> None:
+    """Show the comparisons of some claims and the verdict on each, or why there is none yet; all from records."""
+    whole = make_report(study, allow_missing=True).ledger
+    ledger = whole[whole.claim.isin(claims)]
+    table(claims_table(ledger))
+    found = findings(ledger)
+    for claim, word in standing(ledger).items():
+        say(f"On {study.settings.title} **{claim} {f'has {NOT_YET[word]}' if word in NOT_YET else f'is {word}'}**. {found[claim]}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from fcs_utils.errors import counted
 from fcs_utils.report.answers import KD, at_equal_epochs, which_criterion
 from fcs_utils.report.chapters import NOTEBOOKS, ROOT
-from fcs_utils.report.claims import claim_verdicts, claims_table, standing
+from fcs_utils.report.claims import NOT_YET, claim_verdicts, claims_table, standing
 from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.findings import findings, headlines
 from fcs_utils.report.frames import Report, make_report
@@ -30,10 +30,6 @@ TOPICS = {
     "C2, best reading": "Choice of channels (C2, best reading)",
     "C3": "Epochs (C3)",
     "C3 by compute": "Compute (C3)",
-}
-NOT_YET = {
-    "untried": "no verdict yet, for no network trained here has been compared",
-    "unfinished": "no verdict yet, for not all planned runs are done",
 }
 
 

@@ -46,6 +46,13 @@ def per_epoch(arms: pd.DataFrame, method: str) -> float:
     return float((own.training_macs / own.epochs).mean())
 
 
+def of_both(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The runs of two arms that have one of the same network, seed and schedule on the other side."""
+    keys = ["network", "seed", "epochs"]
+    first, second = ([*zip(*(runs[key] for key in keys), strict=True)] for runs in (ours, theirs))
+    return ours[[key in second for key in first]], theirs[[key in first for key in second]]
+
+
 def c3(arms: pd.DataFrame) -> list[Row]:
     """How many epochs less does MLFT need for the final test accuracy of TFT's longest schedule? One decisive row a network.
 

@@ -17,7 +17,7 @@ import torch
 
 from fcs_utils.errors import StudyError
 from fcs_utils.files import write_atomic
-from fcs_utils.report import chapters, publish
+from fcs_utils.report import chapters, execution
 from fcs_utils.study import study as study_module
 from fcs_utils.study.guards import file_lock
 from fcs_utils.study.records import ABANDONED, Store
@@ -106,12 +106,12 @@ def test_a_run_without_memory_fails_alone_and_says_so(tmp_path: Path, monkeypatc
     assert len(study.store.all_records()) == 1
 
 
-def notebook_of(folder: Path, code: str, name: str = "planted") -> publish.Notebook:
+def notebook_of(folder: Path, code: str, name: str = "planted") -> chapters.Notebook:
     cell = nbformat.v4.new_code_cell("profile: str = 'smoke'  # one", metadata={"tags": ["parameters"]})
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     cells = [cell, nbformat.v4.new_code_cell(code)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / f"{name}.ipynb")
-    return publish.Notebook(name, (), measures_time=True)  # in this process, where SOURCES is another
+    return chapters.Notebook(name, (), measures_time=True)  # in this process, where SOURCES is another
 
 
 @pytest.mark.parametrize(
@@ -124,11 +124,11 @@ def test_a_killed_kernel_and_a_failing_cell_are_one_line(
     monkeypatch.setattr(chapters, "SOURCES", tmp_path)
     store, notebook = Store(tmp_path, "smoke"), notebook_of(tmp_path, code)
     with pytest.raises(StudyError, match=f"notebook planted.*{message}"):
-        publish.execute(store, notebook, {"profile": "smoke"})
+        execution.execute(store, notebook, {"profile": "smoke"})
     assert not store.executed("planted").exists()
     assert store.failed("planted").exists() or "killed" in message  # the copy up to the failing cell
     with pytest.raises(StudyError, match="parameter of planted='profil' is not allowed; allowed: profile"):
-        publish.execute(store, notebook, {"profil": "smoke"})
+        execution.execute(store, notebook, {"profil": "smoke"})
 
 
 def test_one_failing_chapter_does_not_keep_the_others_from_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_one_failing_chapter_does_not_keep_the_others_from_running(tmp_path: Pat
     done: list[str] = []
     both = {"01": notebook_of(tmp_path, "1 / 0"), "02": notebook_of(tmp_path, "1 + 1", "sound")}
     with pytest.raises(StudyError, match="notebook planted failed: ZeroDivisionError"):
-        publish.execute_all(store, both, {"profile": "smoke"}, 1, lambda number, notebook: done.append(number))
+        execution.execute_all(store, both, {"profile": "smoke"}, 1, lambda number, notebook: done.append(number))
     assert store.executed("sound").exists() and done == ["02"]
 
 

@@ -97,7 +97,7 @@ def test_the_index_comes_from_records_and_a_chapter_counts_as_done_after_its_pag
         shutil.rmtree(store.work / folder)
     store.index().unlink()
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(publish, "execute_all", stop)
@@ -112,7 +112,7 @@ def test_the_index_comes_from_records_and_a_chapter_counts_as_done_after_its_pag
     def broken(*_: object) -> None:
         raise StudyError("the page cannot be rendered")
 
-    def one(store, notebooks, parameters, at_once, done, cluster):
+    def one(store, notebooks, parameters, at_once, done, cluster, *, allow_missing):
         for number in notebooks:
             shutil.copy(NOTEBOOKS["01"].source, store.executed("01_reference_networks"))
             done(number, NOTEBOOKS["01"])

@@ -72,11 +72,11 @@ def out(smoke: Path, report: frames.Report, tmp_path: Path, monkeypatch: pytest.
         shutil.copy(smoke / "smoke" / "work" / name, tmp_path / "smoke" / "work" / name)
     there = Store(smoke, "smoke")
 
-    def execute_all(store: Store, notebooks: Mapping[str, Any], _: Any, at_once: int, done: Any, *_more: object) -> None:
+    def execute_all(store: Store, notebooks: Mapping[str, Any], *more: Any, **_options: object) -> None:
         for number, notebook in notebooks.items():
-            publish.write_atomic(store.executed(notebook.name), there.executed(notebook.name).read_bytes())
-            publish.write_atomic(store.figure("training_curves"), there.figure("training_curves").read_bytes())
-            done(number, notebook)
+            files.write_atomic(store.executed(notebook.name), there.executed(notebook.name).read_bytes())
+            files.write_atomic(store.figure("training_curves"), there.figure("training_curves").read_bytes())
+            more[2](number, notebook)
 
     monkeypatch.setattr(publish, "execute_all", execute_all)
     # What records say and which figures are drawn are other tests' subjects, and take seconds.
@@ -171,7 +171,7 @@ def test_a_record_that_comes_while_notebooks_run_is_not_taken_for_read(out: Path
     store, execute_all = Store(out, "smoke"), publish.execute_all
     record = store.all_records()[0]
 
-    def meanwhile(*arguments: Any) -> None:
+    def meanwhile(*arguments: Any, **_options: object) -> None:
         record.write_bytes(record.read_bytes() + b" ")  # another checksum
         execute_all(*arguments)
 

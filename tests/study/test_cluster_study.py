@@ -184,7 +184,7 @@ def test_a_lost_run_is_named_and_the_others_are_done(tmp_path: Path) -> None:
 def test_notebooks_are_executed_on_the_cluster(
     smoke: Path, tmp_path: Path, nodes: Nodes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fcs_utils.report import publish
+    from fcs_utils.report import execution
     from fcs_utils.report.chapters import NOTEBOOKS
 
     shutil.copytree(smoke / "smoke", tmp_path / "out" / "smoke")
@@ -194,7 +194,7 @@ def test_notebooks_are_executed_on_the_cluster(
     nodes.start_scheduler()
     nodes.start_node(HOSTS[0])
     parameters, chosen = {"profile": "smoke", "out": str(tmp_path / "out")}, {"09": NOTEBOOKS["09"]}
-    publish.execute_all(store, chosen, parameters, 1, lambda number, notebook: done.append(number), str(nodes.file))
+    execution.execute_all(store, chosen, parameters, 1, lambda number, notebook: done.append(number), str(nodes.file))
     assert done == ["09"] and "claim" in executed.read_text()
     line = "notebook 09_paper_tables ..."
     assert line in (nodes.folder / HOSTS[0] / "log").read_text() and line not in capsys.readouterr().err

@@ -1,0 +1,82 @@
+"""What the records say so far: chapters of an incomplete study, without a run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from fcs_utils.errors import StudyError
+from fcs_utils.report import publish
+from fcs_utils.report.chapters import NOTEBOOKS
+from fcs_utils.report.notebook import RecordsOnly, open_reference
+from fcs_utils.report.schedules import of_both
+from fcs_utils.study.records import Store
+from fcs_utils.study.study import Study
+from tests.conftest import command_here
+
+
+@pytest.fixture
+def part(smoke: Path, tmp_path: Path) -> Store:
+    """A smoke study of which a fine-tuning by the kernels' norm and every head start are missing, and nothing is rendered."""
+    for name in ("records", "weights"):
+        shutil.copytree(smoke / "smoke" / "work" / name, tmp_path / "smoke" / "work" / name)
+    shutil.copy(smoke / "smoke" / "work" / "study.json", tmp_path / "smoke" / "work")
+    study = Study("smoke", tmp_path)
+    gone = [run for run in study.runs(["tuned"]) if run.pruning and run.pruning.criterion == "kernel_l1"][:1]
+    other = {run.identity for stage in ("tuned", "pruned", "arms") for run in study.runs([stage])}
+    for run in [*gone, *(run for run in study.runs(["headstart"]) if run.identity not in other)]:
+        study.store.record(run.kind, run.identity).unlink()
+    return study.store
+
+
+@pytest.mark.slow
+def test_chapters_show_what_there_is_and_those_without_a_record_are_left_out(
+    part: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = {path: path.read_bytes() for path in part.all_records()}
+    shown = ("04", "05", "09")
+    publish.build("smoke", part.root.parent, None, ",".join(shown), 1, allow_missing=True)
+    assert {path: path.read_bytes() for path in part.all_records()} == records
+    assert "chapter left out: notebook 04_pruning failed: NoPairs: no pairs: seeds are [] against [0]" in capsys.readouterr().err
+    assert {path.name for path in (part.work / "pages").iterdir()} == {"05_baseline_criteria.html", "09_paper_tables.html"}
+    text = "".join(
+        output.get("data", {}).get("text/markdown", "")
+        for name in ("05_baseline_criteria", "09_paper_tables")
+        for cell in nbformat.read(part.executed(name), as_version=4).cells
+        for output in cell.get("outputs", [])
+    )
+    assert "**C2 has no verdict yet, for not all planned runs are done**" in text
+    assert "planned runs have no record yet.**" in text and "Nothing of this has a record yet." in text
+    publish.build("smoke", part.root.parent, None, "05,09", 1, allow_missing=True)
+    assert "everything is up to date" in capsys.readouterr().err
+    wanted = {number: NOTEBOOKS[number] for number in ("05", "09")}
+    assert not publish._current(part, wanted) and {*publish._stale(part, wanted)} == {*wanted}
+
+
+def test_the_study_behind_such_a_chapter_does_no_run(part: Store) -> None:
+    study = RecordsOnly("smoke", part.root.parent)
+    whole, found = study.runs(["tuned"]), study.run(["tuned"])
+    missing = [run.identity for run in whole if run.identity not in {record["id"] for record in found}]
+    assert len(found) == len(whole) - 1 and len(missing) == 1
+    (reference,) = part.work.glob(f"records/reference-{study.runs(['reference'])[0].identity}.json")
+    reference.unlink()
+    with pytest.raises(StudyError, match="has no record yet, and no run is done here"):
+        open_reference(study, "", 0)
+
+
+def test_fresh_results_have_no_records_to_show(tmp_path: Path) -> None:
+    done = command_here("study", "--profile", "smoke", "--out", str(tmp_path), "--fresh", "--allow-missing")
+    assert done.returncode == 1 and "give either --allow-missing, which does no run, or --fresh" in done.stderr
+
+
+def test_two_arms_are_compared_on_the_schedules_of_both() -> None:
+    ours = pd.DataFrame({"network": "n", "seed": [0, 0, 1], "epochs": [4, 8, 4], "test": [1.0, 2.0, 3.0]})
+    theirs = pd.DataFrame({"network": "n", "seed": [0, 0, 2], "epochs": [4, 16, 4], "test": [4.0, 5.0, 6.0]})
+    first, second = of_both(ours, theirs)
+    assert first.test.tolist() == [1.0] and second.test.tolist() == [4.0]
+    first, second = of_both(ours, theirs.assign(network="other"))
+    assert first.empty and second.empty
