@@ -23,25 +23,25 @@ from fcs_utils.pruning.sums import Extra, in_float32
 from fcs_utils.running import memory_format, run_network, untouched
 
 
-@criterion("random", reads="noise", reading="random channels")
+@criterion("random", reads="noise", title="random channels", reading="random channels")
 def random(layer: Prunable, generator: torch.Generator) -> Tensor:
     """Uniform noise: the floor that every criterion must beat."""
     return torch.rand(out_width(layer), generator=generator, dtype=torch.float64)
 
 
-@criterion("kernel_l1", reads="weights", reading="L1 norm of the filter")
+@criterion("kernel_l1", reads="weights", title="kernel L1 norm", reading="L1 norm of the filter")
 def kernel_l1(layer: Prunable) -> Tensor:
     """L1 norm of each output filter (Li et al. 2017), the paper's kernel-norm baseline."""
     return _filters(layer).abs().sum(1)
 
 
-@criterion("kernel_l2", reads="weights", reading="L2 norm of the filter")
+@criterion("kernel_l2", reads="weights", title="kernel L2 norm", reading="L2 norm of the filter")
 def kernel_l2(layer: Prunable) -> Tensor:
     """L2 norm of each output filter (Li et al. 2017, their alternative)."""
     return _filters(layer).norm(dim=1)
 
 
-@criterion("fpgm", reads="weights", reading="distance to the layer's other filters")
+@criterion("fpgm", reads="weights", title="FPGM", reading="distance to the layer's other filters")
 def fpgm(layer: Prunable) -> Tensor:
     """Sum of Euclidean distances to all filters of the layer (He et al. 2019): low near their geometric median."""
     filters = _filters(layer)
@@ -52,13 +52,13 @@ def _filters(layer: Prunable) -> Tensor:
     return kernel(layer).double().flatten(1).cpu()
 
 
-@criterion("feature_norm", reads="statistics", reading="L1 norm of the map, whole layer")
+@criterion("feature_norm", reads="statistics", title="layer-wise feature norm", reading="L1 norm of the map, whole layer")
 def feature_norm(statistics: ChannelStatistics) -> Tensor:
     """a_c of (M1), ranked over the whole layer: the paper's layer-wise feature-norm baseline."""
     return statistics.l1
 
 
-@criterion("bn_scale", reads="network", reading="scale of the BatchNorm")
+@criterion("bn_scale", reads="network", title="BatchNorm scale", reading="scale of the BatchNorm")
 def bn_scale(model: nn.Module, statistics: ChannelStatistics) -> Tensor:
     """|gamma| of the BatchNorm behind the convolution (Liu et al. 2017), without their sparsity training."""
     if statistics.norm is None:
@@ -69,13 +69,13 @@ def bn_scale(model: nn.Module, statistics: ChannelStatistics) -> Tensor:
     return weight.detach().double().abs().cpu()
 
 
-@criterion("apoz", reads="statistics", reading="share of non-zeros in the map", extra="apoz")
+@criterion("apoz", reads="statistics", title="APoZ", reading="share of non-zeros in the map", extra="apoz")
 def apoz(statistics: ChannelStatistics) -> Tensor:
     """Minus the average percentage of zeros (Hu et al. 2016), here of the maps that the consumer reads."""
     return 1 - _extra(statistics, "apoz")
 
 
-@criterion("taylor", reads="gradients", reading="first-order Taylor on activations")
+@criterion("taylor", reads="gradients", title="Taylor", reading="first-order Taylor on activations")
 def taylor(
     model: nn.Module, images: Inputs, labels: Tensor, layers: Sequence[str] | None = None, batch_size: int = 64
 ) -> dict[str, Tensor]:
@@ -132,13 +132,13 @@ def check_classes(logits: Tensor, labels: Tensor) -> None:
         raise refuse("labels", f"{int(labels.min())} to {int(labels.max())}", f"classes of logits {tuple(logits.shape)}")
 
 
-@criterion("hrank", reads="statistics", reading="mean rank of the map", extra="hrank")
+@criterion("hrank", reads="statistics", title="HRank", reading="mean rank of the map", extra="hrank")
 def hrank(statistics: ChannelStatistics) -> Tensor:
     """Mean rank of the channel's map over images (Lin et al. 2020)."""
     return _extra(statistics, "hrank")
 
 
-@criterion("chip", reads="statistics", reading="nuclear-norm drop", extra="chip")
+@criterion("chip", reads="statistics", title="CHIP", reading="nuclear-norm drop", extra="chip")
 def chip(statistics: ChannelStatistics) -> Tensor:
     """Channel independence (Sui et al. 2021): mean drop of an image's nuclear norm without the channel."""
     return _extra(statistics, "chip")

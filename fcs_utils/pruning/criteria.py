@@ -29,7 +29,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Criterion:
-    """A criterion's function, what it reads, options fixed by its name, and how tables name its reading.
+    """A criterion's function, what it reads, options fixed by its name, how tables name its reading, and figures the criterion.
 
     reading: a text, or what makes it from the options. code: SHA-256 of the file of its module, taken when that was imported;
     None for one that a notebook or a script defines.
@@ -41,6 +41,7 @@ class Criterion:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     extra: Extra | None = None
     code: str | None = None
+    title: str = ""
 
     def options(self) -> dict[str, Any]:
         """Options a caller may set, with their defaults."""
@@ -71,6 +72,7 @@ def criterion(
     reading: str | Callable[[Mapping[str, Any]], str],
     fixed: Mapping[str, Any] | None = None,
     extra: Extra | None = None,
+    title: str = "",
 ) -> Callable[[Function], Function]:
     """Enter a function into ``CRITERIA``; its keyword-only arguments are the criterion's options.
 
@@ -79,7 +81,7 @@ def criterion(
     with (model, images, labels, names of layers or None) and returns a dict by layer; ``pruner`` with (a copy of the network,
     images, labels) and returns an importance of Torch-Pruning, whose own pruner then chooses, see ``pruner_plan``. reading: how
     tables name it; ``{option}`` stands for an option's value, and a function makes the text from all of them. fixed: options that
-    the name fixes. extra: what ``collect_statistics`` must gather for it.
+    the name fixes. extra: what ``collect_statistics`` must gather for it. title: what figures call it (default: its name).
 
     Raises StudyError where another function has the name.
     """
@@ -88,7 +90,7 @@ def criterion(
         known = CRITERIA.get(name)
         if known and (known.module, known.function.__qualname__) != (function.__module__, function.__qualname__):
             raise refuse("name of a criterion", name, f"a name that is not taken; {known.module} has a criterion of this name")
-        CRITERIA[name] = Criterion(function, reads, reading, fixed or {}, extra, module_sum(function.__module__))
+        CRITERIA[name] = Criterion(function, reads, reading, fixed or {}, extra, module_sum(function.__module__), title)
         return function
 
     return enter
@@ -129,6 +131,12 @@ def reading_of(name: str, options: Mapping[str, Any] = {}) -> str:  # noqa: B006
     found = check_options(name, options)
     values = found.values(options)
     return found.reading.format(**values) if isinstance(found.reading, str) else found.reading(values)
+
+
+def criterion_title(name: str, options: Mapping[str, Any] = {}) -> str:  # noqa: B006
+    """What figures call a criterion, such as 'FCS, bins 8': its title, or its name where it has none, and its options."""
+    title = CRITERIA[name].title if name in CRITERIA else ""  # one from outside may not be imported
+    return ", ".join([title or name, *(f"{option} {value}".replace("_", " ") for option, value in options.items())])
 
 
 def scoring() -> list[str]:

@@ -5,7 +5,7 @@ Only what follows from its choice is this study's: the plan, the surgery, its pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -22,7 +22,7 @@ from fcs_utils.inputs import Inputs, first_of, split_batches
 from fcs_utils.pruning.baselines import check_classes, check_labels
 from fcs_utils.pruning.costs import Costs
 from fcs_utils.pruning.counts import nearest_ratio
-from fcs_utils.pruning.criteria import CRITERIA, check_options, criterion, importance, ranking_of
+from fcs_utils.pruning.criteria import CRITERIA, Function, check_options, criterion, importance, ranking_of
 from fcs_utils.pruning.cutters import cutters
 from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.pruning.draft import REACH
@@ -36,27 +36,34 @@ from fcs_utils.running import run_network
 
 STEPS = 16  # in which the ratio is raised until few enough MACs are left
 ROOTS = (nn.modules.conv._ConvNd, nn.Linear, nn.LSTM)  # what the library prunes unless told to leave it
-LOCAL: Mapping[str, Any] = {"quota": "layer"}
-GLOBAL: Mapping[str, Any] = {"quota": "global"}
-LOCALLY, GLOBALLY = "Torch-Pruning's {}, ranked in each layer", "Torch-Pruning's {}, ranked over the whole network"
+WHERE = {"": ("layer", "in each layer", ""), "_global": ("global", "over the whole network", ", global")}  # channels are ranked
 
 
-@criterion("tp_group_norm_global", reads="pruner", reading=GLOBALLY.format("group L2 norm"), fixed=GLOBAL)
-@criterion("tp_group_norm", reads="pruner", reading=LOCALLY.format("group L2 norm"), fixed=LOCAL)
+def _ranked(name: str, words: str) -> Callable[[Function], Function]:
+    """Enter a pruner twice: channels ranked in each layer, and, under a name that ends so, over the whole network."""
+
+    def enter(function: Function) -> Function:
+        for suffix, (quota, place, more) in WHERE.items():
+            reading, title = f"Torch-Pruning's {words}, ranked {place}", f"Torch-Pruning, {words}{more}"
+            criterion(name + suffix, reads="pruner", reading=reading, fixed={"quota": quota}, title=title)(function)
+        return function
+
+    return enter
+
+
+@_ranked("tp_group_norm", "group L2 norm")
 def tp_group_norm(network: nn.Module, images: Inputs, labels: Tensor) -> Importance:
     """Squared L2 norm of all weights that go with a channel, mean over the modules that hold them (Fang et al. 2023)."""
     return tp.importance.GroupMagnitudeImportance(p=2)
 
 
-@criterion("tp_bn_scale_global", reads="pruner", reading=GLOBALLY.format("BatchNorm scale"), fixed=GLOBAL)
-@criterion("tp_bn_scale", reads="pruner", reading=LOCALLY.format("BatchNorm scale"), fixed=LOCAL)
+@_ranked("tp_bn_scale", "BatchNorm scale")
 def tp_bn_scale(network: nn.Module, images: Inputs, labels: Tensor) -> Importance:
     """|gamma| of the BatchNorms of a group (Liu et al. 2017), without their sparsity training."""
     return tp.importance.BNScaleImportance()
 
 
-@criterion("tp_group_taylor_global", reads="pruner", reading=GLOBALLY.format("group Taylor"), fixed=GLOBAL)
-@criterion("tp_group_taylor", reads="pruner", reading=LOCALLY.format("group Taylor"), fixed=LOCAL)
+@_ranked("tp_group_taylor", "group Taylor")
 def tp_group_taylor(network: nn.Module, images: Inputs, labels: Tensor) -> Importance:
     """Sum of |weight times gradient| of a group's weights (Molchanov et al. 2019); gradients of the mean loss over all images."""
     network.zero_grad()
@@ -65,8 +72,7 @@ def tp_group_taylor(network: nn.Module, images: Inputs, labels: Tensor) -> Impor
     return tp.importance.GroupTaylorImportance()
 
 
-@criterion("tp_group_hessian_global", reads="pruner", reading=GLOBALLY.format("group Hessian"), fixed=GLOBAL)
-@criterion("tp_group_hessian", reads="pruner", reading=LOCALLY.format("group Hessian"), fixed=LOCAL)
+@_ranked("tp_group_hessian", "group Hessian")
 def tp_group_hessian(network: nn.Module, images: Inputs, labels: Tensor) -> Importance:
     """Sum of weight^2 times h of a group's weights (LeCun et al. 1989); h is the mean over images of the squared gradient.
 

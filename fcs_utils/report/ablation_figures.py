@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fcs_utils.report.figures import as_figure
+from fcs_utils.report.figures import as_figure, titled
 from fcs_utils.report.inference import half_width, paired, seed_differences
 from fcs_utils.report.plots import BLUE, COLOURS, WIDTH, by_epoch, dots, effects, legend_above, panels
 from fcs_utils.report.tables import macs_left
@@ -39,12 +39,12 @@ def merge_panels(merges: pd.DataFrame) -> Figure:
     keys = ["ratio", "criterion", "compensate", "recalibrated"]
     place = {name: number for number, name in enumerate(merges.criterion.unique())}
     merges = merges.assign(place=merges.criterion.map(place)).sort_values(["ratio", "place"], kind="stable")
-    figure, parts = panels(merges, "network", lambda part: 0.36 * len(part[keys[:2]].drop_duplicates()) + 1.1)
+    figure, parts = panels(merges, "network", lambda part: 0.42 * len(part[keys[:2]].drop_duplicates()) + 1.1)
     for axis, _, part in parts:
         rows = []
         for (_, criterion, how, recalibrated), own in part.groupby(keys, sort=False):
             half, mean = half_width(own.test), own.test.mean()
-            row = f"{criterion}, {macs_left(own).mean():.0f} % of MACs"
+            row = f"{titled(criterion)},\n{macs_left(own).mean():.0f} % of MACs"
             rows.append(
                 {"row": row, "series": ways[how, bool(recalibrated)][0], "effect": mean, "low": mean - half, "high": mean + half}
             )

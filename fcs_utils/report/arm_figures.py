@@ -106,8 +106,12 @@ def _for_equal_macs(schedules: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
 
 
 def taught(arms: pd.DataFrame) -> pd.DataFrame:
-    """Runs of the longest schedule whose peer learns, too."""
-    return arms[(arms.epochs == arms.epochs.max()) & arms.peer.map(bool)] if len(arms) else arms
+    """Runs with a peer, of the longest schedule that all arms with one have."""
+    own = arms[arms.peer.map(bool)] if len(arms) else arms
+    if own.empty:
+        return own
+    shared = set.intersection(*(set(runs.epochs) for _, runs in own.groupby("method")))
+    return own[own.epochs == max(shared, default=own.epochs.max())]
 
 
 @as_figure("together", "taught")

@@ -157,15 +157,15 @@ def dropped_beside_kept(image: Tensor, maps: Tensor, dropped: int, kept: int, si
     return without_paper(figure)
 
 
-def who_goes(norms: Tensor, redundancy: Tensor, labels: Tensor, kept: Sequence[int], layer: str) -> Figure:
-    """Which channels go and why: norm against redundancy inside the bin, all (C,); crosses are removed."""
+def who_goes(norms: Tensor, value: Tensor, labels: Tensor, kept: Sequence[int], layer: str, what: str) -> Figure:
+    """Which channels go and why: norm against the value that decides, all (C,); crosses are removed. what: the value, in words."""
     figure, axis = plt.subplots(figsize=(WIDTH, 3.8))
     stays, found = np.isin(np.arange(len(norms)), kept), sorted(labels.unique().tolist())
     for label, colour in zip(found, bin_colours(len(found)), strict=True):
         inside = (labels == label).numpy()
-        axis.scatter(norms[inside & stays], redundancy[inside & stays], color=colour, s=34, label=f"bin {label}")
-        axis.scatter(norms[inside & ~stays], redundancy[inside & ~stays], color=colour, s=34, marker="x")
-    axis.set(xlabel="L1 norm $a_c$", ylabel="mean similarity to its bin")
+        axis.scatter(norms[inside & stays], value[inside & stays], color=colour, s=34, label=f"bin {label}")
+        axis.scatter(norms[inside & ~stays], value[inside & ~stays], color=colour, s=34, marker="x")
+    axis.set(xlabel="L1 norm $a_c$", ylabel=what)
     axis.set_title(layer, loc="left", wrap=True)
     entries = axis.get_legend_handles_labels()
     figure.legend(*entries, title="dots stay, crosses go", loc="outside lower left", ncols=4, alignment="left")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import product
 from textwrap import fill
@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fcs_utils.pruning.criteria import CRITERIA, criterion_title
 from fcs_utils.report.inference import paired, seed_differences
 from fcs_utils.report.plots import (
     BLUE,
@@ -27,15 +28,28 @@ from fcs_utils.report.plots import (
 )
 from fcs_utils.report.registry import Registry
 from fcs_utils.report.tables import macs_left
+from fcs_utils.study.grid import parse_criterion
 
 FIGURES = Registry[Figure]()
 as_figure = FIGURES.enter
 
 
-def base_of(criteria: Iterable[str]) -> str:
-    """What other criteria are shown against: random channels where a profile has them, else the filters' norm or the first."""
-    names = list(dict.fromkeys(criteria))
-    return next((name for name in ("random", "kernel_l1") if name in names), names[0])
+def titled(criterion: str) -> str:
+    """A criterion as ``parse_criterion`` takes it, as figures call it; any other text as it is."""
+    return criterion_title(*parse_criterion(criterion)) if criterion.partition(" ")[0] in CRITERIA else criterion
+
+
+def base_of(runs: pd.DataFrame) -> str:
+    """What other criteria are shown against: random channels, else the filters' norm, else the first.
+
+    It is one that has all seeds of every network and ratio, and where none has, one that has some of each.
+    """
+    names = list(dict.fromkeys(["random", "kernel_l1", *runs.criterion]))
+    counts = runs.groupby(["network", "ratio"]).criterion.value_counts().unstack(fill_value=0)
+    for fits in (counts.eq(counts.max(axis=1), axis=0), counts > 0):
+        if found := [name for name in names if name in fits and fits[name].all()]:
+            return found[0]
+    return str(runs.criterion.iloc[0])
 
 
 def gains(runs: pd.DataFrame, by: str, base: str, label: str, styles: Mapping[str, Style]) -> Figure:
@@ -44,7 +58,7 @@ def gains(runs: pd.DataFrame, by: str, base: str, label: str, styles: Mapping[st
     for axis, _, part in parts:
         means = part.groupby([by, "seed"], sort=False).test.mean().unstack("seed")
         above = {str(name): paired(row.dropna()) for name, row in (means - means.loc[base]).iterrows() if name != base}
-        found = [(name, one, styles.get(name, styles[""])) for name, one in above.items()]
+        found = [(name.replace(" = ", ": ").replace("_", " "), one, styles.get(name, styles[""])) for name, one in above.items()]
         effects(axis, [(name, one.effect, one.low, one.high, style) for name, one, style in found], ms=5, capsize=2, elinewidth=0.9)
         axis.set(xlabel=label)
     return figure
@@ -65,7 +79,12 @@ def training_curves(references: pd.DataFrame) -> Figure:
 
 @as_figure("near_duplicates_by_layer", "similarity")
 def near_duplicates_by_layer(similarity: pd.DataFrame) -> Figure:
-    """Share of channels with a near-duplicate by layer, trained against untrained: mean and range over seeds."""
+    """Share of channels with a near-duplicate by layer, trained against untrained: mean and range over seeds.
+
+    Networks that are given, and so decide no claim, are drawn where there are no others.
+    """
+    if not similarity.given.all():
+        similarity = similarity[~similarity.given]
     figure, parts = panels(similarity, "network", lambda part: 0.27 * part.layer.nunique() + 1.1)
     styles = {"trained": BLUE, "untrained": ("#E69F00", "s"), "untrained, BatchNorm as made": ("#8c8c8c", "D")}
     for axis, _, part in parts:
@@ -81,13 +100,13 @@ def near_duplicates_by_layer(similarity: pd.DataFrame) -> Figure:
 
 def before_tuning(pruned: pd.DataFrame) -> Figure:
     """Test top-1 after surgery and BatchNorm recalibration, before any training, minus that of ``base_of`` the criteria."""
-    return _against_base(pruned, "before fine-tuning")
+    return _against_base(pruned)
 
 
 @as_figure("accuracy_against_macs", "compared")
 def accuracy_against_macs(tuned: pd.DataFrame) -> Figure:
     """Each criterion's test top-1 after identical fine-tuning minus that of one of them, by the MACs that are left."""
-    return _against_base(tuned, "after fine-tuning")
+    return _against_base(tuned)
 
 
 def compared(tuned: pd.DataFrame) -> pd.DataFrame:
@@ -95,26 +114,33 @@ def compared(tuned: pd.DataFrame) -> pd.DataFrame:
     return tuned[tuned.groupby("network").criterion.transform("nunique") > 1] if len(tuned) else tuned
 
 
-def _against_base(runs: pd.DataFrame, when: str) -> Figure:
-    """Paired differences by criterion, the best on average first, with a series for each ratio."""
-    figure, parts = panels(runs, "network", lambda part: 0.3 * part.criterion.nunique() + 1.2)
-    base = base_of(runs.criterion)
+def _against_base(runs: pd.DataFrame) -> Figure:
+    """Paired differences by criterion, the best on average first, with a series for each ratio.
+
+    A network has a panel; given networks share one, for they are the replicates.
+    """
+    given = runs.given if "given" in runs else pd.Series(False, runs.index)
+    title = f"{runs.network[given].nunique()} given networks" if runs.network[given].nunique() > 1 else None
+    runs = runs.assign(panel=runs.network.mask(given, title) if title else runs.network)
+    figure, parts = panels(runs, "panel", lambda part: 0.3 * part.criterion.nunique() + 1.2)
+    base = base_of(runs)
+    against = titled(base)
     for axis, _, part in parts:
         rows, styles = [], {}
         for (ratio, own), style in zip(part.groupby("ratio"), zip(COLOURS, "osD^v<>P", strict=True), strict=False):
             level = own[own.criterion == base]
-            series = f"{macs_left(own).median():.0f} % of the MACs ({base}: {level.test.mean():.1f} %)"
+            series = f"{macs_left(own).median():.0f} % of the MACs ({against}: {level.test.mean():.1f} %)"
             styles[series] = style
             for name, one in own.groupby("criterion", sort=False):
                 if name != base:
                     found = paired(seed_differences(one, level, "test"))
-                    rows.append({"row": name, "series": series, "ratio": ratio, **asdict(found)})
+                    rows.append({"row": titled(str(name)), "series": series, "ratio": ratio, **asdict(found)})
         found = pd.DataFrame(rows)
         order = found.groupby("row").effect.mean().sort_values(ascending=False, kind="stable").index
         dots(axis, found.set_index("row").loc[order].reset_index(), styles)
         axis.axvline(0, color="black", lw=0.8)
         legend_above(axis, 1)
-    figure.axes[-1].set_xlabel(f"top-1 minus that of {base}, {when} (points)")
+    figure.axes[-1].set_xlabel(f"top-1 minus that of {against} (points)")
     return figure
 
 
@@ -155,10 +181,9 @@ def forest(ledger: pd.DataFrame) -> Figure:
 
 
 def _spelled_out(label: str) -> str:
-    """A comparison's label with its baseline named as the paper does, in lines that leave room for the picture."""
-    for name, words in (("kernel_l1", "kernel L1 norm"), ("feature_norm", "layer-wise feature norm"), (" − ", " minus ")):
-        label = label.replace(name, words)
-    return fill(label, 26)
+    """A comparison's label with its criteria in words, in lines that leave room for the picture."""
+    prefix, colon, sides = label.rpartition(": ")
+    return fill(prefix + colon + " minus ".join(map(titled, sides.split(" − "))), 26)
 
 
 def cost_growth(costs: pd.DataFrame, names: dict[str, str]) -> Figure:

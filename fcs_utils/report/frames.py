@@ -165,7 +165,7 @@ def add_targets(arms: pd.DataFrame, slack: float) -> pd.DataFrame:
 class Report:
     """All frames of a profile, from its records by stage; a stage without records leaves its tables out.
 
-    missing: runs without a record, in words; they become a table of their own. best: the criterion that is the best reading of
+    missing: runs without a record, in words. best: the criterion that is the best reading of
     FCS. default: the one that the recipe's combinations are compared with. unfinished: what is not run, with its hours.
     latency: what was measured of the compact networks. planned: how many seeds a verdict needs. waiting: claims that wait for more.
     """

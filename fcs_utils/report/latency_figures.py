@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fcs_utils.benchmarks.latency import BATCHES
-from fcs_utils.report.figures import as_figure
+from fcs_utils.report.figures import as_figure, titled
 from fcs_utils.report.inference import half_width
 from fcs_utils.report.plots import STYLE, dots, legend_above, panels
 from fcs_utils.report.tables import macs_left
@@ -37,15 +37,15 @@ def with_latency(tuned: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
 @as_figure("accuracy_against_latency", "timed")
 def accuracy_against_latency(timed: pd.DataFrame) -> Figure:
     """Test top-1 after identical fine-tuning against measured milliseconds an image: PyTorch, one thread."""
-    figure, parts = panels(timed, "network", lambda part: 0.75 * part.ratio.nunique() + 1.3)
+    figure, parts = panels(timed, "network", lambda part: 0.75 * part.ratio.nunique() + 1.5)
     for axis, _, part in parts:
         rows = []
         for (_, milliseconds, criterion), own in part[part.criterion.isin(STYLE)].groupby(["ratio", "milliseconds", "criterion"]):
             half, mean = half_width(own.test), own.test.mean()
             row = f"{milliseconds:.3f} ms,\n{macs_left(own).mean():.0f} % of MACs"
-            rows.append({"row": row, "series": criterion, "effect": mean, "low": mean - half, "high": mean + half})
-        dots(axis, pd.DataFrame(rows), STYLE)
-        legend_above(axis, 3)
+            rows.append({"row": row, "series": titled(criterion), "effect": mean, "low": mean - half, "high": mean + half})
+        dots(axis, pd.DataFrame(rows), {titled(name): style for name, style in STYLE.items()})
+        legend_above(axis, 2)
     figure.axes[-1].set_xlabel("test top-1 (%)")
     figure.supylabel(f"time of an image in a batch of {BATCHES[-1]}", fontsize=10)
     return figure

@@ -22,6 +22,7 @@ from fcs_utils.pruning.criteria import CRITERIA, check_options, code_of
 from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.report.chapters import ALLOWS_MISSING, KEEPS_FIGURES, ROOT, assigned
 from fcs_utils.report.claims import NOT_YET, claims_table, standing
+from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.findings import findings
 from fcs_utils.report.frames import make_report
 from fcs_utils.report.plots import drawn, use_house_style
@@ -127,13 +128,15 @@ def pick_pruning(study: Study, criterion: str, ratio: float) -> Pruning:
 def show(study: Study, figure: Figure, name: str, alt: str, data: pd.DataFrame | None = None) -> None:
     """Show a figure with its text for those who cannot see it.
 
-    Where the study itself runs the chapter, the figure is kept as PNG and SVG in the results, and ``data`` as CSV. Whoever
-    explores, in JupyterLab or with papermill, writes nothing: parameters may differ from the profile's own.
+    Where the study itself runs the chapter, the figure is kept as PNG and SVG in the results, ``data`` as CSV, and the cell's code.
+    Whoever explores, in JupyterLab or with papermill, writes nothing: parameters may differ from the profile's own.
     """
     if not alt:
         raise StudyError(f"figure {name} needs an alternative text")
     keeps = os.environ.get(KEEPS_FIGURES)
     content = save_figure(study.store, figure, name, data) if keeps else drawn(figure)
+    if keeps and name not in FIGURES and (shell := get_ipython()) is not None:  # type: ignore[no-untyped-call]
+        write_atomic(study.store.figure(name, "py"), shell.user_ns["In"][-1].encode())  # the cell that drew it
     plt.close(figure)
     shown = {"image/png": base64.b64encode(content).decode(), "text/plain": alt}
     about: dict[str, object] = {"alt": alt, "width": round(figure.get_figwidth() * figure.dpi), "figure": name}

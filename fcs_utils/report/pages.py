@@ -191,10 +191,7 @@ def _write_page(path: Path, title: str, body: str, shared: Mapping[str, Any], he
 
 
 def figure_links(store: Store, name: str, up: str) -> list[tuple[str, str]]:
-    """Links from a page to a figure's pictures, its data, and the code that drew it. up: the relative path to ``work``.
-
-    A figure that only a chapter draws has its code above it.
-    """
+    """Links from a page to a figure's pictures, its data, and the code that drew it. up: the relative path to ``work``."""
     places = [(store.figure(name, suffix), title) for suffix, title in LINKED.items()]
     return [(up + path.relative_to(store.work).as_posix(), title) for path, title in places if path.exists()]
 

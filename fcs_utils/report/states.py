@@ -62,7 +62,7 @@ def made_by(store: Store, notebook: Notebook) -> list[Path]:
         for output in cell.get("outputs", [])
         if (name := output.get("metadata", {}).get("image/png", {}).get("figure")) and name not in {*FIGURES, "cost_growth"}
     }
-    figures = [store.figure(name, suffix) for name in shown for suffix in ("png", "svg", "csv")]
+    figures = [store.figure(name, suffix) for name in shown for suffix in ("png", "svg", "csv", "py")]
     measured = [store.measurements()] if notebook.measures_time else []
     return [store.executed(notebook.name), *(path for path in (*figures, *measured) if path.exists())]
 

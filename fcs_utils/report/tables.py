@@ -234,12 +234,6 @@ def grid_cost_table(found: Mapping[Any, Sequence[Mapping[str, Any]]]) -> pd.Data
     return pd.DataFrame(rows, columns=["stage", "runs", "training (10^12 MACs)", "hours of one thread or GPU", "seconds a run"])
 
 
-@as_table("missing", "missing")
-def missing_table(missing: Sequence[str]) -> pd.DataFrame:
-    """Runs without a record, in words."""
-    return pd.DataFrame({"runs without a record": missing})
-
-
 def write_table(store: Store, name: str, table: pd.DataFrame) -> None:
     """A table as CSV and Markdown."""
     write_atomic(store.table(name, "csv"), table.to_csv(index=False).encode())

@@ -20,6 +20,8 @@ from PIL import Image
 
 from fcs_utils.report import channels
 from fcs_utils.report.ablation_figures import merge_panels
+from fcs_utils.report.arm_figures import taught
+from fcs_utils.report.figures import accuracy_against_macs, near_duplicates_by_layer, titled
 from fcs_utils.report.frames import make_report
 from fcs_utils.report.pages import HERE, figures, to_html, unbroken
 from fcs_utils.report.plots import ON_ANY_PAPER, drawn, use_house_style
@@ -125,7 +127,7 @@ def test_merged_surgery_has_its_criteria_in_one_order_at_each_ratio() -> None:
     figure = merge_panels(pd.DataFrame(rows).assign(macs=lambda runs: 1 - runs.ratio, dense_macs=1))
     (axis,) = figure.axes
     names = [label.get_text().partition(",")[0] for label in axis.get_yticklabels()]
-    assert names == ["kernel_l1", "fcs"] * 2
+    assert names == ["kernel L1 norm", "FCS"] * 2
     plt.close(figure)
 
 
@@ -145,7 +147,7 @@ def test_no_word_of_a_layers_figures_is_cut() -> None:
     others = {
         "bins": channels.bins_over_norms(norms, BINS, layer),
         "null": channels.best_against_null({"trained": np.random.default_rng(0).random(9)}, {"trained": 0.5}),
-        "goes": channels.who_goes(norms, torch.rand(4), BINS, [0, 2], layer),
+        "goes": channels.who_goes(norms, torch.rand(4), BINS, [0, 2], layer, "mean similarity to its bin"),
         "kept": channels.kept_by_bin({"blocks.2.1.conv_dw": [0, 2]}, {"blocks.2.1.conv_dw": BINS}),
         "spread": channels.norm_profile({"blocks.2.1.conv_dw": norms, "blocks.2.1.conv_pwl": norms}),
     }
@@ -164,3 +166,54 @@ def test_no_word_of_a_figure_is_cut(tmp_path: Path) -> None:
     assert {"claims", "merge_panels", "accuracy_against_macs"} <= {*ready} <= {*figures.FIGURES}
     for name, make in ready.items():
         assert_no_word_is_cut(make(), name)
+
+
+def test_figures_name_criteria_in_words() -> None:
+    assert [
+        titled(name) for name in ("kernel_l1", "fcs bins=8", "fcs order=norm redundancy=greedy", "tp_group_norm", "of mine")
+    ] == [
+        "kernel L1 norm",
+        "FCS, bins 8",
+        "FCS, order norm, redundancy greedy",
+        "Torch-Pruning, group L2 norm",
+        "of mine",
+    ]
+
+
+def against_base(given: bool) -> list[str]:
+    """The titles of the panels where two networks, given or trained here, were pruned by two criteria."""
+    rows = [
+        {"network": network, "ratio": 0.3, "criterion": name, "test": 50.0 + seed, "seed": seed, "given": given, "weights": given}
+        for network in "ab"
+        for name in ("fcs", "kernel_l1")
+        for seed in range(1 if given else 2)
+    ]
+    figure = accuracy_against_macs(pd.DataFrame(rows).assign(macs=0.5, dense_macs=1))
+    titles = [axis.get_legend().get_title().get_text() for axis in figure.axes]
+    plt.close(figure)
+    return titles
+
+
+def test_given_networks_share_a_panel() -> None:
+    assert against_base(given=True) == ["2 given networks"] and against_base(given=False) == ["a", "b"]
+
+
+def test_where_networks_are_trained_here_the_given_ones_are_left_to_the_table() -> None:
+    rows = [
+        {"network": network, "given": network == "b", "state": "trained", "layer": "conv1", "near_duplicates": 50.0}
+        for network in "ab"
+    ]
+    for part, titles in ((rows, ["a"]), (rows[1:], ["b"])):
+        figure = near_duplicates_by_layer(pd.DataFrame(part))
+        assert [axis.get_legend().get_title().get_text() for axis in figure.axes] == titles
+        plt.close(figure)
+
+
+def test_peers_are_drawn_at_the_longest_schedule_of_all_arms_that_have_one() -> None:
+    def runs(method: str, *epochs: int) -> pd.DataFrame:
+        return pd.DataFrame({"method": method, "epochs": epochs, "peer": [None if method == "tft" else {"x": 1}] * len(epochs)})
+
+    arms = pd.concat([runs("tft", 4, 16), runs("mlft", 4, 8, 12), runs("kd", 8, 16)])
+    assert taught(arms)[["method", "epochs"]].to_numpy().tolist() == [["mlft", 8], ["kd", 8]]
+    assert taught(pd.concat([runs("mlft", 4), runs("kd", 8)])).epochs.tolist() == [8]
+    assert taught(runs("tft", 4)).empty

@@ -12,6 +12,7 @@ import pytest
 from fcs_utils.errors import StudyError
 from fcs_utils.report import publish
 from fcs_utils.report.chapters import NOTEBOOKS
+from fcs_utils.report.figures import base_of
 from fcs_utils.report.notebook import RecordsOnly, open_reference
 from fcs_utils.report.schedules import of_both
 from fcs_utils.study.records import Store
@@ -80,3 +81,22 @@ def test_two_arms_are_compared_on_the_schedules_of_both() -> None:
     assert first.test.tolist() == [1.0] and second.test.tolist() == [4.0]
     first, second = of_both(ours, theirs.assign(network="other"))
     assert first.empty and second.empty
+
+
+def runs_of(counts: dict[tuple[str, float, str], int]) -> pd.DataFrame:
+    rows = [
+        {"network": network, "ratio": ratio, "criterion": name, "seed": seed}
+        for (network, ratio, name), seeds in counts.items()
+        for seed in range(seeds)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_criteria_are_shown_against_one_that_all_networks_and_ratios_have() -> None:
+    whole = {("a", 0.3, "fcs"): 5, ("a", 0.3, "kernel_l1"): 5, ("a", 0.3, "random"): 5}
+    assert base_of(runs_of(whole)) == "random"
+    assert base_of(runs_of({**whole, ("a", 0.3, "random"): 2})) == "kernel_l1"
+    given = {("b", 0.3, "fcs"): 1, ("b", 0.3, "kernel_l1"): 1}
+    assert base_of(runs_of({**whole, **given})) == "kernel_l1"
+    assert base_of(runs_of({("a", 0.3, "fcs"): 2, ("b", 0.3, "fcs"): 1, ("b", 0.3, "x"): 2})) == "fcs"
+    assert base_of(runs_of({("a", 0.3, "y"): 2, ("b", 0.3, "x"): 2})) == "y"
