@@ -113,10 +113,6 @@ def _fashion_mnist(folder: Path) -> Arrays:
     )
 
 
-# Titles for folders whose names would mislead: these images were compressed by lossy JPEG.
-FOLDER_TITLES = {"cifar10_jpeg": "CIFAR-10 (JPEG)"}
-
-
 def _folder_and_size(name: str) -> tuple[str, int]:
     match = re.fullmatch(r"imagefolder:([\w.-]+?)(?:@(\d+))?", name)
     if not match or set(match[1]) == {"."}:
@@ -130,7 +126,7 @@ def _folder_and_size(name: str) -> tuple[str, int]:
 def _imagefolder(folder: Path, name: str) -> Arrays:
     place, size = _folder_and_size(name)
     arrays, classes = read_image_folder(folder, place, size)
-    return Arrays(FOLDER_TITLES.get(place, place), tuple(classes), **arrays, flip=True)
+    return Arrays(place, tuple(classes), **arrays, flip=True)
 
 
 READERS: dict[str, Callable[[Path], Arrays]] = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from fcs_utils.errors import counted
 from fcs_utils.report.answers import KD, at_equal_epochs, which_criterion
 from fcs_utils.report.chapters import NOTEBOOKS, ROOT
-from fcs_utils.report.claims import NOT_YET, claim_verdicts, claims_table, standing
+from fcs_utils.report.claims import NOT_YET, claims_table, standing
 from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.findings import findings, headlines
 from fcs_utils.report.frames import Report, make_report
@@ -55,17 +55,6 @@ def findings_block() -> str:
             f"All comparisons, tables and figures: [{where}]({where}/README.md).",
         ]
     )
-
-
-def so_far_block(profile: str) -> str:
-    """Of a profile under way, the claims that have a verdict, with the first sentence about each. Reads records only."""
-    study = Study(profile, ROOT / "results")
-    ledger = make_report(study, allow_missing=True).ledger
-    verdicts, words = claim_verdicts(ledger[ledger.decisive]), headlines(ledger)
-    seeds = counted(len(study.profile.seeds), "seed")
-    lead = f"On {study.settings.title}, with {seeds} (profile `{study.profile.name}`), these claims have a verdict so far:"
-    said = [f"- **{TOPICS[claim]}: {word}.** {words[claim].partition('. ')[0].rstrip('.')}." for claim, word in verdicts.items()]
-    return "\n".join([lead, "", *said])
 
 
 def _counted_seeds(study: Study) -> str:

@@ -144,15 +144,15 @@ def test_names_of_image_folders_may_give_a_size(tmp_path: Path, monkeypatch: pyt
     asked = []
     arrays = dict.fromkeys(("train_images", "train_labels", "test_images", "test_labels"))
     monkeypatch.setattr(readers, "read_image_folder", lambda *given: asked.append(given) or (arrays, ["a"]))
-    for name in ("imagefolder:pets", "imagefolder:pets@64", "imagefolder:cifar10_jpeg"):
+    for name in ("imagefolder:pets", "imagefolder:pets@64", "imagefolder:my.cats_2"):
         assert read_arrays(name, tmp_path).flip
-    assert asked == [(tmp_path, "pets", 32), (tmp_path, "pets", 64), (tmp_path, "cifar10_jpeg", 32)]
+    assert asked == [(tmp_path, "pets", 32), (tmp_path, "pets", 64), (tmp_path, "my.cats_2", 32)]
     for size in (8, 1024):
         assert read_arrays(f"imagefolder:pets@{size}", tmp_path) and asked.pop()[2] == size
     for size in (0, 7, 1025):
         with pytest.raises(StudyError, match="SIZE from 8 to 1024"):
             read_arrays(f"imagefolder:pets@{size}", tmp_path)
-    assert len(asked) == 3 and read_arrays("imagefolder:cifar10_jpeg", tmp_path).title == "CIFAR-10 (JPEG)"
+    assert len(asked) == 3 and read_arrays("imagefolder:pets@64", tmp_path).title == "pets"
     for bad in ("imagefolder:", "imagefolder:..", "imagefolder:a/b", "imagefolder:a@", "imagefolder:a@b"):
         with pytest.raises(StudyError, match="dataset="):
             read_arrays(bad, tmp_path)

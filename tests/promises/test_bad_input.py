@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 COMMANDS: list[tuple[str, str]] = [
     ("", "COMMAND"),
     ("runn", "allowed: study, run, estimate, speed, latency, tables, publish, prune, networks (did you mean run?)"),
-    ("study --profile quik", "profile='quik' is not allowed; allowed: cifar, cifar10, paper"),
+    ("study --profile quik", "profile='quik' is not allowed; allowed: cifar, paper"),
     ("study --profile quik", "(did you mean quick?)"),
     ("study --profile=", "profile='' is not allowed"),
     ("study --profile paper:", "profile='paper:' is not allowed; allowed: NAME or NAME:DATASET"),

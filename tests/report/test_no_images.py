@@ -24,7 +24,7 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_chapters_that_need_images_say_what_to_put_where_and_the_others_come(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index = build("cifar", out, None, "02,09")
+    index = build("cifar", out, None, "02,09", allow_missing=True)
     said = re.search(
         r"chapters left out: 02_activation_collection: (data set .* not found\. Looked in: .*)", capsys.readouterr().err
     )

@@ -15,7 +15,7 @@ from fcs_utils.report.comparisons import await_plan, judge
 from fcs_utils.report.figures import FIGURES
 from fcs_utils.report.frames import Report, make_report
 from fcs_utils.report.planning import claims_that_wait, found_so_far
-from fcs_utils.report.readme import TOPICS, found, so_far_block
+from fcs_utils.report.readme import TOPICS, found
 from fcs_utils.study.study import Study
 from tests.conftest import ROOT
 
@@ -115,13 +115,3 @@ def test_no_rate_is_chosen_before_all_are_tried(monkeypatch: pytest.MonkeyPatch)
     assert found_so_far(study) == study.found() and study.found()["rates"]
     monkeypatch.setattr(study, "rates", lambda: None)
     assert found_so_far(study) == {**study.found(), "rates": []}
-
-
-def test_of_a_study_under_way_only_claims_with_a_verdict_are_told() -> None:
-    claims = json.loads((ROOT / "results" / "cifar10" / "claims.json").read_text())
-    judged = {row["claim"]: claims["verdicts"][row["claim"]] for row in claims["comparisons"] if row["decisive"]}
-    lead, empty, *said = so_far_block("cifar10").splitlines()
-    assert "(profile `cifar10`)" in lead and not empty and len(said) == len(judged) > 0
-    for claim, verdict in judged.items():
-        (line,) = (one for one in said if one.startswith(f"- **{TOPICS[claim]}: {verdict}.** "))
-        assert "95 % interval" in line and line.endswith(").")
