@@ -40,7 +40,8 @@ def fine_tuning_curves(arms: pd.DataFrame) -> Figure:
         axis.set_title(f"schedule of {counted(epochs, 'epoch')}", loc="left")
     figure.supylabel("validation top-1 minus TFT's (points)", fontsize=10)
     figure.axes[-1].set_xlabel("epoch")
-    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    entries = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside upper right", ncols=3)
     return figure
 
 

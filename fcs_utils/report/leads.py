@@ -61,7 +61,7 @@ def _dense_networks(report: Report, store: Store) -> str:
 def _claims(*names: str) -> Lead:
     def say(report: Report, store: Store) -> str:
         known = headlines(report.ledger) if len(report.ledger) else {}
-        return " ".join(known[name] for name in names if name in known)
+        return "\n\n".join(f"**{name}.** {known[name]}" for name in names if name in known)
 
     return say
 
@@ -72,7 +72,7 @@ LEADS |= {"C1": _claims("C1a", "C1b"), "C2": _claims("C2", "C2, best reading")}
 @lead("C3")
 def _arms(report: Report, store: Store) -> str:
     said = _claims("C3", "C3 by compute")(report, store), at_equal_epochs(report.schedules, "kd", KD)
-    return " ".join(filter(None, said))
+    return "\n\n".join(filter(None, said))
 
 
 @lead("variations")

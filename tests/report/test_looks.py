@@ -20,7 +20,7 @@ from PIL import Image
 
 from fcs_utils.report import channels
 from fcs_utils.report.ablation_figures import merge_panels
-from fcs_utils.report.arm_figures import taught
+from fcs_utils.report.arm_figures import fine_tuning_curves, taught
 from fcs_utils.report.figures import accuracy_against_macs, near_duplicates_by_layer, titled
 from fcs_utils.report.frames import make_report
 from fcs_utils.report.pages import HERE, figures, to_html, unbroken
@@ -217,3 +217,15 @@ def test_peers_are_drawn_at_the_longest_schedule_of_all_arms_that_have_one() -> 
     assert taught(arms)[["method", "epochs"]].to_numpy().tolist() == [["mlft", 8], ["kd", 8]]
     assert taught(pd.concat([runs("mlft", 4), runs("kd", 8)])).epochs.tolist() == [8]
     assert taught(runs("tft", 4)).empty
+
+
+def test_the_legend_of_the_curves_names_every_arm() -> None:
+    histories = {epochs: [{"epoch": e, "validation": 50.0 + e} for e in range(1, epochs + 1)] for epochs in (2, 4)}
+    rows = [
+        {"network": "n", "seed": 0, "method": method, "epochs": epochs, "validation": 50.0, "history": histories[epochs]}
+        for method, epochs in (("tft", 2), ("tft", 4), ("mlft", 2), ("kd", 4))
+    ]
+    figure = fine_tuning_curves(pd.DataFrame(rows))
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == {"MLFT", "KD"}
+    plt.close(figure)
