@@ -11,7 +11,7 @@ import pandas as pd
 
 from fcs_utils.errors import counted
 from fcs_utils.report.claims import standing
-from fcs_utils.report.comparisons import LITERAL_READING
+from fcs_utils.report.comparisons import LITERAL_READING, SIMPLE
 from fcs_utils.report.findings import difference, headlines
 from fcs_utils.report.frames import Report
 from fcs_utils.report.inference import NoPairs, paired, seed_differences
@@ -54,7 +54,6 @@ def answers(report: Report) -> list[tuple[str, str, str]]:
     return [(question, answer, section) for (question, section), answer in found.items() if answer]
 
 
-SIMPLE = "kernel_l1"
 KD = "distillation from the frozen network (KD)"
 IN_A_WORD = {
     "supported": "yes",

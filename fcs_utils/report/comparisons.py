@@ -94,6 +94,7 @@ def _shares_of(network: str, group: pd.DataFrame, decides: bool) -> list[Row]:
 
 
 # The paper's claim names these two; comparisons with other criteria are for information only.
+SIMPLE = "kernel_l1"  # the baseline that needs no images
 BASELINES = {"kernel_l1": "kernel L1 norm", "feature_norm": "layer-wise feature norm"}
 LITERAL_READING = "fcs"
 

@@ -9,10 +9,11 @@ import pandas as pd
 from scipy import stats
 
 from fcs_utils.errors import counted
+from fcs_utils.report.comparisons import SIMPLE
 from fcs_utils.report.crossing import crossing
 from fcs_utils.report.inference import LEVEL, mean_interval, paired, seed_differences
 from fcs_utils.report.schedules import from_goal, like_compute, longest_tft, per_epoch, tft_needs
-from fcs_utils.report.tables import as_table, by_group
+from fcs_utils.report.tables import as_table, by_group, macs_left
 from fcs_utils.training.arms import arm_label
 
 
@@ -94,6 +95,27 @@ def order_table(tuned: pd.DataFrame, longer: pd.DataFrame) -> pd.DataFrame:
         }
 
     return by_group(longer, ["network", "ratio"], row)
+
+
+@as_table("further", "tuned", "further")
+def further_table(tuned: pd.DataFrame, further: pd.DataFrame) -> pd.DataFrame:
+    """Criteria and ratios that decide no claim, fine-tuned like the others: test top-1, and the difference from a baseline."""
+    runs = further.assign(**{"MACs left (%)": macs_left(further).map("{:.1f}".format)})
+    known = pd.concat([tuned[~tuned.given], further], ignore_index=True)
+
+    def row(g: pd.DataFrame) -> dict[str, Any]:
+        level = known[(known.criterion == SIMPLE) & (known.network == g.network.iloc[0]) & (known.ratio == g.ratio.iloc[0])]
+        compared = g.criterion.iloc[0] != SIMPLE and not level.merge(g, on="seed").empty
+        found = paired(seed_differences(g, level, "test")) if compared else None
+        return {
+            "test top-1 (%)": mean_interval(g.test),
+            f"minus {SIMPLE} (points)": f"{found.effect:+.2f}" if found else "",
+            "95 % interval, uncorrected": found.interval if found else "",
+            "epochs": g.epochs.iloc[0],
+            "n": len(g),
+        }
+
+    return by_group(runs, ["network", "ratio", "MACs left (%)", "criterion", "reading"], row)
 
 
 def _largest_change(both: pd.DataFrame) -> float:

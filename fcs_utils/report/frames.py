@@ -188,7 +188,7 @@ class Report:
         self.similarity = similarity_frame(records["similarity"])
         frames = {stage: runs_frame(found) for stage, found in records.items() if stage != "similarity"}
         self.references, self.pruned, self.tuned = (frames[stage] for stage in ("reference", "pruned", "tuned"))
-        self.readings, self.longer = frames["readings"], frames["longer"]
+        self.readings, self.longer, self.further = (frames[stage] for stage in ("readings", "longer", "further"))
         self.points, self.recipe, self.default = frames["points"], frames["recipe"], default
         if len(given := frames["given"]):  # they stand beside the networks that are trained here, in tables of their own rows
             self.pruned = pd.concat([self.pruned, given[given.kind == "pruned"]], ignore_index=True)

@@ -15,10 +15,11 @@ from fcs_utils.pruning.criteria import check_options, code_of
 from fcs_utils.study.catalogue import STAGES, Stage
 from fcs_utils.study.profiles import Profile
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
-from fcs_utils.study.sections import Given, Longer, Network, Point, Readings
+from fcs_utils.study.sections import Further, Given, Longer, Network, Point, Readings
 from fcs_utils.training.arms import code_of_arm
 
 Rates = Mapping[tuple[str, str], float]  # the learning rate of a network's arm
+Cell = Readings | Longer | Further | Given
 
 
 def check_stages(stages: Iterable[Stage] | None) -> tuple[Stage, ...]:
@@ -59,6 +60,7 @@ def grid(profile: Profile, precision: Precision, rates: Rates | None = None) -> 
         "readings": _tuned_for(profile, first, profile.readings, profile.readings.candidates) if profile.readings else [],
         "tuned": [_tune_run(profile, run, "tft") for run in cut],
         "longer": _tuned_for(profile, references, profile.longer, profile.criteria) if profile.longer else [],
+        "further": [run for cell in profile.further for run in _tuned_for(profile, references, cell, cell.criteria)],
         "given": _with_tuned(profile, given, profile.given) if profile.given else [],
         "points": [run for point, dense in points for run in _at_point(profile, dense, point)],
         "ablation": [varied for run in references for varied in _ablated(profile, run)],
@@ -123,11 +125,11 @@ def name_criterion(name: str, options: Mapping[str, Any]) -> str:
     return " ".join([name, *map("{}={}".format, sorted(options), words)])
 
 
-def _tuned_for(profile: Profile, references: Iterable[Run], what: Readings | Longer | Given, criteria: Iterable[str]) -> list[Run]:
-    """Every criterion at one ratio, fine-tuned by TFT for a number of epochs of its own."""
+def _tuned_for(profile: Profile, references: Iterable[Run], what: Cell, criteria: Iterable[str]) -> list[Run]:
+    """Every criterion at one ratio, fine-tuned by TFT for a number of epochs of its own, or for that of the profile."""
     chosen = [run for run in references if not isinstance(what, Longer) or run.reference.network == what.network]
     cut = [_prune_run(profile, run, criterion, what.ratio) for run in chosen for criterion in criteria]
-    return [_tune_run(profile, run, "tft", epochs=what.epochs) for run in cut]
+    return [_tune_run(profile, run, "tft", **({} if isinstance(what, Further) else {"epochs": what.epochs})) for run in cut]
 
 
 def _with_tuned(profile: Profile, references: Iterable[Run], what: Given) -> list[Run]:

@@ -18,6 +18,7 @@ from fcs_utils.study.catalogue import read_profile
 from fcs_utils.study.sections import (
     Ablations,
     Arms,
+    Further,
     Given,
     Longer,
     Network,
@@ -56,6 +57,7 @@ class Profile(Config):
     best: str | None = None
     readings: Readings | None = None
     longer: Longer | None = None
+    further: tuple[Further, ...] = ()
     given: Given | None = None
     points: tuple[Point, ...] = ()
     recipe: Recipe | None = None

@@ -133,6 +133,13 @@ class Longer(Config):
     epochs: Count
 
 
+class Further(Config):
+    """One ratio and some criteria, fine-tuned by ``Profile.tuning`` like all others; they decide no claim."""
+
+    ratio: Ratio
+    criteria: Some[str]
+
+
 class Given(Config):
     """Networks whose weights are given, pruned by some criteria at one ratio and fine-tuned by TFT; each network is a replicate.
 

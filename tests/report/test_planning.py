@@ -11,7 +11,7 @@ import pytest
 from fcs_utils.errors import StudyError
 from fcs_utils.report.claims import ledger
 from fcs_utils.report.comparisons import judge
-from fcs_utils.report.exchange import order_table
+from fcs_utils.report.exchange import further_table, order_table
 from fcs_utils.report.latency_figures import latency_frame, with_latency
 from fcs_utils.report.planning import hours_of, not_run_table, power_table, stages_not_run
 from fcs_utils.report.recipe import recipe_table
@@ -52,6 +52,21 @@ def test_kendalls_tau_compares_the_order_of_criteria_after_two_schedules() -> No
     assert (found["order, short"], found["order, long"]) == ("a > b > c", "b > a > c")
     # From the means 91.67 and 93.33, a moves from 1.33 to 0.67 above, b from 0.33 to 1.67, c from 1.67 to 2.33 below.
     assert found["largest change (points)"] == "+1.33"
+
+
+def test_further_criteria_stand_beside_the_baseline_of_their_ratio_and_of_networks_trained_here() -> None:
+    def runs(ratio: float, given: bool = False, **tops: tuple[float, ...]) -> pd.DataFrame:
+        shared = {"network": "n", "ratio": ratio, "macs": 0.5, "dense_macs": 1, "epochs": 8, "reading": "r", "given": given}
+        return pd.DataFrame(
+            [{**shared, "criterion": name, "seed": seed, "test": top} for name, own in tops.items() for seed, top in enumerate(own)]
+        )
+
+    tuned = pd.concat([runs(0.3, kernel_l1=(90, 92)), runs(0.3, given=True, kernel_l1=(10, 10))])
+    further = pd.concat([runs(0.3, chip=(91, 94)), runs(0.4, kernel_l1=(80, 80), fcs=(79, 78)), runs(0.6, fcs=(50,))])
+    found = further_table(tuned, further)
+    shown = found[["ratio", "criterion", "minus kernel_l1 (points)", "n"]].to_numpy().tolist()
+    assert shown == [[0.3, "chip", "+1.50", 2], [0.4, "kernel_l1", "", 2], [0.4, "fcs", "-1.50", 2], [0.6, "fcs", "", 1]]
+    assert found["test top-1 (%)"].iloc[3] == "50.00" and found["MACs left (%)"].iloc[0] == "50.0"
 
 
 def test_the_best_reading_stands_first_by_validation_not_by_test() -> None:

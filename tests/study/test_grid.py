@@ -14,7 +14,7 @@ from fcs_utils.pruning.criteria import CRITERIA, Criterion
 from fcs_utils.study.grid import check_stages, grid, name_criterion, parse_criterion
 from fcs_utils.study.profiles import Profile
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
-from fcs_utils.study.sections import Ablations, Arms, Longer, Network, Readings
+from fcs_utils.study.sections import Ablations, Arms, Further, Longer, Network, Readings
 from fcs_utils.study.study import Study
 from fcs_utils.training.optimiser import Training
 
@@ -156,6 +156,7 @@ def test_criteria_take_options_and_readings_run_on_pilot_seeds_alone() -> None:
             "best": best,
             "readings": Readings(candidates=("fcs", best), ratio=0.4, epochs=6),
             "longer": Longer(network="resnet20", ratio=0.3, epochs=8),
+            "further": (Further(ratio=0.3, criteria=("chip", best)), Further(ratio=0.4, criteria=("fcs",))),
         }
     )
     found, options = grid(profile, "bf16", RATES), {"bins": 2, "redundancy": "greedy"}
@@ -167,7 +168,11 @@ def test_criteria_take_options_and_readings_run_on_pilot_seeds_alone() -> None:
     assert found["longer"] == [
         tuned(pruned(reference("resnet20", seed), "fcs", 0.3, options=own), "tft", epochs=8) for seed in (0, 1) for own in both
     ]
-    assert grid(PROFILE, "bf16")["readings"] == grid(PROFILE, "bf16")["longer"] == []
+    assert found["further"] == [
+        *(tuned(pruned(one, name, 0.3, options=own), "tft") for one in BOTH for name, own in (("chip", {}), ("fcs", options))),
+        *(tuned(pruned(one, "fcs", 0.4), "tft") for one in BOTH),
+    ]
+    assert {tuple(grid(PROFILE, "bf16")[stage]) for stage in ("readings", "longer", "further")} == {()}
 
 
 def test_a_criterions_text_and_its_name_and_options() -> None:
