@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -24,7 +24,7 @@ from fcs_utils.config import checked
 from fcs_utils.data.dataset import data_folder
 from fcs_utils.errors import StudyError, first_line, refuse
 from fcs_utils.files import LARGEST_TENSORS, read_bytes
-from fcs_utils.models import build_model, load_state
+from fcs_utils.models import build_model, load_state, network_title
 
 PREFIX = "pretrained:"  # before the name of a public network, where else the name of a file may stand
 ADDRESS = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models"
@@ -145,3 +145,10 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if renamed.endswith(".running_mean"):
             ours.setdefault(renamed.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     return ours
+
+
+def network_label(reference: Mapping[str, Any]) -> str:
+    """'VGG-16', or 'VGG-16 x0.25' where the width is not one; 'ResNet-56 (public)' where the weights were given."""
+    weights = reference.get("weights")
+    given = "" if weights is None else " (public)" if weights.startswith(PREFIX) else " (given)"
+    return network_title(reference["network"], reference["width"]) + given

@@ -12,8 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fcs_utils.files import canonical_json, write_json
-from fcs_utils.models import network_title
-from fcs_utils.pretrained import PREFIX
+from fcs_utils.pretrained import network_label
 from fcs_utils.pruning.criteria import reading_of
 from fcs_utils.report import (
     ablation_figures,
@@ -51,13 +50,6 @@ REGISTERED = (
     recipe,
     tables,
 )  # importing them fills the registries
-
-
-def network_label(reference: Mapping[str, Any]) -> str:
-    """'VGG-16', or 'VGG-16 x0.25' where the width is not one; 'ResNet-56 (public)' where the weights were given."""
-    weights = reference.get("weights")
-    given = "" if weights is None else " (public)" if weights.startswith(PREFIX) else " (given)"
-    return network_title(reference["network"], reference["width"]) + given
 
 
 def pairable(records: Iterable[Record]) -> list[Record]:

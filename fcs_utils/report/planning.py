@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fcs_utils.errors import counted
-from fcs_utils.models import network_title
+from fcs_utils.pretrained import network_label
 from fcs_utils.report.comparisons import BASELINES, LITERAL_READING
 from fcs_utils.report.inference import MANY, detectable, needed, paired, replicate_of, seed_differences
 from fcs_utils.report.tables import as_table
@@ -123,7 +123,7 @@ def not_run(study: Study) -> pd.DataFrame:
     rows = [
         {
             "stage": stage,
-            "network": network_title(run.reference.network, run.reference.width),
+            "network": network_label(run.reference.model_dump()),
             "what": " ".join(filter(None, (_of_pruning(run), _of_tuning(run)))) or run.kind,
             "runs": 1,
             HOURS: taken,
