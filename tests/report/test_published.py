@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 
 RESULTS = ROOT / "results"
 PROFILES = sorted(path.parent.name for path in RESULTS.glob("*/records.jsonl"))
-HOW = "render it again: fcs-mlft study --profile NAME && fcs-mlft publish --profile NAME && python -m cogapp -r README.md"
+HOW = "render it again: fcs-mlft study, then fcs-mlft publish, both with --profile NAME --allow-missing; cogapp -r README.md"
 
 
 @cache
