@@ -101,7 +101,9 @@ def which_criterion(report: Report) -> str:
     cells = own.groupby("criterion").size()
     full = own[own.criterion.isin(cells.index[cells == cells.max()])]
     kinds = dict(iter(full.groupby("criterion", sort=False)))
-    best = str(full.groupby("criterion").validation.mean().idxmax())
+    means = full.groupby("criterion").validation.mean().sort_values(ascending=False, kind="stable")
+    best = str(means.index[0])
+    level = [f"`{name}`" for name in means.index[1:] if means[name] > means[best] - report.slack]
     others = [name for name in (SIMPLE, LITERAL_READING, "random") if name in kinds and name != best][:2]
     subjects = (f"`{best}`", "it")
     said = [difference(kinds[best], kinds[name], ours=own, theirs=f"`{name}`") for own, name in zip(subjects, others, strict=False)]
@@ -111,6 +113,7 @@ def which_criterion(report: Report) -> str:
     count = f"{len(kinds)} criteria" + " so far" * ("tuned" in set(report.unfinished.get("stage", ())))
     epochs = counted(int(kinds[best].epochs.max()), "epoch")
     lead = f"{advice} After {epochs} of fine-tuning, `{best}`{meaning} has the highest mean validation accuracy of {count}"
+    lead += f"; {' and '.join(level)} {'is' if len(level) == 1 else 'are'} within {report.slack:g} points of it" * bool(level)
     return f"{lead}. On test, {'; '.join(said)}. These intervals are not corrected." if said else f"{lead}."
 
 

@@ -107,12 +107,14 @@ def _for_equal_macs(schedules: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
 
 
 def taught(arms: pd.DataFrame) -> pd.DataFrame:
-    """Runs with a peer, of the longest schedule that all arms with one have."""
+    """Runs with a peer, of the longest schedule and of the seeds that all arms with one have."""
     own = arms[arms.peer.map(bool)] if len(arms) else arms
     if own.empty:
         return own
     shared = set.intersection(*(set(runs.epochs) for _, runs in own.groupby("method")))
-    return own[own.epochs == max(shared, default=own.epochs.max())]
+    own = own[own.epochs == max(shared, default=own.epochs.max())]
+    seeds = set.intersection(*(set(runs.seed) for _, runs in own.groupby("method")))
+    return own[own.seed.isin(seeds)] if seeds else own
 
 
 @as_figure("together", "taught")

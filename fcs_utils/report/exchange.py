@@ -12,7 +12,7 @@ from fcs_utils.errors import counted
 from fcs_utils.report.comparisons import SIMPLE
 from fcs_utils.report.crossing import crossing
 from fcs_utils.report.inference import LEVEL, mean_interval, paired, seed_differences
-from fcs_utils.report.schedules import from_goal, like_compute, longest_tft, per_epoch, tft_needs
+from fcs_utils.report.schedules import from_goal, longest_tft, per_epoch, tft_needs
 from fcs_utils.report.tables import as_table, by_group, macs_left
 from fcs_utils.training.arms import arm_label
 
@@ -60,8 +60,9 @@ def _exchange(arms: pd.DataFrame) -> pd.DataFrame:
 
 def _lead_at_equal_compute(arms: pd.DataFrame, own: pd.DataFrame, method: str, goal: int) -> tuple[float, dict[str, Any]]:
     """Lead over TFT's longest schedule at about its training MACs, 0 where it is not clear; NaN without such a schedule."""
-    pairs = [(goal, goal, 1.0)] if method == "tft" else like_compute(arms, method)
-    near = [(epochs, factor) for epochs, longest, factor in pairs if longest == goal and abs(math.log(factor)) < math.log(1.5)]
+    spent = arms[arms.method == method].groupby("epochs").training_macs.mean() / own.training_macs.mean()
+    complete = from_goal(arms, method)  # of all seeds
+    near = [(epochs, factor) for epochs, factor in spent.items() if epochs in complete and abs(math.log(factor)) < math.log(1.5)]
     names = ("schedule at equal compute", "top-1 there (%)", "minus TFT (points)", "95 % interval, difference")
     if not near:
         return math.nan, dict(zip(names, ("none within a factor of 1.5", "", "", ""), strict=True))

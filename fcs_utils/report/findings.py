@@ -113,9 +113,12 @@ def _of(row: Any, ours: str, theirs: str, **words: Any) -> str:
 def _enumerated(rows: pd.DataFrame, name: Callable[[Any], str], unit: str = POINTS, sides: tuple[str, str] = SIDES) -> str:
     """'0.8 points of top-1 above after 2 epochs (95 % interval 0.3 to 1.3, 5 trained seeds) and 0.6 above after 4 (0.2 to 1.0)'."""
     parts: list[str] = []
+    said: tuple[object, ...] = ()
     for row in rows.itertuples():
-        first = {"n": row.n, "replicate": row.replicate, "unit": unit} if not parts else {"unit": ""}
-        parts.append(sentence(row.effect, row.low, row.high, **first, theirs=name(row), sides=sides, p=row.p_holm))
+        counts = {} if (row.n, row.replicate) == said else {"n": row.n, "replicate": row.replicate}  # an item's, where they change
+        words = {**counts, "unit": "" if parts else unit}
+        parts.append(sentence(row.effect, row.low, row.high, **words, theirs=name(row), sides=sides, p=row.p_holm))
+        said = (row.n, row.replicate)
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
@@ -165,8 +168,12 @@ def _criteria(rows: pd.DataFrame) -> list[str]:
         apart = rows[(rows.role == "network") & (rows.theirs == baseline)]
         if (apart.verdict != "undecided").any() and (apart.effect > 0).nunique() > 1:
             said.append(f"By network, against the {name}, {own} ends {_enumerated(apart, lambda row: f'on {row.network}')}")
-    said += [_of(row, own, "pruning random channels") for row in rows[(rows.theirs == "random") & (rows.role == "")].itertuples()]
-    said += against(rows[rows.role == "given"], "In the given networks, ")
+    own_rows = rows[rows.role == ""]
+    for row in own_rows[own_rows.theirs == "random"].itertuples():
+        scope = row.comparison.rpartition(", ")[2]
+        apart = scope.startswith("ratio ") and bool((own_rows.comparison.str.rpartition(", ")[2] != scope).any())
+        said.append(_of(row, own, "pruning random channels" + f" at {scope} alone" * apart))
+    said += against(rows[rows.role == "given"], "In the given networks, whose intervals are not corrected, ")
     return [one[:1].upper() + one[1:] for one in said]
 
 

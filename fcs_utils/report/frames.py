@@ -96,11 +96,11 @@ def _row(record: Record) -> dict[str, Any]:
         before, after = result["before_recalibration"], result["before_tuning"]
         row |= {"plain": before["test"], "test": after["test"], "validation": after["validation"]}
         return row | {"kept": result["plan"]["kept"]}
-    history, seconds = result["history"], record["volatile"]["epoch_seconds"]
+    history = result["history"]
     row |= {"test": result["test"], "validation": result["validation"], "history": history}
     if not history:  # a given reference, which was not trained here
-        return row | {"training_macs": 0, "epochs": 0, "seconds": 0.0, "epoch_seconds": []}
-    row |= {"training_macs": history[-1]["training_macs"], "epochs": len(history), "seconds": seconds[-1], "epoch_seconds": seconds}
+        return row | {"training_macs": 0, "epochs": 0}
+    row |= {"training_macs": history[-1]["training_macs"], "epochs": len(history)}
     if tuning:
         row |= {
             "method": arm_row(tuning["method"], tuning["budget"]),
@@ -128,7 +128,7 @@ def similarity_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def add_targets(arms: pd.DataFrame, slack: float) -> pd.DataFrame:
-    """Adds epochs, training MACs and seconds to target for each run.
+    """Adds epochs and training MACs to target for each run.
 
     The target is TFT's final validation accuracy with the same network, seed and schedule (for training from scratch: with the
     longest), minus the slack. A target that is not reached counts as schedule + 1, flagged in ``reached``.
@@ -148,7 +148,6 @@ def add_targets(arms: pd.DataFrame, slack: float) -> pd.DataFrame:
                 "reached": hit is not None,
                 "epochs_to_target": row.history[at]["epoch"] + more,
                 "macs_to_target": row.history[at]["training_macs"] * beyond,
-                "seconds_to_target": row.epoch_seconds[at] * beyond,
             }
         )
     return arms.reset_index(drop=True).join(pd.DataFrame(rows))
@@ -224,7 +223,7 @@ class Report:
         rows = [{**row, "open": _open_ends(row)} for row in self.ledger.to_dict("records")]
         for row in rows:  # NaN is no JSON
             row |= {key: None for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
-        verdicts = claims.claim_verdicts(self.ledger) if rows else {}
+        verdicts = claims.standing(self.ledger) if rows else {}
         write_json(store.claims(), {"verdicts": verdicts, "comparisons": rows, "missing": list(self.missing)})
 
 

@@ -39,6 +39,8 @@ def accuracy_against_latency(timed: pd.DataFrame) -> Figure:
     """Test top-1 after identical fine-tuning against measured milliseconds an image: PyTorch, one thread."""
     figure, parts = panels(timed, "network", lambda part: 0.75 * part.ratio.nunique() + 1.5)
     for axis, _, part in parts:
+        seeds = part.groupby(["ratio", "criterion"]).seed.transform("nunique")
+        part = part[seeds == seeds.groupby(part.ratio).transform("max")]  # means of other seeds are no comparison
         rows = []
         for (_, milliseconds, criterion), own in part[part.criterion.isin(STYLE)].groupby(["ratio", "milliseconds", "criterion"]):
             half, mean = half_width(own.test), own.test.mean()

@@ -17,7 +17,7 @@ from fcs_utils.report.inference import MANY, detectable, needed, paired, replica
 from fcs_utils.report.tables import as_table
 from fcs_utils.study.catalogue import ABOUT_STAGES, STAGES, Stage
 from fcs_utils.study.grid import name_criterion
-from fcs_utils.study.packed import Record
+from fcs_utils.study.packed import Record, seconds_of
 from fcs_utils.study.rates import best_rates
 from fcs_utils.study.runs import Run
 from fcs_utils.study.study import Study
@@ -44,7 +44,7 @@ def power_table(ledger: pd.DataFrame, rates: pd.DataFrame, slack: float) -> pd.D
             "spread of differences (points)": "" if math.isnan(spread) else f"{spread:.2f}",
             "n": n,
             "replicate": replicate,
-            "smallest effect to be found": "" if math.isnan(found := detectable(error, n)) else f"{found:.2f}",
+            "smallest effect to be found, not corrected": "" if math.isnan(found := detectable(error, n)) else f"{found:.2f}",
             f"n for {WORTH:g} points": "" if math.isnan(wanted) else f"over {MANY}" if math.isinf(wanted) else f"{wanted}",
         }
 
@@ -87,7 +87,7 @@ def hours_of(runs: Iterable[Run], records: Iterable[Record]) -> list[float]:
     for record in records:
         run = Run.model_validate(record["config"])
         for key in _keys(run):
-            seconds.setdefault(key, []).append(record["volatile"]["seconds"] / _epochs_of(run))
+            seconds.setdefault(key, []).append(seconds_of(record) / _epochs_of(run))
     found = ((run, next((seconds[key] for key in _keys(run) if key in seconds), None)) for run in runs)
     return [math.nan if like is None else mean(like) * _epochs_of(run) / 3600 for run, like in found]
 

@@ -47,10 +47,17 @@ def per_epoch(arms: pd.DataFrame, method: str) -> float:
 
 
 def of_both(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The runs of two arms that have one of the same network, seed and schedule on the other side."""
+    """The runs of two arms with a partner of the same network, seed and schedule, in the schedules of which most seeds have one.
+
+    All seeds then stand for the same schedules, so that a mean over them is one.
+    """
     keys = ["network", "seed", "epochs"]
-    first, second = ([*zip(*(runs[key] for key in keys), strict=True)] for runs in (ours, theirs))
-    return ours[[key in second for key in first]], theirs[[key in first for key in second]]
+    pairs = ours[keys].drop_duplicates().merge(theirs[keys].drop_duplicates())
+    who = pairs.groupby("epochs")[["network", "seed"]].apply(lambda rows: frozenset(rows.itertuples(index=False, name=None)))
+    whole = who.index[who == max(who, key=len)] if len(who) else []
+    shared = {tuple(row) for row in pairs[pairs.epochs.isin(whole)].itertuples(index=False)}
+    first, second = ([tuple(row) in shared for row in runs[keys].itertuples(index=False)] for runs in (ours, theirs))
+    return ours[first], theirs[second]
 
 
 def c3(arms: pd.DataFrame) -> list[Row]:

@@ -13,6 +13,7 @@ from fcs_utils.errors import StudyError, counted
 from fcs_utils.files import write_atomic
 from fcs_utils.report.inference import mean_interval, paired, replicate_of, seed_differences
 from fcs_utils.report.registry import Registry
+from fcs_utils.study.packed import Record, seconds_of
 from fcs_utils.study.rates import best_rates
 from fcs_utils.study.records import Store
 from fcs_utils.training.arms import arm_label
@@ -135,12 +136,19 @@ def arms_table(arms: pd.DataFrame) -> pd.DataFrame:
             "epochs to target": f"{g.epochs_to_target.mean():.1f}" + (f" ({missed} of {len(g)} not reached)" if missed else ""),
             "training MACs (T)": f"{g.training_macs.mean() / 1e12:.3f}",
             "MACs to target (T)": f"{g.macs_to_target.mean() / 1e12:.3f}",
-            "seconds": f"{g.seconds.mean():.1f}",
-            "seconds to target": f"{g.seconds_to_target.mean():.1f}",
             "n": len(g),
         }
 
-    return by_group(arms, ["network", "criterion", "method", "epochs"], row)
+    return by_group(in_order(arms), ["network", "criterion", "method", "epochs"], row)
+
+
+def in_order(arms: pd.DataFrame) -> pd.DataFrame:
+    """Arms as they came, the schedules of each from short to long."""
+    return arms.sort_values(
+        ["method", "epochs"],
+        key=lambda column: column.map([*arms.method.unique()].index) if column.name == "method" else column,
+        kind="stable",
+    )
 
 
 @as_table("rates", "rates", "slack")
@@ -170,7 +178,7 @@ def peers_table(arms: pd.DataFrame) -> pd.DataFrame:
             "n": len(g),
         }
 
-    return by_group(arms[arms.peer.map(bool)], ["network", "method", "epochs"], row)
+    return by_group(in_order(arms[arms.peer.map(bool)]), ["network", "method", "epochs"], row)
 
 
 @as_table("points", "points")
@@ -220,7 +228,7 @@ def similarity_table(similarity: pd.DataFrame) -> pd.DataFrame:
     return by_group(similarity, ["network", "state"], row)
 
 
-def grid_cost_table(found: Mapping[Any, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+def grid_cost_table(found: Mapping[Any, Sequence[Record]]) -> pd.DataFrame:
     """What each stage took: runs, training MACs, and hours of one thread or GPU. A run of two stages counts once."""
     rows, seen = [], set[str]()
     for stage, records in found.items():
@@ -228,7 +236,7 @@ def grid_cost_table(found: Mapping[Any, Sequence[Mapping[str, Any]]]) -> pd.Data
             continue
         seen |= {record["id"] for record in own}
         macs = sum(history[-1]["training_macs"] for r in own if (history := r["result"].get("history")))
-        seconds = sum(record["volatile"]["seconds"] for record in own)
+        seconds = sum(map(seconds_of, own))
         spent = f"{macs / 1e12:,.1f}", f"{seconds / 3600:.2f}", f"{seconds / len(own):.1f}"
         rows.append((stage, len(own), *spent))
     return pd.DataFrame(rows, columns=["stage", "runs", "training (10^12 MACs)", "hours of one thread or GPU", "seconds a run"])

@@ -73,6 +73,12 @@ def _parse_lines(path: Path, content: bytes) -> Iterator[tuple[str, Record]]:
             warnings.warn(f"{why}; this run is done again, the other lines count", stacklevel=5)
 
 
+def seconds_of(record: Record) -> float:
+    """What a run took. A training that was cut off and went on counts from its first epoch; the record has its last start alone."""
+    volatile = record["volatile"]
+    return max(volatile["seconds"], (volatile.get("epoch_seconds") or [0.0])[-1])
+
+
 def to_lines(records: Mapping[str, Record]) -> bytes:
     """The content of a file that holds these records."""
     # Keys keep their order: layers run from input to output.

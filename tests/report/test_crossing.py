@@ -177,3 +177,6 @@ def test_the_exchange_names_the_arm_that_is_best_at_equal_compute() -> None:
     assert {row["best at equal compute"] for row in found} == {"KD"}
     level = exchange_table(schedules(tft=TFT, mlft={4: 88}, kd={8: 90.5})).to_dict("records")
     assert level[0]["best at equal compute"] == "TFT or KD" and level[1]["epochs saved (%)"] == "open"
+    # Three epochs of MLFT cost what TFT's twelve do, and three quarters of its sixteen: still about the same.
+    near = exchange_table(schedules(tft={**TFT, 12: 89.0}, mlft={3: 87})).to_dict("records")
+    assert near[1]["schedule at equal compute"] == "3 epochs (0.75 times)" and near[1]["minus TFT (points)"] == "-3.00"

@@ -10,7 +10,7 @@ import pytest
 
 from fcs_utils.report.claims import claim_verdicts, ledger
 from fcs_utils.report.comparisons import c2, judge
-from fcs_utils.report.findings import _headline, best_and_worst, difference, findings, headlines, sentence
+from fcs_utils.report.findings import _enumerated, _headline, best_and_worst, difference, findings, headlines, sentence
 from tests.report.planted import ledger_of
 
 
@@ -113,7 +113,23 @@ def test_the_best_reading_has_a_card_of_its_own_beside_the_literal_one() -> None
     both = ledger(c2(pd.concat([tuned.assign(given=False), given]), None))
     assert {(row.role, row.replicate, row.n) for row in both.itertuples()} == {("", "trained seed", 3), ("given", "network", 3)}
     assert both[both.decisive].role.eq("").all() and claim_verdicts(both) == {"C2": "contradicted"}
-    assert "In the given networks, FCS ends 1.0 points of top-1 below pruning by the kernel L1 norm" in findings(both)["C2"]
+    said = findings(both)["C2"]
+    assert (
+        "In the given networks, whose intervals are not corrected, FCS ends 1.0 points of top-1 below pruning by the kernel" in said
+    )
+    more = pd.concat([tuned, tuned[tuned.criterion != "random"].assign(ratio=0.3)])
+    said = findings(ledger(c2(more)))["C2"]
+    assert "below pruning by the kernel L1 norm (" in said and "above pruning random channels at ratio 0.5 alone (" in said
+
+
+def test_an_item_of_a_list_says_its_own_number_of_seeds_where_it_differs() -> None:
+    rows = pd.DataFrame(
+        {"effect": [1.0, 2.0, 3.0], "low": 0.5, "high": 4.0, "n": [5, 5, 2], "replicate": "trained seed", "p_holm": 0.01}
+    ).assign(at=["after a", "after b", "after c"])
+    assert _enumerated(rows, lambda row: row.at) == (
+        "1.0 points of top-1 above after a (95 % interval 0.5 to 4.0, 5 trained seeds), 2.0 above after b (0.5 to 4.0) and "
+        "3.0 above after c (95 % interval 0.5 to 4.0, 2 trained seeds)"
+    )
 
 
 @pytest.mark.parametrize(

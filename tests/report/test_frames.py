@@ -33,11 +33,11 @@ def test_learning_rates_are_chosen_on_validation_not_on_test() -> None:
     assert choose_learning_rates(records, slack=0.1) == {("n", "tft"): 0.01, ("n", "kd"): 0.01}
 
 
-def test_epochs_macs_and_seconds_to_target() -> None:
+def test_epochs_and_macs_to_target() -> None:
     frame = pd.DataFrame([arm("tft", [80, 90]), arm("mlft", [89.9, 95]), arm("kd", [70, 80]), arm("scratch-E", [1, 2, 3, 89.9])])
     got = add_targets(frame, slack=margin(1000))  # target 90 - 0.2
     assert got.epochs_to_target.tolist() == [2, 1, 3, 4] and got.reached.tolist() == [True, True, False, True]
-    assert got.macs_to_target.tolist() == [20, 10, 30, 40] and got.seconds_to_target.tolist() == [2, 1, 3, 4]
+    assert got.macs_to_target.tolist() == [20, 10, 30, 40]
 
 
 def test_scratch_is_held_to_the_longest_schedule_of_tft() -> None:

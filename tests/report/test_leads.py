@@ -30,7 +30,7 @@ def tuned(tops: dict[str, list[tuple[float, float]]], **more: Any) -> pd.DataFra
 
 
 def chosen(runs: pd.DataFrame, unfinished: pd.DataFrame | None = None) -> str:
-    report: Any = SimpleNamespace(tuned=runs, unfinished=pd.DataFrame() if unfinished is None else unfinished)
+    report: Any = SimpleNamespace(tuned=runs, slack=0.2, unfinished=pd.DataFrame() if unfinished is None else unfinished)
     return which_criterion(report)
 
 
@@ -54,6 +54,13 @@ def test_the_criterion_is_chosen_on_validation_and_compared_on_test() -> None:
     assert chosen(pd.concat([runs.assign(given=False), given])) == said  # they have seen the validation images
     assert "of 3 criteria so far. On test" in chosen(runs, pd.DataFrame({"stage": ["arms", "tuned"]}))
     assert chosen(given) == ""
+
+
+def test_criteria_that_are_level_with_the_first_are_named() -> None:
+    runs = tuned({"fcs": [(70, 71)] * 2, "kernel_l1": [(74.9, 80)] * 2, "taylor": [(75, 74)] * 2, "chip": [(74.7, 74)] * 2})
+    assert "has the highest mean validation accuracy of 4 criteria; `kernel_l1` is within 0.2 points of it. On" in chosen(runs)
+    runs.loc[runs.criterion == "chip", "validation"] = 74.85
+    assert "; `kernel_l1` and `chip` are within 0.2 points of it. On" in chosen(runs)
 
 
 def test_criteria_whose_seeds_do_not_meet_are_not_compared() -> None:

@@ -211,12 +211,15 @@ def test_where_networks_are_trained_here_the_given_ones_are_left_to_the_table() 
 
 def test_peers_are_drawn_at_the_longest_schedule_of_all_arms_that_have_one() -> None:
     def runs(method: str, *epochs: int) -> pd.DataFrame:
-        return pd.DataFrame({"method": method, "epochs": epochs, "peer": [None if method == "tft" else {"x": 1}] * len(epochs)})
+        peer = [None if method == "tft" else {"x": 1}] * len(epochs)
+        return pd.DataFrame({"method": method, "epochs": epochs, "peer": peer, "seed": 0})
 
     arms = pd.concat([runs("tft", 4, 16), runs("mlft", 4, 8, 12), runs("kd", 8, 16)])
     assert taught(arms)[["method", "epochs"]].to_numpy().tolist() == [["mlft", 8], ["kd", 8]]
     assert taught(pd.concat([runs("mlft", 4), runs("kd", 8)])).epochs.tolist() == [8]
     assert taught(runs("tft", 4)).empty
+    less = taught(pd.concat([runs("mlft", 8), runs("mlft", 8).assign(seed=1), runs("kd", 8).assign(seed=1)]))
+    assert less[["method", "seed"]].to_numpy().tolist() == [["mlft", 1], ["kd", 1]]  # the same peers
 
 
 def test_the_legend_of_the_curves_names_every_arm() -> None:

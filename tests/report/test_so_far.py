@@ -83,6 +83,21 @@ def test_two_arms_are_compared_on_the_schedules_of_both() -> None:
     assert first.empty and second.empty
 
 
+def test_all_seeds_stand_for_the_same_schedules() -> None:
+    def arm(*runs: tuple[int, int]) -> pd.DataFrame:
+        return pd.DataFrame([{"network": "n", "seed": seed, "epochs": epochs} for seed, epochs in runs])
+
+    # Two seeds have both after 4 and after 8 epochs; after 16, one of them has.
+    first, second = of_both(arm((0, 4), (1, 4), (0, 8), (1, 8), (0, 16)), arm((1, 4), (0, 4), (0, 8), (1, 8), (2, 8), (0, 16)))
+    assert {*zip(first.seed, first.epochs, strict=True)} == {*zip(second.seed, second.epochs, strict=True)}
+    assert {*first.epochs} == {4, 8}
+    # As KD on CIFAR-10: three seeds after 8 epochs, the other two after 16.
+    kd = arm((2, 8), (3, 8), (4, 8), (0, 16), (1, 16))
+    tft = arm(*((seed, epochs) for seed in range(5) for epochs in (8, 16)))
+    first, second = of_both(kd, tft)
+    assert {*first.epochs} == {*second.epochs} == {8} and {*second.seed} == {2, 3, 4}
+
+
 def runs_of(counts: dict[tuple[str, float, str], int]) -> pd.DataFrame:
     rows = [
         {"network": network, "ratio": ratio, "criterion": name, "seed": seed}

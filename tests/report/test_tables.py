@@ -14,7 +14,6 @@ from fcs_utils.report.tables import (
     criteria_table,
     grid_cost_table,
     markdown,
-    missing_table,
     peers_table,
     published_table,
     rates_table,
@@ -104,8 +103,8 @@ def test_criteria() -> None:
 
 def test_arms() -> None:
     runs = frame(
-        {"reached": True, "epochs_to_target": 1, "macs_to_target": 1e12, "seconds_to_target": 2.0, "test": 80.0},
-        {"reached": False, "epochs_to_target": 4, "macs_to_target": 2.5e12, "seconds_to_target": 7.0, "test": 82.0},
+        {"reached": True, "epochs_to_target": 1, "macs_to_target": 1e12, "test": 80.0},
+        {"reached": False, "epochs_to_target": 4, "macs_to_target": 2.5e12, "test": 82.0},
         network="n",
         method="mlft",
         epochs=3,
@@ -114,7 +113,6 @@ def test_arms() -> None:
         learning_rate=0.05,
         validation=70.0,
         training_macs=2e12,
-        seconds=5.0,
     )
     (found,) = arms_table(runs).to_dict("records")
     assert found == {
@@ -128,12 +126,10 @@ def test_arms() -> None:
         "epochs to target": "2.5 (1 of 2 not reached)",
         "training MACs (T)": "2.000",
         "MACs to target (T)": "1.750",
-        "seconds": "5.0",
-        "seconds to target": "4.5",
         "n": 2,
     }
     assert arms_table(runs.assign(reached=True))["epochs to target"].tolist() == ["2.5"]
-    apart = pd.concat([runs, runs.assign(epochs=5), runs.assign(method="scratch-E")])
+    apart = pd.concat([runs.assign(epochs=5), runs, runs.assign(method="scratch-E")])
     assert arms_table(apart)[["method", "epochs"]].to_numpy().tolist() == [["MLFT", 3], ["MLFT", 5], ["scratch-E", 3]]
 
 
@@ -209,11 +205,13 @@ def test_similarity() -> None:
 
 
 def test_the_grids_cost_counts_a_shared_run_once() -> None:
-    def record(name: str, macs: list[float], seconds: float) -> dict[str, object]:
+    def record(name: str, macs: list[float], seconds: float, *epochs: float) -> dict[str, object]:
         history = [{"training_macs": spent} for spent in macs]
-        return {"id": name, "result": {"history": history} if macs else {}, "volatile": {"seconds": seconds}}
+        volatile = {"seconds": seconds, "epoch_seconds": [*epochs] or None}
+        return {"id": name, "result": {"history": history} if macs else {}, "volatile": volatile}
 
-    a, b, c = record("a", [1e12, 3e12], 1800), record("b", [5e12], 900), record("c", [], 60)
+    # The first was cut off and went on: its last start took one minute of the half hour.
+    a, b, c = record("a", [1e12, 3e12], 60, 1740, 1800), record("b", [5e12], 900), record("c", [], 60)
     found = grid_cost_table({"reference": [a, b], "pruned": [b, c], "tuned": [a]}).to_dict("records")
     assert [list(row.values()) for row in found] == [
         ["reference", 2, "8.0", "0.75", "1350.0"],  # the last epoch holds the sum
@@ -234,12 +232,11 @@ def test_markdown_says_what_the_cells_say_and_counts_are_whole() -> None:
     assert markdown(frame[:0]).count("\n") == 1
 
 
-def test_published_and_missing_tables_quote(tmp_path: Path) -> None:
+def test_published_results_are_quoted_and_tables_are_written(tmp_path: Path) -> None:
     quoted = published_table()
     assert quoted.source.str.startswith("quoted: ").all() and not (quoted == "").any(axis=None)
     assert (quoted == "not at hand").any(axis=None)
-    table = missing_table(["one", "two"])
-    assert table.to_dict("list") == {"runs without a record": ["one", "two"]}
+    table = pd.DataFrame({"runs without a record": ["one", "two"]})
     store = Store(tmp_path, "smoke")
     write_table(store, "missing", table)
     assert store.table("missing", "csv").read_text() == "runs without a record\none\ntwo\n"
