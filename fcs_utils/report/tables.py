@@ -139,16 +139,13 @@ def arms_table(arms: pd.DataFrame) -> pd.DataFrame:
             "n": len(g),
         }
 
-    return by_group(in_order(arms), ["network", "criterion", "method", "epochs"], row)
+    return by_group(_by_schedule(arms), ["network", "criterion", "method", "epochs"], row)
 
 
-def in_order(arms: pd.DataFrame) -> pd.DataFrame:
+def _by_schedule(arms: pd.DataFrame) -> pd.DataFrame:
     """Arms as they came, the schedules of each from short to long."""
-    return arms.sort_values(
-        ["method", "epochs"],
-        key=lambda column: column.map([*arms.method.unique()].index) if column.name == "method" else column,
-        kind="stable",
-    )
+    parts = [own.sort_values("epochs", kind="stable") for _, own in arms.groupby("method", sort=False)]
+    return pd.concat(parts) if parts else arms
 
 
 @as_table("rates", "rates", "slack")
@@ -178,7 +175,7 @@ def peers_table(arms: pd.DataFrame) -> pd.DataFrame:
             "n": len(g),
         }
 
-    return by_group(in_order(arms[arms.peer.map(bool)]), ["network", "method", "epochs"], row)
+    return by_group(_by_schedule(arms[arms.peer.map(bool)]), ["network", "method", "epochs"], row)
 
 
 @as_table("points", "points")

@@ -82,7 +82,7 @@ def test_sections_come_in_the_order_of_the_layout(study: Study) -> None:
     shown = [title for title in titles[:-2] if title != "Which combination to use"]
     assert titles[-2:] == left_out and [*found] == ["In short", "The claims", *shown, [*found][-1]]
     for title in shown[:-1]:  # the last quotes others
-        assert re.match(r"\s*<p>[A-Z].+\.</p>", found[title]), title
+        assert re.match(r"\s*<p>(?:<strong>C[^<]+</strong> )?[A-Z].+\.</p>", found[title]), title
     asked = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", found["In short"], flags=re.S)
     questions = ("Does FCS work?", "Which criterion should I use?", "Is mutual learning worth it?", "Are channels redundant?")
     assert tuple(question for question, _ in asked) == questions
@@ -118,7 +118,7 @@ def test_an_incomplete_study_shows_its_records_and_the_verdicts_that_wait_for_no
     part = Study("quick", tmp_path)
     _, report = publish._render_overview(part)
     page = part.store.index().read_text()
-    said = "some runs of similarity have no records yet, so claims that wait for them have no verdict: what follows are the records"
+    said = "some runs of stage similarity have no records yet, so claims that wait for them have no verdict: what follows"
     assert report is not None and said in " ".join(page.split())
     judged = {*re.findall(r'<li class="\w+"><b>(\w+)', page)}
     assert "C3" in judged and not {"C1a", "C1b"} & judged
