@@ -115,7 +115,7 @@ def compared(tuned: pd.DataFrame) -> pd.DataFrame:
 
 
 def _against_base(runs: pd.DataFrame) -> Figure:
-    """Paired differences by criterion, the best on average first, with a series for each ratio.
+    """Paired differences by criterion, the best on average first, with a series for each ratio; what lacks a ratio stands last.
 
     A network has a panel; given networks share one, for they are the replicates.
     """
@@ -136,7 +136,9 @@ def _against_base(runs: pd.DataFrame) -> Figure:
                     found = paired(seed_differences(one, level, "test"))
                     rows.append({"row": titled(str(name)), "series": series, "ratio": ratio, **asdict(found)})
         found = pd.DataFrame(rows)
-        order = found.groupby("row").effect.mean().sort_values(ascending=False, kind="stable").index
+        order = (
+            found.groupby("row").effect.agg(["size", "mean"]).sort_values(["size", "mean"], ascending=False, kind="stable").index
+        )
         dots(axis, found.set_index("row").loc[order].reset_index(), styles)
         axis.axvline(0, color="black", lw=0.8)
         legend_above(axis, 1)

@@ -232,3 +232,17 @@ def test_the_legend_of_the_curves_names_every_arm() -> None:
     (legend,) = figure.legends
     assert {text.get_text() for text in legend.get_texts()} == {"MLFT", "KD"}
     plt.close(figure)
+
+
+def test_a_criterion_that_lacks_a_ratio_stands_last_whatever_its_mean() -> None:
+    tops = {("kernel_l1", 0.3): 90, ("kernel_l1", 0.5): 80, ("fcs", 0.3): 89, ("fcs", 0.5): 79, ("chip", 0.3): 99}
+    rows = [
+        {"network": "n", "ratio": ratio, "criterion": name, "test": top + seed, "seed": seed, "given": False}
+        for (name, ratio), top in tops.items()
+        for seed in range(2)
+    ]
+    figure = accuracy_against_macs(pd.DataFrame(rows).assign(macs=0.5, dense_macs=1))
+    (axis,) = figure.axes
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert names == ["FCS", "CHIP"]
+    plt.close(figure)
