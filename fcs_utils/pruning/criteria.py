@@ -133,10 +133,35 @@ def reading_of(name: str, options: Mapping[str, Any] = {}) -> str:  # noqa: B006
     return found.reading.format(**values) if isinstance(found.reading, str) else found.reading(values)
 
 
+# Values of options as texts and figures say them.
+OPTIONS_IN_WORDS = {
+    "reading=pooled": "similarity over all images",
+    "reading=per_image": "similarity by image",
+    "reading=mean_map": "similarity of mean maps",
+    "redundancy=mean": "mean similarity",
+    "redundancy=max": "largest similarity",
+    "redundancy=greedy": "greedy",
+    "quota=bin": "equal shares of bins",
+    "quota=layer": "ranked by layer",
+    "quota=global": "ranked over the network",
+    "order=norm": "lowest norms first",
+    "tap=convolution": "raw convolution output",
+    "binning=sklearn": "Lloyd's algorithm",
+    "bins=1": "1 bin",
+}
+
+
+def option_in_words(option: str, value: Any) -> str:
+    """One option of a criterion, such as '8 bins'; one without words of its own is said by name and value."""
+    other = f"{value} bins" if option == "bins" else f"{option} {value}".replace("_", " ")
+    return OPTIONS_IN_WORDS.get(f"{option}={value}", other)
+
+
 def criterion_title(name: str, options: Mapping[str, Any] = {}) -> str:  # noqa: B006
-    """What figures call a criterion, such as 'FCS, bins 8': its title, or its name where it has none, and its options."""
-    title = CRITERIA[name].title if name in CRITERIA else ""  # one from outside may not be imported
-    return ", ".join([title or name, *(f"{option} {value}".replace("_", " ") for option, value in options.items())])
+    """What texts and figures call a criterion, such as 'FCS (8 bins)': its title, or its name without one, and its options."""
+    title = (CRITERIA[name].title if name in CRITERIA else "") or name  # one from outside may not be imported
+    words = ", ".join(option_in_words(option, value) for option, value in options.items())
+    return f"{title} ({words})" if words else title
 
 
 def scoring() -> list[str]:

@@ -80,7 +80,7 @@ def in_words(options: Mapping[str, Any]) -> str:
     return f"{options['reading']} cosine, {options['redundancy']}, {share}, B = {options['bins']}{tap}"
 
 
-@criterion("fcs_greedy", reads="statistics", title="FCS, greedy", reading=in_words, fixed={"redundancy": "greedy"})
+@criterion("fcs_greedy", reads="statistics", title="FCS (greedy)", reading=in_words, fixed={"redundancy": "greedy"})
 @criterion("fcs", reads="statistics", title="FCS", reading=in_words)
 def fcs(
     statistics: ChannelStatistics,

@@ -81,7 +81,7 @@ def elimination_order(gram: Tensor, weights: Tensor, norms: Tensor) -> list[int]
     return order
 
 
-@criterion("fcs_linear", reads="network", title="FCS, least squares", reading="residual of least squares on the kept channels")
+@criterion("fcs_linear", reads="network", title="FCS by least squares", reading="residual of least squares on the kept channels")
 def fcs_linear(model: nn.Module, statistics: ChannelStatistics) -> Tensor:
     """The place in backward elimination, as a share in (0, 1): what goes last matters most (M13).
 

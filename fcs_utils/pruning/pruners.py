@@ -44,7 +44,7 @@ def _ranked(name: str, words: str) -> Callable[[Function], Function]:
 
     def enter(function: Function) -> Function:
         for suffix, (quota, place, more) in WHERE.items():
-            reading, title = f"Torch-Pruning's {words}, ranked {place}", f"Torch-Pruning, {words}{more}"
+            reading, title = f"Torch-Pruning's {words}, ranked {place}", f"Torch-Pruning's {words}{more}"
             criterion(name + suffix, reads="pruner", reading=reading, fixed={"quota": quota}, title=title)(function)
         return function
 

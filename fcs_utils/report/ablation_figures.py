@@ -6,10 +6,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fcs_utils.report.figures import as_figure, titled
+from fcs_utils.report.figures import as_figure
 from fcs_utils.report.inference import half_width, paired, seed_differences
 from fcs_utils.report.plots import BLUE, COLOURS, WIDTH, by_epoch, dots, effects, legend_above, panels
 from fcs_utils.report.tables import macs_left
+from fcs_utils.study.grid import titled
 
 
 def stability(overlaps: pd.DataFrame, chance: float) -> Figure:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fcs_utils.pruning.criteria import option_in_words
 from fcs_utils.report.inference import mean_interval, paired, seed_differences
 from fcs_utils.report.plots import by_epoch
 from fcs_utils.report.tables import as_table, by_group
@@ -35,7 +36,7 @@ def variations(ablation: pd.DataFrame) -> pd.DataFrame:
     ]
     varied = base.options.map(bool)
     base = base[(base.ratio == _one_of(base.ratio[varied])) & (base.calibration == _one_of(base.calibration[~varied]))]
-    named = [", ".join(f"{name} = {value}" for name, value in one.items() if name != "seed") for one in base.options]
+    named = [", ".join(option_in_words(*item) for item in one.items() if item[0] != "seed") for one in base.options]
     base = base.assign(variant=[name or LITERAL for name in named])
     literal = base[base.variant == LITERAL].set_index(["network", "seed"]).index
     return base[base.set_index(["network", "seed"]).index.isin(literal)]

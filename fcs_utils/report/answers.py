@@ -15,6 +15,7 @@ from fcs_utils.report.comparisons import LITERAL_READING, SIMPLE
 from fcs_utils.report.findings import difference, headlines
 from fcs_utils.report.frames import Report
 from fcs_utils.report.inference import NoPairs, paired, seed_differences
+from fcs_utils.study.grid import titled
 
 Asked = ParamSpec("Asked")
 
@@ -103,16 +104,18 @@ def which_criterion(report: Report) -> str:
     kinds = dict(iter(full.groupby("criterion", sort=False)))
     means = full.groupby("criterion").validation.mean().sort_values(ascending=False, kind="stable")
     best = str(means.index[0])
-    level = [f"`{name}`" for name in means.index[1:] if means[name] > means[best] - report.slack]
+    level = [titled(str(name)) for name in means.index[1:] if means[name] > means[best] - report.slack]
     others = [name for name in (SIMPLE, LITERAL_READING, "random") if name in kinds and name != best][:2]
-    subjects = (f"`{best}`", "it")
-    said = [difference(kinds[best], kinds[name], ours=own, theirs=f"`{name}`") for own, name in zip(subjects, others, strict=False)]
+    subjects = (titled(best), "it")
+    said = [
+        difference(kinds[best], kinds[name], ours=own, theirs=titled(name)) for own, name in zip(subjects, others, strict=False)
+    ]
     clear = SIMPLE not in others or paired(seed_differences(kinds[best], kinds[SIMPLE], "test")).low > 0
-    advice = f"**Begin with `{best}`.**" if clear else f"**Begin with `{SIMPLE}`**, which needs no images."
-    meaning = f" ({kinds[best].reading.iloc[0]})" if "reading" in own else ""
+    first, why = (best, ".") if clear else (SIMPLE, ", which needs no images.")
+    advice = f"**Begin with `{first}`** ({titled(first)}){why}"
     count = f"{len(kinds)} criteria" + " so far" * ("tuned" in set(report.unfinished.get("stage", ())))
     epochs = counted(int(kinds[best].epochs.max()), "epoch")
-    lead = f"{advice} After {epochs} of fine-tuning, `{best}`{meaning} has the highest mean validation accuracy of {count}"
+    lead = f"{advice} After {epochs} of fine-tuning, {titled(best)} has the highest mean validation accuracy of {count}"
     lead += f"; {' and '.join(level)} {'is' if len(level) == 1 else 'are'} within {report.slack:g} points of it" * bool(level)
     return f"{lead}. On test, {'; '.join(said)}. These intervals are not corrected." if said else f"{lead}."
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
@@ -17,8 +18,8 @@ from fcs_utils.report.plots import COLOURS, WIDTH, short_names, without_paper
 
 
 def bin_colours(count: int) -> list[str]:
-    """A colour for each bin, from the lowest norms to the highest."""
-    return list(sns.color_palette("viridis", count).as_hex())
+    """A colour for each bin, from the lowest norms to the highest. None is so dark that it glares where a dark page inverts it."""
+    return [to_hex(colour) for colour in plt.get_cmap("viridis")(np.linspace(0.25, 0.92, count))]
 
 
 def _grid(count: int, columns: int) -> tuple[Figure, list[Axes]]:

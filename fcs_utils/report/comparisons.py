@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from fcs_utils.report.inference import detectable, holm, paired, replicate_of, seed_differences, verdict
+from fcs_utils.study.grid import titled
 
 Row = dict[str, Any]
 
@@ -67,7 +68,7 @@ def c1(similarity: pd.DataFrame) -> list[Row]:
     """
     rows: list[Row] = []
     for part, decides in by_replicate(similarity):
-        several = replicate_of(part) == "network"
+        several = not decides and part.network.nunique() > 1
         for network, group in [("given networks", part)] if several else part.groupby("network", sort=False):
             rows += _shares_of(str(network), group, decides)
     return rows
@@ -105,7 +106,7 @@ def c2(tuned: pd.DataFrame, best: str | None = None) -> list[Row]:
     best: the criterion that is the best reading of FCS; it has a claim of its own beside the literal reading's. With several
     networks, the effect in each of them is shown for information, as they may disagree. So is that in given networks.
     """
-    readings = {"C2": (LITERAL_READING, "FCS"), "C2, best reading": (best, f"best reading of FCS ({best})")}
+    readings = {"C2": (LITERAL_READING, "FCS"), "C2, best reading": (best, f"best reading of {titled(best or LITERAL_READING)}")}
     rows = []
     for claim, (criterion, words) in readings.items():
         if claim == "C2" or best != LITERAL_READING:
@@ -136,8 +137,7 @@ def _one_reading(claim: str, criterion: str, words: str, tuned: pd.DataFrame, de
         scope = "all ratios" if network else "all networks and ratios"
         if len(ratios) == 1:
             scope = ("all networks, " if networks and not network else "") + f"ratio {ratios[0]:g}"
-        word = f"{BASELINES[name]} ({name})" if name in BASELINES else name
-        question = f"{prefix}test top-1 after fine-tuning, {words} minus {word}, {scope}"
+        question = f"{prefix}test top-1 after fine-tuning, {words} minus {titled(name)}, {scope}"
         role = "network" if network else "given" if given else ""
         about = {"decisive": decides and name in BASELINES and not network, "role": role, "network": network}
         rows.append(compare(claim, f"{prefix}{short} − {name}", question, ours, theirs, "test", theirs=name, **about))

@@ -12,7 +12,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fcs_utils.pruning.criteria import CRITERIA, criterion_title
 from fcs_utils.report.inference import paired, seed_differences
 from fcs_utils.report.plots import (
     BLUE,
@@ -28,15 +27,10 @@ from fcs_utils.report.plots import (
 )
 from fcs_utils.report.registry import Registry
 from fcs_utils.report.tables import macs_left
-from fcs_utils.study.grid import parse_criterion
+from fcs_utils.study.grid import titled
 
 FIGURES = Registry[Figure]()
 as_figure = FIGURES.enter
-
-
-def titled(criterion: str) -> str:
-    """A criterion as ``parse_criterion`` takes it, as figures call it; any other text as it is."""
-    return criterion_title(*parse_criterion(criterion)) if criterion.partition(" ")[0] in CRITERIA else criterion
 
 
 def base_of(runs: pd.DataFrame) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 from fcs_utils.errors import counted
 from fcs_utils.report.comparisons import BASELINES
 from fcs_utils.report.inference import LEVEL, holm, paired, replicate_of, seed_differences
+from fcs_utils.study.grid import titled
 
 POINTS = "points of top-1"
 SIDES = ("above", "below")
@@ -77,8 +78,8 @@ def best_and_worst(runs: pd.DataFrame, by: str, base: str) -> str:
         sentence(
             *(one.effect, one.low, one.high),
             n=one.n,
-            ours=f"`{name}`",
-            theirs=f"`{base}`",
+            ours=titled(name),
+            theirs=titled(base),
             verb="is",
             p=corrected[name],
             replicate=replicate,
@@ -157,7 +158,8 @@ def _against_untrained(rows: pd.DataFrame) -> list[str]:
 
 
 def _criteria(rows: pd.DataFrame) -> list[str]:
-    own = "FCS" if rows.claim.iloc[0] == "C2" else f"the best reading of FCS ({rows.label.iloc[0].split(' − ')[0]})"
+    reading = titled(rows.label.iloc[0].split(" − ")[0].rpartition(": ")[2])
+    own = reading if rows.claim.iloc[0] == "C2" else f"the best reading of {reading}"
 
     def against(part: pd.DataFrame, start: str) -> list[str]:
         words = [_of(row, own, f"pruning by the {BASELINES[row.theirs]}") for row in part.itertuples() if row.theirs in BASELINES]

@@ -123,7 +123,7 @@ def verdict(effect: float, p: float) -> Verdict:
 
 
 def replicate_of(runs: pd.DataFrame) -> str:
-    """What one pair of these runs is: a trained seed, a given network, or only another tuning of one given network.
+    """What one pair of these runs is: a trained seed, a given network, or, of one given network, another tuning seed.
 
     given: whether a run's reference was given rather than trained here; without the column, all were trained. Raises
     StudyError for runs of both: their spread has two meanings.
@@ -131,7 +131,9 @@ def replicate_of(runs: pd.DataFrame) -> str:
     given = set(runs.given) if "given" in runs else {False}
     if len(given) > 1:
         raise StudyError("one interval cannot cover runs on trained and on given references")
-    return TRAINED_SEED if given != {True} else "network" if runs.network.nunique() > 1 else "tuning seed"
+    if given != {True}:
+        return TRAINED_SEED
+    return "tuning seed" if runs.network.nunique() == 1 and runs.seed.nunique() > 1 else "network"
 
 
 def seed_differences(ours: pd.DataFrame, theirs: pd.DataFrame, value: str) -> np.ndarray:

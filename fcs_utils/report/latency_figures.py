@@ -10,10 +10,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fcs_utils.benchmarks.latency import BATCHES
-from fcs_utils.report.figures import as_figure, titled
+from fcs_utils.report.figures import as_figure
 from fcs_utils.report.inference import half_width
 from fcs_utils.report.plots import STYLE, dots, legend_above, panels
 from fcs_utils.report.tables import macs_left
+from fcs_utils.study.grid import titled
 
 
 def latency_frame(measured: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

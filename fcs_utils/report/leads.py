@@ -18,6 +18,7 @@ from fcs_utils.report.inference import half_width, replicate_of
 from fcs_utils.report.planning import HOURS
 from fcs_utils.report.recipe import COMBINATION, SURGERY
 from fcs_utils.report.tables import published_table
+from fcs_utils.study.grid import titled
 from fcs_utils.study.measurements import kept
 from fcs_utils.study.records import Store
 from fcs_utils.training.arms import arm_label
@@ -54,7 +55,8 @@ def _dense_networks(report: Report, store: Store) -> str:
     for network, own in report.references.groupby("network", sort=False) if len(report.references) else ():
         half = half_width(own.test)
         interval = f"95 % interval {own.test.mean() - half:.1f} to {own.test.mean() + half:.1f}, " if np.isfinite(half) else ""
-        said.append(f"{network} {own.test.mean():.1f} % ({interval}{counted(len(own), replicate_of(own))})")
+        single = "given" in own and own.given.all() and len(own) == 1  # as it was given, without a spread
+        said.append(f"{network} {own.test.mean():.1f} %" + f" ({interval}{counted(len(own), replicate_of(own))})" * (not single))
     return f"Before pruning, the networks classify this share of the test images right: {'; '.join(said)}." if said else ""
 
 
@@ -123,9 +125,9 @@ def _combinations(report: Report, store: Store) -> str:
     for network, own in report.recipe.groupby("network", sort=False) if len(report.recipe) else ():
         kinds = {key: runs for key, runs in own.groupby(COMBINATION[1:], sort=False)}
         best, base = max(kinds, key=lambda key: kinds[key].validation.mean()), (report.default, "none", "tft")
-        words = f"in {network}, `{best[0]}` with {SURGERY[best[1]]} surgery and {arm_label(best[2])}"
+        words = f"in {network}, {titled(best[0])} with {SURGERY[best[1]]} surgery and {arm_label(best[2])}"
         if best != base and base in kinds:
-            others = f"`{report.default}` with plain surgery and TFT"
+            others = f"{titled(report.default)} with plain surgery and TFT"
             words += f" (on test, {difference(kinds[best], kinds[base], ours='it', theirs=others)})"
         said.append(words)
     return f"The highest mean validation accuracy of all combinations: {'; '.join(said)}." if said else ""

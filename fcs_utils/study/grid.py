@@ -11,7 +11,7 @@ from fcs_utils.builders import code_of_network
 from fcs_utils.errors import refuse
 from fcs_utils.files import canonical_json
 from fcs_utils.machine import Precision
-from fcs_utils.pruning.criteria import check_options, code_of
+from fcs_utils.pruning.criteria import CRITERIA, check_options, code_of, criterion_title
 from fcs_utils.study.catalogue import STAGES, Stage
 from fcs_utils.study.profiles import Profile
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
@@ -117,6 +117,11 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def titled(criterion: str) -> str:
+    """A criterion as ``parse_criterion`` takes it, as texts and figures call it; any other text as it is."""
+    return criterion_title(*parse_criterion(criterion)) if criterion.partition(" ")[0] in CRITERIA else criterion
 
 
 def name_criterion(name: str, options: Mapping[str, Any]) -> str:

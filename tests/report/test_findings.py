@@ -105,9 +105,9 @@ def test_the_best_reading_has_a_card_of_its_own_beside_the_literal_one() -> None
     assert known[known.decisive].effect.tolist() == pytest.approx([-1.0, -1.5, 2.0, 1.5])
     said = findings(known)["C2, best reading"]
     assert said.startswith(
-        "At equal MACs, the best reading of FCS (fcs bins=1) ends 2.0 points of top-1 above pruning by the kernel L1 norm"
+        "At equal MACs, the best reading of FCS (1 bin) ends 2.0 points of top-1 above pruning by the kernel L1 norm"
     )
-    assert "The best reading of FCS (fcs bins=1) ends 7.0 points of top-1 above pruning random channels" in said
+    assert "The best reading of FCS (1 bin) ends 7.0 points of top-1 above pruning random channels" in said
     assert claim_verdicts(ledger(c2(tuned))) == claim_verdicts(ledger(c2(tuned, "fcs"))) == {"C2": "contradicted"}
     given = tuned.assign(given=True, network=[f"g{seed}" for seed in tuned.seed], seed=0)
     both = ledger(c2(pd.concat([tuned.assign(given=False), given]), None))
@@ -210,10 +210,8 @@ def test_the_best_of_many_is_held_to_a_corrected_level() -> None:
     # b: 1.0 +- 4.30265 * 0.2 / sqrt 3, so p = 0.0131 alone; of two comparisons 0.0262 at most, of five 0.0657.
     few = runs(fcs=[90, 90, 90], b=[90.8, 91, 91.2], c=[89, 91, 90])
     best, worst = best_and_worst(few, "kind", "fcs").split("; ")
-    assert best == "`b` is 1.0 points of top-1 above `fcs` (95 % interval 0.5 to 1.5, 3 trained seeds)"
-    assert worst.startswith("`c` shows no clear difference from `fcs`: 0.00 points of top-1 above on average")
+    assert best == "b is 1.0 points of top-1 above FCS (95 % interval 0.5 to 1.5, 3 trained seeds)"
+    assert worst.startswith("c shows no clear difference from FCS: 0.00 points of top-1 above on average")
     many = pd.concat([few, runs(**{name: [89, 91, 90] for name in "def"})])
-    assert "above `fcs` (95 % interval 0.5 to 1.5, 3 trained seeds; not clear after correction" in best_and_worst(
-        many, "kind", "fcs"
-    )
-    assert best_and_worst(runs(fcs=[90, 90, 90], b=[91, 92, 93]), "kind", "fcs").count("`b`") == 1
+    assert "above FCS (95 % interval 0.5 to 1.5, 3 trained seeds; not clear after correction" in best_and_worst(many, "kind", "fcs")
+    assert best_and_worst(runs(fcs=[90, 90, 90], b=[91, 92, 93]), "kind", "fcs").count("b shows") == 1

@@ -45,11 +45,10 @@ def test_the_criterion_is_chosen_on_validation_and_compared_on_test() -> None:
     )
     said = chosen(runs)
     assert said.startswith(
-        "**Begin with `kernel_l1`**, which needs no images. After 8 epochs of fine-tuning, `taylor` has the highest mean "
-        "validation accuracy of 3 criteria. On test, `taylor` "
+        "**Begin with `kernel_l1`** (kernel L1 norm), which needs no images. After 8 epochs of fine-tuning, Taylor has the highest "
+        "mean validation accuracy of 3 criteria. On test, Taylor "
     )
-    assert said.count("6.0 points of top-1 below") == 1 and "it ends 2.9 points of top-1 above `fcs`" in said
-    assert "fine-tuning, `taylor` (in words) has the " in chosen(runs.assign(reading="in words"))
+    assert said.count("6.0 points of top-1 below") == 1 and "it ends 2.9 points of top-1 above FCS" in said
     given = tuned({"fcs": [(90, 90)], "random": [(99, 99)]}, given=True)
     assert chosen(pd.concat([runs.assign(given=False), given])) == said  # they have seen the validation images
     assert "of 3 criteria so far. On test" in chosen(runs, pd.DataFrame({"stage": ["arms", "tuned"]}))
@@ -58,9 +57,9 @@ def test_the_criterion_is_chosen_on_validation_and_compared_on_test() -> None:
 
 def test_criteria_that_are_level_with_the_first_are_named() -> None:
     runs = tuned({"fcs": [(70, 71)] * 2, "kernel_l1": [(74.9, 80)] * 2, "taylor": [(75, 74)] * 2, "chip": [(74.7, 74)] * 2})
-    assert "has the highest mean validation accuracy of 4 criteria; `kernel_l1` is within 0.2 points of it. On" in chosen(runs)
+    assert "has the highest mean validation accuracy of 4 criteria; kernel L1 norm is within 0.2 points of it. On" in chosen(runs)
     runs.loc[runs.criterion == "chip", "validation"] = 74.85
-    assert "; `kernel_l1` and `chip` are within 0.2 points of it. On" in chosen(runs)
+    assert "; kernel L1 norm and CHIP are within 0.2 points of it. On" in chosen(runs)
 
 
 def test_criteria_whose_seeds_do_not_meet_are_not_compared() -> None:
@@ -72,15 +71,17 @@ def test_criteria_whose_seeds_do_not_meet_are_not_compared() -> None:
 @pytest.mark.parametrize(
     ("taylor", "advice"),
     [
-        ([80.2, 80.3, 80.4], "**Begin with `taylor`.** After 8 epochs"),
-        ([80.2, 80.3, 79.4], "**Begin with `kernel_l1`**, which needs no images. After 8 epochs"),
+        ([80.2, 80.3, 80.4], "**Begin with `taylor`** (Taylor). After 8 epochs"),
+        ([80.2, 80.3, 79.4], "**Begin with `kernel_l1`** (kernel L1 norm), which needs no images. After 8 epochs"),
     ],
 )
 def test_a_criterion_is_named_only_if_it_is_clearly_ahead_of_the_norm_of_the_kernels(taylor: list[float], advice: str) -> None:
     runs = tuned({"kernel_l1": [(70, 80)] * 3, "taylor": [(75, test) for test in taylor]})
     assert chosen(runs).startswith(advice)
-    assert chosen(runs[runs.criterion == "taylor"]).startswith("**Begin with `taylor`.** After 8 epochs")  # nothing to compare with
-    assert chosen(runs[runs.criterion == "kernel_l1"]).startswith("**Begin with `kernel_l1`.** After 8 epochs")
+    assert chosen(runs[runs.criterion == "taylor"]).startswith(
+        "**Begin with `taylor`** (Taylor). After 8 epochs"
+    )  # nothing to compare with
+    assert chosen(runs[runs.criterion == "kernel_l1"]).startswith("**Begin with `kernel_l1`** (kernel L1 norm). After 8 epochs")
 
 
 def test_what_a_learning_teacher_costs_is_told_at_the_longest_common_schedule() -> None:
@@ -164,10 +165,10 @@ def test_the_best_combination_is_chosen_on_validation() -> None:
         for seed, spread in enumerate((0.0, 0.1 * (criterion == "fcs"), 0.0))
     ]
     said = opening("recipe", recipe=pd.DataFrame(rows), default="tp")
-    lead = "The highest mean validation accuracy of all combinations: in n, `fcs` with merged surgery and KD (on test, it ends 3.0 "
-    assert said.startswith(lead) and "above `tp` with plain surgery and TFT (95 % interval " in said
+    lead = "The highest mean validation accuracy of all combinations: in n, FCS with merged surgery and KD (on test, it ends 3.0 "
+    assert said.startswith(lead) and "above tp with plain surgery and TFT (95 % interval " in said
     alone = opening("recipe", recipe=pd.DataFrame(rows[:3]), default="tp")
-    assert alone.endswith("in n, `tp` with plain surgery and TFT.")
+    assert alone.endswith("in n, tp with plain surgery and TFT.")
 
 
 def test_what_others_report_and_what_is_not_run() -> None:

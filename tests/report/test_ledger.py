@@ -124,14 +124,14 @@ def test_each_reading_of_fcs_has_a_claim_and_every_network_a_row_that_informs() 
     assert said[5][1:3] == ("fcs_greedy − kernel_l1", True) and said[7][1] == "fcs_greedy − fcs"
     assert [row["effect"] for row in found[:3]] == pytest.approx([7 / 3, 13 / 3, -2.5 / 3])
     top = "test top-1 after fine-tuning"
-    assert found[0]["comparison"] == f"{top}, FCS minus kernel L1 norm (kernel_l1), all networks, ratio 0.5"
-    assert found[3]["comparison"] == f"a: {top}, FCS minus kernel L1 norm (kernel_l1), ratio 0.5"
+    assert found[0]["comparison"] == f"{top}, FCS minus kernel L1 norm, all networks, ratio 0.5"
+    assert found[3]["comparison"] == f"a: {top}, FCS minus kernel L1 norm, ratio 0.5"
     more = c2(pd.concat([runs(**TOPS), runs(random=TOPS["random"], fcs=TOPS["fcs"]).assign(ratio=0.7)]))
     assert more[0]["comparison"] == found[0]["comparison"]  # of kernel_l1 there is one ratio
-    assert more[1]["comparison"] == f"{top}, FCS minus random, all networks and ratios"
+    assert more[1]["comparison"] == f"{top}, FCS minus random channels, all networks and ratios"
     begun = c2(pd.concat([runs(**TOPS), runs(random=[9.0], fcs=[1.0]).assign(ratio=0.7)]))  # one seed of three
     assert (begun[1]["effect"], begun[1]["n"]) == (found[1]["effect"], 3) and begun[1]["comparison"].endswith("ratio 0.5")
-    assert found[5]["comparison"].startswith(f"{top}, best reading of FCS (fcs_greedy) minus kernel L1 norm")
+    assert found[5]["comparison"].startswith(f"{top}, best reading of FCS (greedy) minus kernel L1 norm")
     assert {row["claim"] for row in c2(runs(**TOPS), best="fcs")} == {"C2"} and {row["n"] for row in found} == {3}
     one = runs(**TOPS)
     assert not [row for row in c2(one[one.network == "a"]) if row["role"]]
@@ -174,7 +174,8 @@ def test_details_compare_with_random_too_and_say_what_could_be_found() -> None:
 def test_what_a_pair_of_runs_is() -> None:
     table = runs(**TOPS)
     assert replicate_of(table) == replicate_of(table.assign(given=False)) == "trained seed"
-    assert replicate_of(table.assign(given=True)) == "network" and replicate_of(table[:3].assign(given=True)) == "tuning seed"
+    assert replicate_of(table.assign(given=True)) == replicate_of(table[:1].assign(given=True)) == "network"
+    assert replicate_of(table[:3].assign(given=True)) == "tuning seed"
     row = compare("C2", "l", "q", table[table.criterion == "fcs"], table[table.criterion == "random"], "test", theirs="random")
     assert (row["replicate"], row["theirs"], row["n"]) == ("trained seed", "random", 3)
     goals = pd.concat([table.assign(goal=goal, layer=0) for goal in ("x", "y")])

@@ -21,10 +21,11 @@ from PIL import Image
 from fcs_utils.report import channels
 from fcs_utils.report.ablation_figures import merge_panels
 from fcs_utils.report.arm_figures import fine_tuning_curves, taught
-from fcs_utils.report.figures import accuracy_against_macs, near_duplicates_by_layer, titled
+from fcs_utils.report.figures import accuracy_against_macs, near_duplicates_by_layer
 from fcs_utils.report.frames import make_report
 from fcs_utils.report.pages import HERE, figures, to_html, unbroken
 from fcs_utils.report.plots import ON_ANY_PAPER, drawn, use_house_style
+from fcs_utils.study.grid import titled
 from fcs_utils.study.study import Study
 from tests.conftest import ROOT
 from tests.report.browsing import needs_chromium
@@ -173,9 +174,9 @@ def test_figures_name_criteria_in_words() -> None:
         titled(name) for name in ("kernel_l1", "fcs bins=8", "fcs order=norm redundancy=greedy", "tp_group_norm", "of mine")
     ] == [
         "kernel L1 norm",
-        "FCS, bins 8",
-        "FCS, order norm, redundancy greedy",
-        "Torch-Pruning, group L2 norm",
+        "FCS (8 bins)",
+        "FCS (lowest norms first, greedy)",
+        "Torch-Pruning's group L2 norm",
         "of mine",
     ]
 

@@ -46,7 +46,7 @@ def test_given_networks_stand_in_the_tables_beside_those_trained_here_and_do_not
     tables = report.tables()
     assert tables["similarity"].network.unique().tolist() == tables["criteria"].network.unique().tolist() == both
     rows = tables["criteria"].query("criterion == 'fcs'").to_dict("records")
-    assert [(row["epochs"], row["n"], row["replicate"]) for row in rows] == [(1, 1, "trained seed"), (2, 1, "tuning seed")]
+    assert [(row["epochs"], row["n"], row["replicate"]) for row in rows] == [(1, 1, "trained seed"), (2, 1, "network")]
     assert not any("" in (row["pruned (%)"], row["recalibrated (%)"]) for row in rows)
     c2 = report.ledger[report.ledger.claim == "C2"]
     assert [(row.decisive, row.role) for row in c2.itertuples() if row.theirs == "kernel_l1"] == [(True, ""), (False, "given")]

@@ -20,5 +20,13 @@ for (const table of document.querySelectorAll("table")) {
       for (const row of rows) row.cells[column]?.classList.add("number");
   }
 }
+// Of the columns of words, the one with the most different ones tells the rows apart; where all are numbers, the first.
+for (const table of document.querySelectorAll("table")) {
+  const [head, ...rows] = table.querySelectorAll("tr");
+  const kinds = [...head.cells].map((cell, column) =>
+    cell.classList.contains("number") ? 0 : new Set(rows.map((row) => row.cells[column]?.textContent)).size);
+  const column = kinds.indexOf(Math.max(...kinds));
+  for (const row of [head, ...rows]) row.cells[column]?.classList.add("pinned");
+}
 // Where there is room beside the text, the contents stand there, open.
 if (matchMedia("(min-width: 1560px)").matches) document.querySelector("details.contents")?.setAttribute("open", "");
