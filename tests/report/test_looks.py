@@ -247,3 +247,18 @@ def test_a_criterion_that_lacks_a_ratio_stands_last_whatever_its_mean() -> None:
     names = [label.get_text() for label in axis.get_yticklabels()]
     assert names == ["FCS", "CHIP"]
     plt.close(figure)
+
+
+@needs_chromium
+def test_the_column_that_tells_rows_apart_stays_in_view_on_a_phone(browser: Any) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    heads = "".join(f"<th>{head}</th>" for head in ("network", "criterion", *["accuracy after fine-tuning"] * 6))
+    rows = [("VGG-16", "random channels", *["87.3"] * 6), ("VGG-16", "kernel L1 norm", *["87.9"] * 6)]
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    page.set_content(f"<style>{(HERE / 'style.css').read_text()}</style><main><table><tr>{heads}</tr>{body}</table></main>")
+    page.evaluate((HERE / "page.js").read_text())
+    assert page.locator(".pinned").all_text_contents() == ["criterion", "random channels", "kernel L1 norm"]
+    page.evaluate("document.querySelector('table').scrollLeft = 1e6")
+    network, criterion, first = (cell.bounding_box() for cell in page.locator("td").all()[:3])
+    assert network["x"] < 0 and first["x"] < 0 <= criterion["x"] < 30 and criterion["width"] < 390 / 2
+    page.close()
