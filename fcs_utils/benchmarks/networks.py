@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from fcs_utils.pruning.flow import candidates
 from fcs_utils.pruning.kinds import out_width
 from fcs_utils.pruning.layers import trace_layers
 from fcs_utils.pruning.plan import make_plan
+from fcs_utils.pruning.reasons import names_in, without_names
 from fcs_utils.pruning.surgery import prune
 
 Tool = Literal["here", "torch-pruning"]
@@ -201,8 +201,7 @@ def _left_whole(network: nn.Module, example: Tensor) -> dict[str, Any]:
 
 def by_reason(whole: Mapping[str, str], network: nn.Module, example: Tensor) -> dict[str, dict[str, Any]]:
     """By reason, the fields of a ``LeftWhole``. whole: reasons by layer. example: images (N, C, H, W) to count MACs on."""
-    parts = (network.named_modules(), network.named_parameters(), network.named_buffers())
-    names = {name for part in parts for name, _ in part}
+    names = names_in(network)
     total, macs = count_macs(network, example), module_macs(network, example)
     found: dict[str, dict[str, Any]] = {}
     for layer, why in whole.items():
@@ -210,15 +209,3 @@ def by_reason(whole: Mapping[str, str], network: nn.Module, example: Tensor) -> 
         group["layers"] += 1
         group["macs"] += macs.get(layer, 0) / total
     return found
-
-
-def without_names(why: str, names: set[str]) -> str:
-    """A reason with ``...`` for names of modules and without measured numbers, so that equal reasons are equal texts."""
-    words = why.split(" ")
-    for place, word in enumerate(words):
-        name, before = word.rstrip(",:"), words[place - 1] if place else ""
-        # A module may be called "network", as a reason may call the network.
-        if name in names and (re.search(r"[._\d]", name) or before in ("by", "to", "of", "with", "meet", "convolution")):
-            words[place] = word.replace(name, "...")
-    text = re.sub(r" is off by [\d.e+-]+$| and \d+ more", "", " ".join(words))
-    return re.sub(r"\.\.\.(,? \.\.\.)+", "...", text)

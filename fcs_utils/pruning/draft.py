@@ -18,6 +18,7 @@ from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.pruning.layers import ROUTE, Layer, with_followers
 from fcs_utils.pruning.options import PlanOptions
 from fcs_utils.pruning.proof import Proof, exact_groups
+from fcs_utils.pruning.reasons import every_reason
 from fcs_utils.pruning.sensitivity import Descent, evaluated, evaluated_curve, reconstruction_curve
 
 REACH = 0.05  # of the dense network's MACs: how far a goal may lie outside of what the layers can leave
@@ -92,7 +93,8 @@ class Draft:
 
     def _nothing(self) -> StudyError:
         reasons = self.skipped | self.whole
-        return StudyError("nothing to prune: " + "; ".join(f"{name}: {reasons[name]}" for name in self.layers if name in reasons))
+        whole = {name: reasons[name] for name in self.layers if name in reasons}
+        return StudyError(f"nothing to prune: {every_reason(whole, self.model)}")
 
     def _why_whole(self, name: str) -> str:
         if self.options.ranking == "network" or self.options.allocation == "global":
