@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,6 +81,11 @@ def did_you_mean(value: object, names: Iterable[str], prefix: str = "") -> str:
 def counted(number: int, word: str) -> str:
     """'1 epoch', '5 seeds'."""
     return f"{number:,} {word}" + ("" if number == 1 else "s")
+
+
+def enumerated(parts: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 def first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from typing import ParamSpec
 
 import pandas as pd
 
-from fcs_utils.errors import counted
+from fcs_utils.errors import counted, enumerated
 from fcs_utils.report.claims import standing
 from fcs_utils.report.comparisons import LITERAL_READING, SIMPLE
 from fcs_utils.report.findings import difference, headlines
@@ -116,7 +116,7 @@ def which_criterion(report: Report) -> str:
     count = f"{len(kinds)} criteria" + " so far" * ("tuned" in set(report.unfinished.get("stage", ())))
     epochs = counted(int(kinds[best].epochs.max()), "epoch")
     lead = f"{advice} After {epochs} of fine-tuning, {titled(best)} has the highest mean validation accuracy of {count}"
-    lead += f"; {' and '.join(level)} {'is' if len(level) == 1 else 'are'} within {report.slack:g} points of it" * bool(level)
+    lead += f"; {enumerated(level)} {'is' if len(level) == 1 else 'are'} within {report.slack:g} points of it" * bool(level)
     return f"{lead}. On test, {'; '.join(said)}. These intervals are not corrected." if said else f"{lead}."
 
 

@@ -12,7 +12,7 @@ from fcs_utils.errors import counted
 from fcs_utils.report.comparisons import SIMPLE
 from fcs_utils.report.crossing import crossing
 from fcs_utils.report.inference import LEVEL, mean_interval, paired, seed_differences
-from fcs_utils.report.schedules import from_goal, longest_tft, per_epoch, tft_needs
+from fcs_utils.report.schedules import from_goal, longest_tft, of_both, per_epoch, tft_needs
 from fcs_utils.report.tables import as_table, by_group, macs_left
 from fcs_utils.training.arms import arm_label
 
@@ -117,6 +117,26 @@ def further_table(tuned: pd.DataFrame, further: pd.DataFrame) -> pd.DataFrame:
         }
 
     return by_group(runs, ["network", "ratio", "MACs left (%)", "criterion", "reading"], row)
+
+
+@as_table("longer_arms", "longer_arms")
+def longer_arms_table(longer_arms: pd.DataFrame) -> pd.DataFrame:
+    """Arms after schedules that decide no claim: test top-1, and the difference from TFT after as many epochs."""
+
+    def row(g: pd.DataFrame) -> dict[str, Any]:
+        level = longer_arms[(longer_arms.method == "tft") & (longer_arms.epochs == g.epochs.iloc[0])]
+        ours, theirs = of_both(g, level[level.network == g.network.iloc[0]])
+        found = paired(seed_differences(ours, theirs, "test")) if g.method.iloc[0] != "tft" and len(ours) else None
+        return {
+            "method": arm_label(g.method.iloc[0]),
+            "test top-1 (%)": mean_interval(g.test),
+            "minus TFT (points)": f"{found.effect:+.2f}" if found else "",
+            "95 % interval, uncorrected": found.interval if found else "",
+            "training MACs (T)": f"{g.training_macs.mean() / 1e12:.3f}",
+            "n": len(g),
+        }
+
+    return by_group(longer_arms, ["network", "method", "epochs"], row)
 
 
 def _largest_change(both: pd.DataFrame) -> float:

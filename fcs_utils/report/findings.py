@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from fcs_utils.errors import counted
+from fcs_utils.errors import counted, enumerated
 from fcs_utils.report.comparisons import BASELINES
 from fcs_utils.report.inference import LEVEL, holm, paired, replicate_of, seed_differences
 from fcs_utils.study.grid import titled
@@ -120,7 +120,7 @@ def _enumerated(rows: pd.DataFrame, name: Callable[[Any], str], unit: str = POIN
         words = {**counts, "unit": "" if parts else unit}
         parts.append(sentence(row.effect, row.low, row.high, **words, theirs=name(row), sides=sides, p=row.p_holm))
         said = (row.n, row.replicate)
-    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+    return enumerated(parts)
 
 
 def _headline(verdicts: pd.Series, theirs: str) -> str:

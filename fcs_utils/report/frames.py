@@ -181,6 +181,7 @@ class Report:
         self.references, self.pruned, self.tuned = (frames[stage] for stage in ("reference", "pruned", "tuned"))
         self.readings, self.longer, self.further = (frames[stage] for stage in ("readings", "longer", "further"))
         self.points, self.recipe, self.default = frames["points"], frames["recipe"], default
+        self.longer_arms = frames["longer_arms"]
         if len(given := frames["given"]):  # they stand beside the networks that are trained here, in tables of their own rows
             self.pruned = pd.concat([self.pruned, given[given.kind == "pruned"]], ignore_index=True)
             self.tuned = pd.concat([self.tuned, given[given.kind == "tuned"]], ignore_index=True)

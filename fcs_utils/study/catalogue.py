@@ -30,10 +30,11 @@ Stage = Literal[
     "headstart",
     "rates",
     "arms",
+    "longer_arms",
     "recipe",
 ]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-AFTER_RATES: tuple[Stage, ...] = ("arms", "recipe")  # their learning rates follow from stage ``rates``
+AFTER_RATES: tuple[Stage, ...] = ("arms", "longer_arms", "recipe")  # their learning rates follow from stage ``rates``
 ABOUT_STAGES: dict[Stage, str] = {
     "reference": "train the networks that are pruned",
     "similarity": "measure how similar their channels are, against untrained networks and chance (C1)",
@@ -48,6 +49,7 @@ ABOUT_STAGES: dict[Stage, str] = {
     "headstart": "fine-tune from plain and from merged weights",
     "rates": "choose the learning rate of each way to fine-tune, on validation",
     "arms": "fine-tune by TFT, MLFT and their controls for several schedules (C3)",
+    "longer_arms": "fine-tune by them for longer schedules, which decide no claim",
     "recipe": "combine criteria, ways of surgery and arms at equal training compute",
 }
 

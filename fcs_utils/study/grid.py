@@ -73,19 +73,15 @@ def grid(profile: Profile, precision: Precision, rates: Rates | None = None) -> 
         ],
     }
     if rates is not None:
-        tuned = [
-            _tune_run(profile, run, method, epochs=epochs, learning_rate=rates[run.reference.network, method])
-            for run in (*compact, *more)
-            for method in arms.methods
-            for epochs in arms.epochs_of(method)
-        ]
+        tuned = _by_arm(profile, [*compact, *more], {method: arms.epochs_of(method) for method in arms.methods}, rates)
         scratch = [
             run.model_copy(update={"tuning": Tuning(method="scratch", training=training, budget=budget)})
             for run in compact
             if (training := run.reference.training) and run.reference.seed in profile.seeds[: arms.scratch_seeds]
             for budget in arms.scratch
         ]
-        stages |= {"arms": [*tuned, *scratch], "recipe": _recipe(profile, references, rates)}
+        longer = _by_arm(profile, compact, profile.longer_arms, rates)
+        stages |= {"arms": [*tuned, *scratch], "longer_arms": longer, "recipe": _recipe(profile, references, rates)}
     return stages
 
 
@@ -135,6 +131,16 @@ def _tuned_for(profile: Profile, references: Iterable[Run], what: Cell, criteria
     chosen = [run for run in references if not isinstance(what, Longer) or run.reference.network == what.network]
     cut = [_prune_run(profile, run, criterion, what.ratio) for run in chosen for criterion in criteria]
     return [_tune_run(profile, run, "tft", **({} if isinstance(what, Further) else {"epochs": what.epochs})) for run in cut]
+
+
+def _by_arm(profile: Profile, compact: Iterable[Run], epochs: Mapping[str, Iterable[int]], rates: Rates) -> list[Run]:
+    """Compact networks fine-tuned by every arm that has epochs, at its chosen learning rate."""
+    return [
+        _tune_run(profile, run, method, epochs=one, learning_rate=rates[run.reference.network, method])
+        for run in compact
+        for method, schedules in epochs.items()
+        for one in schedules
+    ]
 
 
 def _with_tuned(profile: Profile, references: Iterable[Run], what: Given) -> list[Run]:
@@ -188,7 +194,7 @@ def _tune_run(profile: Profile, run: Run, method: str, **training: Any) -> Run:
 def _ablated(profile: Profile, run: Run) -> list[Run]:
     """FCS on one reference, varied one thing at a time; none on a reference that the ablations leave out."""
     ablations = profile.ablations
-    chosen = ablations.networks or [run.reference.network]
+    chosen = [run.reference.network] if ablations.networks is None else ablations.networks
     if run.reference.seed not in profile.seeds[: ablations.seeds] or run.reference.network not in chosen:
         return []
     counts = dict.fromkeys((profile.calibration, *ablations.calibrations))

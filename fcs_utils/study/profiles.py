@@ -14,7 +14,7 @@ from fcs_utils.builders import import_own
 from fcs_utils.config import Config, Count, Ratio, Seed
 from fcs_utils.data.dataset import check_dataset_name
 from fcs_utils.errors import refuse, refuse_field
-from fcs_utils.study.catalogue import read_profile
+from fcs_utils.study.catalogue import AFTER_RATES, Stage, read_profile
 from fcs_utils.study.sections import (
     Ablations,
     Arms,
@@ -37,6 +37,7 @@ class Profile(Config):
     criteria: names, with options behind them where they differ from the defaults, as in ``fcs bins=1 redundancy=greedy``. best:
     which of them is the best reading of FCS, compared with the paper's baselines beside the literal one; it is chosen on
     validation on the pilot seeds, of which none is among the other seeds. None: the literal reading alone is judged.
+    longer_arms: epochs by arm of further schedules, on the arms' networks and the profile's seeds; they decide no claim.
     others: further data sets that are studied too, each in a results folder of its own. plugins: modules that add
     criteria or arms; every worker imports them.
     """
@@ -60,6 +61,7 @@ class Profile(Config):
     further: tuple[Further, ...] = ()
     given: Given | None = None
     points: tuple[Point, ...] = ()
+    longer_arms: dict[str, Some[Count]] = {}
     recipe: Recipe | None = None
     scoring: Scoring = Scoring()
     speed: Speed = Speed()
@@ -83,8 +85,9 @@ class Profile(Config):
                 f"arms.networks: the weights of {given[0]!r} are given and may have seen the validation images, on which learning "
                 "rates are chosen; allowed: networks that are trained here"
             )
-        if self.recipe and (unknown := [method for method in self.recipe.epochs if method not in self.arms.methods]):
-            raise ValueError(f"recipe.epochs: {unknown[0]!r} is none of arms.methods: {', '.join(self.arms.methods)}")
+        for part, methods in (("recipe.epochs", self.recipe.epochs if self.recipe else {}), ("longer_arms", self.longer_arms)):
+            if unknown := [method for method in methods if method not in self.arms.methods]:
+                raise ValueError(f"{part}: {unknown[0]!r} is none of arms.methods: {', '.join(self.arms.methods)}")
         parts = {"seeds": self.seeds, "arms.further_seeds": self.arms.further_seeds, "arms.pilot_seeds": self.arms.pilot_seeds}
         for (one, these), (other, those) in combinations(parts.items(), 2):
             if both := [seed for seed in these if seed in those]:
@@ -96,6 +99,12 @@ class Profile(Config):
         """The place of each seed where one is done after the other: pilots come first, for choices wait for them."""
         seeds = (*self.arms.pilot_seeds, *self.seeds, *self.arms.further_seeds)
         return {seed: turn for turn, seed in enumerate(seeds)}
+
+    @property
+    def after_rates(self) -> list[Stage]:
+        """The stages whose runs are not known while learning rates are open."""
+        asked = {"arms": True, "longer_arms": bool(self.longer_arms), "recipe": self.recipe is not None}
+        return [stage for stage in AFTER_RATES if asked[stage]]
 
 
 def import_plugins(names: Iterable[str]) -> None:

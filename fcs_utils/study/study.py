@@ -105,7 +105,7 @@ class Study:
 
     def missing(self) -> dict[Stage, int]:
         """How many runs of each stage have no record yet; stages that are complete are left out."""
-        undecided = () if self.rates() is not None else AFTER_RATES if self.profile.recipe else ("arms",)
+        undecided = () if self.rates() is not None else self.profile.after_rates
         counts = {stage: len(self.without_record(runs)) for stage, runs in self.grid.items()} | dict.fromkeys(undecided, 1)
         return {stage: count for stage, count in counts.items() if count}
 

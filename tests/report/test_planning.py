@@ -11,7 +11,7 @@ import pytest
 from fcs_utils.errors import StudyError
 from fcs_utils.report.claims import ledger
 from fcs_utils.report.comparisons import judge
-from fcs_utils.report.exchange import further_table, order_table
+from fcs_utils.report.exchange import further_table, longer_arms_table, order_table
 from fcs_utils.report.latency_figures import latency_frame, with_latency
 from fcs_utils.report.planning import hours_of, not_run_table, power_table, stages_not_run
 from fcs_utils.report.recipe import recipe_table
@@ -67,6 +67,20 @@ def test_further_criteria_stand_beside_the_baseline_of_their_ratio_and_of_networ
     shown = found[["ratio", "criterion", "minus kernel_l1 (points)", "n"]].to_numpy().tolist()
     assert shown == [[0.3, "chip", "+1.50", 2], [0.4, "kernel_l1", "", 2], [0.4, "fcs", "-1.50", 2], [0.6, "fcs", "", 1]]
     assert found["test top-1 (%)"].iloc[3] == "50.00" and found["MACs left (%)"].iloc[0] == "50.0"
+
+
+def test_longer_arms_are_paired_with_tft_after_as_many_epochs() -> None:
+    tops = {("tft", 32): (90, 92), ("mlft", 32): (91, 94), ("kd", 32): (93,), ("tft", 24): (80, 80), ("mlft", 16): (85, 86)}
+    runs = [
+        {"network": "n", "method": method, "epochs": epochs, "seed": seed, "test": top, "training_macs": 2e12}
+        for (method, epochs), own in tops.items()
+        for seed, top in enumerate(own)
+    ]
+    other = {**runs[0], "network": "other", "test": 10}
+    found = longer_arms_table(pd.DataFrame([*runs, other]))
+    shown = found[found.network == "n"][["method", "epochs", "minus TFT (points)", "n"]].to_numpy().tolist()
+    assert shown == [["TFT", 32, "", 2], ["MLFT", 32, "+1.50", 2], ["KD", 32, "+3.00", 1], ["TFT", 24, "", 2], ["MLFT", 16, "", 2]]
+    assert found["training MACs (T)"].iloc[0] == "2.000" and found["95 % interval, uncorrected"].iloc[1] == "-4.85 to +7.85"
 
 
 def test_the_best_reading_stands_first_by_validation_not_by_test() -> None:

@@ -46,6 +46,18 @@ def test_the_recipe_combines_criteria_surgery_and_arms_beside_its_default_by_tft
     assert found["recipe"] == want and grid(PROFILE, "bf16", RATES)["recipe"] == []
 
 
+def test_longer_arms_have_the_rates_of_the_others_and_the_seeds_that_confirm() -> None:
+    profile = PROFILE.model_copy(update={"longer_arms": {"mlft": (32,), "tft": (24, 32)}})
+    found, plain = grid(profile, "bf16", RATES), grid(PROFILE, "bf16", RATES)
+    planned = [("mlft", 32, 0.05), ("tft", 24, 0.01), ("tft", 32, 0.01)]
+    cut = [pruned(reference("vgg16", seed), "kernel_l1", 0.4) for seed in (0, 1)]
+    assert found["longer_arms"] == [
+        tuned(run, method, epochs=epochs, learning_rate=rate) for run in cut for method, epochs, rate in planned
+    ]
+    assert {**found, "longer_arms": []} == plain and "longer_arms" not in grid(profile, "bf16")
+    assert PROFILE.after_rates == ["arms"] and profile.after_rates == ["arms", "longer_arms"]
+
+
 def test_ablations_and_training_from_scratch_run_everywhere_unless_they_are_told() -> None:
     one = grid(PROFILE, "bf16", RATES)
     everywhere = PROFILE.ablations.model_copy(update={"networks": None, "seeds": None})
@@ -56,5 +68,7 @@ def test_ablations_and_training_from_scratch_run_everywhere_unless_they_are_told
     assert [run.reference for run in found["ablation"][::count]] == BOTH
     assert [run.reference.seed for run in found["arms"] if run.tuning and run.tuning.method == "scratch"] == [0, 0, 1, 1]
     assert all(run.tuning and run.tuning.training == run.reference.training for run in found["arms"][-4:])
+    none = PROFILE.ablations.model_copy(update={"networks": ()})
+    assert grid(PROFILE.model_copy(update={"ablations": none}), "bf16")["ablation"] == []
     few = grid(PROFILE.model_copy(update={"ablations": everywhere.model_copy(update={"seeds": 1})}), "bf16")
     assert [run.reference.seed for run in few["ablation"][::count]] == [0, 0]

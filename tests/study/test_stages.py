@@ -92,6 +92,8 @@ def test_the_recipe_combines_everything_and_has_the_default_once() -> None:
         ({"given": {"networks": [TRAINED]}}, "'resnet20' has no weights"),
         ({"given": {"networks": []}}, "given.networks.*at least 1"),
         ({"recipe": {"epochs": {"tft": 4, "scratch": 2}}}, "recipe.epochs: 'scratch' is none of arms.methods: tft, mlft, twin, kd"),
+        ({"longer_arms": {"tft": [32], "scratch": [32]}}, "longer_arms: 'scratch' is none of arms.methods: tft, mlft, twin, kd"),
+        ({"longer_arms": {"tft": []}}, "longer_arms.tft.*at least 1"),
         ({"recipe": {"compensate": ["fold"]}}, "recipe.compensate.0"),
     ],
 )
