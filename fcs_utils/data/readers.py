@@ -113,10 +113,14 @@ def _fashion_mnist(folder: Path) -> Arrays:
     )
 
 
+LONGEST_NAME = 200  # bytes of a folder's name; file systems allow 255, and an archive's ending comes behind
+
+
 def _folder_and_size(name: str) -> tuple[str, int]:
     match = re.fullmatch(r"imagefolder:([\w.-]+?)(?:@(\d+))?", name)
-    if not match or set(match[1]) == {"."}:
-        raise refuse("dataset", name, "imagefolder:NAME or imagefolder:NAME@SIZE, NAME a folder or archive in the data folder")
+    if not match or set(match[1]) == {"."} or len(match[1].encode()) > LONGEST_NAME:
+        allowed = f"NAME a folder or archive in the data folder, of at most {LONGEST_NAME} bytes"
+        raise refuse("dataset", name, f"imagefolder:NAME or imagefolder:NAME@SIZE, {allowed}")
     size = int(match[2] or 32)
     if not 8 <= size <= 1024:
         raise refuse("dataset", name, "imagefolder:NAME@SIZE with a SIZE from 8 to 1024 pixels")

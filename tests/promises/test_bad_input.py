@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 COMMANDS: list[tuple[str, str]] = [
     ("", "COMMAND"),
     ("runn", "allowed: study, run, estimate, speed, latency, tables, publish, prune, networks (did you mean run?)"),
-    ("study --profile quik", "profile='quik' is not allowed; allowed: cifar, paper"),
+    ("study --profile quik", "profile='quik' is not allowed; allowed: cifar, cifar-resnet20, paper"),
     ("study --profile quik", "(did you mean quick?)"),
     ("study --profile=", "profile='' is not allowed"),
     ("study --profile paper:", "profile='paper:' is not allowed; allowed: NAME or NAME:DATASET"),
@@ -62,7 +62,10 @@ COMMANDS: list[tuple[str, str]] = [
     (f"run --out {'x' * 500}", "File name too long"),
     (f"run --data {'x' * 500}", "data='xx"),
     (f"run --profile smoke --list --out {'abcdefghi/' * 450}", "File name too long"),
-    (f"tables --profile smoke:imagefolder:{'x' * 500}", "imagefolder:xx"),
+    (
+        f"tables --profile smoke:imagefolder:{'x' * 500}",
+        "imagefolder:NAME@SIZE, NAME a folder or archive in the data folder, of at most 200",
+    ),
     ("run --profile smoke --plugin no_such_module", "plugin 'no_such_module' cannot be imported"),
     ("run --device tpu", "device='tpu' is not allowed; allowed: auto, cpu, cuda"),
     ("run --time-budget 0m", "time-budget='0m' is not allowed; allowed: a number with s, m or h"),
