@@ -47,7 +47,7 @@ class Choice:
     criterion: str = "fcs"
     reading: Reading = "pooled"
     bins: int = 4
-    ratio: float = 0.2  # where networks still work without fine-tuning
+    ratio: float = 0.1  # where networks still work without fine-tuning
     macs: float | None = None
     latency: float | str | None = None
 

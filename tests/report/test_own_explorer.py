@@ -188,7 +188,7 @@ def test_it_is_opened_from_the_explorer_of_a_study_and_back(here: Path, tmp_path
     assert controls["layer"].options == ("0.0", "1.0") and "9 images" in explorer.numbers.value and form.back.layout.display == ""
     assert f"{explorer.here.whole(explorer.choice).cost.macs:,}" in explorer.numbers.value
     explorer.save.click()
-    assert [*tmp_path.glob(f"out/{FEW.name}/work/explored/ownexplored-build-my-photos-seed0-fcs-pooled-4-0.2.safetensors")]
+    assert [*tmp_path.glob(f"out/{FEW.name}/work/explored/ownexplored-build-my-photos-seed0-fcs-pooled-4-0.1.safetensors")]
     form.back.click()
     assert explorer.here.network == "vgg16" == controls["network"].value and explorer.numbers.value == numbers
 
