@@ -121,16 +121,20 @@ def _scoring(report: Report, store: Store) -> str:
 
 @lead("recipe")
 def _combinations(report: Report, store: Store) -> str:
-    said = []
+    said, count = [], 0
     for network, own in report.recipe.groupby("network", sort=False) if len(report.recipe) else ():
-        kinds = {key: runs for key, runs in own.groupby(COMBINATION[1:], sort=False)}
+        every = {key: runs for key, runs in own.groupby(COMBINATION[1:], sort=False)}
+        kinds = {key: runs for key, runs in every.items() if len(runs) == max(map(len, every.values()))}  # means of the same seeds
+        count += len(kinds)
         best, base = max(kinds, key=lambda key: kinds[key].validation.mean()), (report.default, "none", "tft")
         words = f"in {network}, {titled(best[0])} with {SURGERY[best[1]]} surgery and {arm_label(best[2])}"
         if best != base and base in kinds:
             others = f"{titled(report.default)} with plain surgery and TFT"
             words += f" (on test, {difference(kinds[best], kinds[base], ours='it', theirs=others)})"
         said.append(words)
-    return f"The highest mean validation accuracy of all combinations: {'; '.join(said)}." if said else ""
+    begun = "recipe" in set(report.unfinished.get("stage", ()))
+    whole = f"the {counted(count, 'combination')} that have the most seeds so far" if begun else "all combinations"
+    return f"The highest mean validation accuracy of {whole}: {'; '.join(said)}." if said else ""
 
 
 @lead("reported")

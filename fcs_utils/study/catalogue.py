@@ -49,7 +49,7 @@ ABOUT_STAGES: dict[Stage, str] = {
     "headstart": "fine-tune from plain and from merged weights",
     "rates": "choose the learning rate of each way to fine-tune, on validation",
     "arms": "fine-tune by TFT, MLFT and their controls for several schedules (C3)",
-    "longer_arms": "fine-tune by them for longer schedules, which decide no claim",
+    "longer_arms": "fine-tune by the arms for longer schedules, which decide no claim",
     "recipe": "combine criteria, ways of surgery and arms at equal training compute",
 }
 

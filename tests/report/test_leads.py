@@ -166,11 +166,14 @@ def test_the_best_combination_is_chosen_on_validation() -> None:
         for criterion, how, validation, test in (("tp", "none", 80, 70), ("fcs", "merge", 82, 73), ("l1", "none", 81, 99))
         for seed, spread in enumerate((0.0, 0.1 * (criterion == "fcs"), 0.0))
     ]
-    said = opening("recipe", recipe=pd.DataFrame(rows), default="tp")
+    said = opening("recipe", recipe=pd.DataFrame(rows), default="tp", unfinished=pd.DataFrame())
     lead = "The highest mean validation accuracy of all combinations: in n, FCS with merged surgery and KD (on test, it ends 3.0 "
     assert said.startswith(lead) and "above tp with plain surgery and TFT (95 % interval " in said
-    alone = opening("recipe", recipe=pd.DataFrame(rows[:3]), default="tp")
+    alone = opening("recipe", recipe=pd.DataFrame(rows[:3]), default="tp", unfinished=pd.DataFrame())
     assert alone.endswith("in n, tp with plain surgery and TFT.")
+    begun = pd.DataFrame([*rows, {**rows[0], "criterion": "lucky", "validation": 99}])  # with one seed of three
+    said = opening("recipe", recipe=begun, default="tp", unfinished=pd.DataFrame({"stage": ["recipe"]}))
+    assert said.startswith(lead.replace("all combinations", "the 3 combinations that have the most seeds so far"))
 
 
 def test_what_others_report_and_what_is_not_run() -> None:

@@ -52,6 +52,10 @@ def test_kendalls_tau_compares_the_order_of_criteria_after_two_schedules() -> No
     assert (found["order, short"], found["order, long"]) == ("a > b > c", "b > a > c")
     # From the means 91.67 and 93.33, a moves from 1.33 to 0.67 above, b from 0.33 to 1.67, c from 1.67 to 2.33 below.
     assert found["largest change (points)"] == "+1.33"
+    # A second seed is there of a and b alone, and lower by 50: without c, a and b still change places.
+    second = [cell(8, a=43, b=42, c=90).assign(seed=1), cell(32, a=44, b=45).assign(seed=1)]
+    (begun,) = order_table(pd.concat([short, second[0]]), pd.concat([cell(32, a=94, b=95, c=91), second[1]])).to_dict("records")
+    assert (begun["order, short"], begun["order, long"], begun["n"]) == ("a > b", "b > a", 2)
 
 
 def test_further_criteria_stand_beside_the_baseline_of_their_ratio_and_of_networks_trained_here() -> None:
@@ -202,6 +206,10 @@ def test_the_recipe_is_ranked_on_validation_and_compared_with_the_default() -> N
     assert found["minus tp_group_norm, plain, TFT (points)"].tolist() == ["+2.50", "-10.00", ""]
     assert found["95 % interval, uncorrected"].tolist() == ["-3.85 to +8.85", "-22.71 to +2.71", ""]
     assert found.n.tolist() == [2, 2, 2] and set(found["training MACs (T)"]) == {"2.000"}
+    begun = recipe_table(
+        pd.DataFrame([*rows, {**rows[0], "criterion": "lucky", "validation": 1000, "id": "lucky"}]), "tp_group_norm"
+    )
+    assert begun.criterion.tolist() == [*found.criterion, "lucky"]  # with one seed of two it is not the first
 
 
 def test_what_is_not_run_is_summed_by_stage() -> None:
