@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
-import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
@@ -58,8 +57,6 @@ def end_of(parameter: Tensor) -> int:
 
 def memory_of(parameter: Tensor) -> int:
     """Where the memory begins that a parameter lies in; 0 where nothing can be said of it, as on some devices."""
-    if not parameter.numel() or parameter.layout is not torch.strided:
-        return 0
     with suppress(RuntimeError):
         return parameter.untyped_storage().data_ptr()
     return 0

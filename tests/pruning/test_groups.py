@@ -9,7 +9,7 @@ from torch import nn
 from fcs_utils.models import CifarResNet
 from fcs_utils.pruning import groups as groups_module
 from fcs_utils.pruning.flow import Tap
-from fcs_utils.pruning.groups import ChannelGroup
+from fcs_utils.pruning.groups import ChannelGroup, GroupFinder
 from fcs_utils.pruning.layers import Layer, prunable_layers, trace_layers
 from fcs_utils.pruning.shares import ANY, Shares
 from tests.pruning.toys import Net, conv, mean
@@ -36,6 +36,13 @@ def test_what_several_modules_ask_of_one_layers_channels(channels: int, asked: l
         group.join(one, "the module m")
     assert group.shares == shares
     assert group.barriers == ["none of its channels can go without others, because of the module m"] * barriers
+
+
+def test_a_group_that_decides_keeps_its_other_obstacles() -> None:
+    maps = {"b": torch.tensor([0, 1, 0, 1])}
+    group = ChannelGroup(["a"], [], [], ["read by x", "b has another width"], 2, maps=maps, uneven=["b has another width"])
+    GroupFinder.lead(object(), group)  # type: ignore[arg-type]
+    assert group.root and group.barriers == ["read by x"]
 
 
 def layer(name: str = "a", barrier: str | None = None, coupled: tuple[str, ...] = (), beyond: tuple[str, ...] = ()) -> Layer:

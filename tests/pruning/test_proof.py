@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from fcs_utils.errors import StudyError
 from fcs_utils.models import build_seeded
 from fcs_utils.pruning.criteria import importance
+from fcs_utils.pruning.cutting import Cuts
 from fcs_utils.pruning.plan import PruningPlan, make_plan
+from fcs_utils.pruning.proof import SMALL, Proof
 from fcs_utils.pruning.surgery import prune
 from tests.pruning.toys import Net, conv, mean, zeroed
 
@@ -106,6 +108,15 @@ def test_a_plan_that_cannot_be_exact_is_refused_with_the_layer(case: str) -> Non
     assert plan.kept.keys() == {"a", "b", "c"}
     with pytest.raises(StudyError, match="^a cannot be cut as planned: "):
         prune(INEXACT[case](), plan)
+
+
+def test_a_fault_is_said_in_full_unless_any_words_will_do() -> None:
+    """Also of images so large that smaller ones are compared first."""
+    net, images = INEXACT["one blanked by index"](), torch.randn(1, 3, 2 * SMALL, 2 * SMALL)
+    plan, proof = plan_of(network()), Proof(net, images)
+    cuts = Cuts(net, plan.kept, images)
+    said = proof.fault(cuts.compact(plan.kept), cuts.lost_inputs(plan.kept))
+    assert said and said.startswith("the network looks at the index or number of its channels")
 
 
 def test_several_layers_are_found_and_the_goal_is_sought_without_them() -> None:

@@ -17,7 +17,7 @@ from fcs_utils.pruning.criteria import CRITERIA, importance, ranking_of, reading
 from fcs_utils.pruning.cutters import cutters
 from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.pruning.plan import PruningPlan
-from fcs_utils.pruning.pruners import Library, pruner_plan
+from fcs_utils.pruning.pruners import Library, _nearest, pruner_plan
 from fcs_utils.pruning.surgery import prune
 from tests.conftest import warm
 from tests.pruning.test_moves import Turned
@@ -88,6 +88,14 @@ def test_taylor_and_hessian_are_their_formulas_on_all_images() -> None:
             plan = pruner_plan(name + ending, model=net, images=images, labels=labels, macs=0.5)
             assert plan.kept == {"0": select(score, 8)}
     assert all(parameter.grad.abs().max() > 100 for parameter in net.parameters())
+
+
+def test_where_more_is_left_at_a_higher_ratio_the_first_that_meets_the_goal_is_taken() -> None:
+    left = {0.1: 0.9, 0.2: 0.6, 0.3: 0.42, 0.4: 0.45}
+    assert _nearest([*left], left.get, 0.45) == 0.3
+    assert _nearest([*left], left.get, 0.4) == 0.3  # the goal is met nowhere, and is near enough to the least
+    with pytest.raises(StudyError, match=r"macs=0.3 is not allowed; allowed: 0.420 to 0.900"):
+        _nearest([*left], left.get, 0.3)
 
 
 def test_a_layer_that_would_lose_everything_stays_whole_as_the_library_does() -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning.plan import make_plan
-from fcs_utils.pruning.reasons import every_reason
+from fcs_utils.pruning.reasons import every_reason, without_names
 
 
 def test_few_layers_are_named_one_by_one() -> None:
@@ -34,3 +34,20 @@ def test_a_refusal_does_not_grow_with_the_network(blocks: int) -> None:
         make_plan(network, torch.randn(2, 4, 6, 6), scores, ratio=0.5)
     assert len(str(caught.value)) < 400
     assert (" more layers: read by ..., a LayerNorm" in str(caught.value)) == (blocks == 40)
+
+
+WHYS = {
+    "read by the grouped convolution a.0.b": "read by the grouped convolution ...",
+    "shares a residual sum with a.0.b, conv1 and 7 more": "shares a residual sum with ...",
+    "shares a residual sum with a.0.b, whose channels do not match one to one": "shares a residual sum with ..., whose channels do "
+    "not match one to one",
+    "without head the network ends": "without head the network ends",  # a word that is a name, too, after no such word
+    "channels mix on the way to head": "channels mix on the way to ...",
+    "the network looks at its channels: without some, its output is off by 3.2e-05": "the network looks at its channels: without "
+    "some, its output",
+}
+
+
+@pytest.mark.parametrize("why", WHYS)
+def test_equal_reasons_of_different_layers_are_one(why: str) -> None:
+    assert without_names(why, {"a.0.b", "conv1", "head", "network"}) == WHYS[why]

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from fcs_utils.pruning import redundancy
 from fcs_utils.pruning.redundancy import best_match, near_duplicate_shares, null_similarity, pairs
+from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.study.networks import Bench
 from fcs_utils.study.records import Store
 from fcs_utils.study.runs import Reference
@@ -52,7 +54,7 @@ def test_layers_of_two_live_channels_count_and_those_of_one_or_of_one_position_d
     assert near_duplicate_shares(relay(3), noise(3)[..., :1, :1], 0.99, seed=1) == {}
 
 
-def test_shares_by_hand() -> None:
+def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     # Channel 1 is twice channel 0 and channel 2 is unlike both: two of three channels have a near-duplicate, one of three pairs.
     net = relay(3)
     net[0].weight.data[1] = 2 * net[0].weight.data[0]
@@ -60,6 +62,11 @@ def test_shares_by_hand() -> None:
     assert (share["twins"], share["pairs"], share["live"]) == (2 / 3, pytest.approx(1 / 3), 1)
     null = null_similarity(net, noise(3), seed=1)["0"]
     assert share["threshold"] == best_match(null).quantile(0.99).item() < 0.9
+    # Similar is what is above the threshold: at the null's highest, what is as high as that is not.
+    monkeypatch.setattr(redundancy, "null_similarity", lambda *_: {"0": collect_statistics(net, noise(3))["0"].similarity()})
+    level = near_duplicate_shares(net, noise(3), 1.0, seed=1)["0"]
+    assert (level["twins"], level["pairs"]) == (0, 0) and level["threshold"] == pytest.approx(1)
+    monkeypatch.undo()
     # Of the bests of three channels, the median is the second.
     assert near_duplicate_shares(net, noise(3), 0.5, seed=1)["0"]["threshold"] == best_match(null).sort().values[1].item()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,9 @@ from torch import nn
 
 from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import OutOfTime
+from fcs_utils.files import read_tensors, write_tensors
 from fcs_utils.models import build_seeded
-from fcs_utils.training.checkpoint import EVERY, Checkpoint, _plain
+from fcs_utils.training.checkpoint import EVERY, Checkpoint, _fits, _is_epoch, _plain
 from fcs_utils.training.loop import Epoch
 from fcs_utils.training.optimiser import Training
 from tests.training.test_loop import mlft, tiny, train
@@ -113,6 +115,29 @@ def test_a_checkpoint_is_saved_when_it_is_due_and_never_for_the_last_epoch(
 
     train([tiny()], digits, TRAINING.model_copy(update={"epochs": 6}), on_epoch=on_epoch, checkpoint=checkpoint)
     assert saved == [2, 4] and path.exists()
+
+
+def test_a_checkpoint_of_a_gpu_goes_on_without_one(digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(macs: int) -> None:
+        raise OutOfTime("enough")
+
+    path = tmp_path / "c.safetensors"
+    with pytest.raises(OutOfTime):
+        train([tiny()], digits, TRAINING, seed=3, on_epoch=stop, checkpoint=Checkpoint(path, "run"))
+    tensors, metadata = read_tensors(path)
+    write_tensors(path, tensors | {"dropout.cuda": torch.zeros(16, dtype=torch.uint8)}, metadata)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: pytest.fail("there is no GPU"))
+    history = train([tiny()], digits, TRAINING, seed=3, checkpoint=Checkpoint(path, "run"))
+    assert rows(history) == rows(train([tiny()], digits, TRAINING, seed=3))
+
+
+def test_what_a_checkpoint_may_hold() -> None:
+    assert _fits(torch.tensor([1.0, 2.0]), torch.zeros(2))
+    assert not any(_fits(found, torch.zeros(2)) for found in (torch.tensor([1.0, math.nan]), torch.ones(3), torch.ones(2).long()))
+    assert _is_epoch({"epoch": 2, "macs": 0, "loss": 0.5, "peer": None}, 2, ()) and _is_epoch({"epoch": 1}, 1, ["epoch"])
+    wrong: list[Any] = [{"epoch": 1}, {"epoch": 2, "macs": -1}, {"epoch": 2, "macs": True}, {"epoch": 2, "loss": "0"}, [2]]
+    assert not any(_is_epoch(entry, 2, ()) for entry in wrong) and not _is_epoch({"epoch": 2}, 2, ["epoch", "loss"])
 
 
 def test_what_json_has_no_word_for_becomes_a_number_or_a_text() -> None:
