@@ -112,6 +112,8 @@ def _begun(study: Study, wanted: Mapping[str, Notebook]) -> dict[str, Notebook]:
     absent, begun = study.missing(), {stage for stage, records in study.found().items() if records}
     lacks = {
         number: [stage for stage in one.stages if stage in absent and stage not in begun and not one.partly]
+        if begun
+        else ["any run"]
         for number, one in wanted.items()
     }
     for number, stages in lacks.items():

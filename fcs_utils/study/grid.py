@@ -194,7 +194,7 @@ def _tune_run(profile: Profile, run: Run, method: str, **training: Any) -> Run:
 def _ablated(profile: Profile, run: Run) -> list[Run]:
     """FCS on one reference, varied one thing at a time; none on a reference that the ablations leave out."""
     ablations = profile.ablations
-    chosen = [run.reference.network] if ablations.networks is None else ablations.networks
+    chosen = ablations.networks or [run.reference.network]
     if run.reference.seed not in profile.seeds[: ablations.seeds] or run.reference.network not in chosen:
         return []
     counts = dict.fromkeys((profile.calibration, *ablations.calibrations))

@@ -91,7 +91,7 @@ class Ablations(Config):
     calibrations: further numbers of calibration images. draws: further draws of calibration images at every
     number. binning_seeds: starts of scikit-learn's K-Means. merged: criteria whose plans are also merged, at
     every ratio of the profile. headstart: epochs of fine-tuning from plain and from merged weights. networks and
-    seeds: which networks (an empty list is none), and how many of the profile's seeds, the ablations run on; None is all.
+    seeds: which networks, and how many of the profile's seeds, the ablations run on; None is all.
     """
 
     ratio: Ratio = 0.5
@@ -101,7 +101,7 @@ class Ablations(Config):
     binning_seeds: Amount = 3
     merged: Distinct[str] = ("kernel_l1", "fcs", "fcs_linear")
     headstart: Count
-    networks: Distinct[str] | None = None
+    networks: Some[str] | None = None
     seeds: Count | None = None
 
     def variants(self) -> list[dict[str, Any]]:

@@ -115,3 +115,12 @@ def test_criteria_are_shown_against_one_that_all_networks_and_ratios_have() -> N
     assert base_of(runs_of({**whole, **given})) == "kernel_l1"
     assert base_of(runs_of({("a", 0.3, "fcs"): 2, ("b", 0.3, "fcs"): 1, ("b", 0.3, "x"): 2})) == "fcs"
     assert base_of(runs_of({("a", 0.3, "y"): 2, ("b", 0.3, "x"): 2})) == "y"
+
+
+def test_without_a_record_no_chapter_has_anything_to_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    publish.build("smoke", tmp_path, None, "01,09", 1, allow_missing=True)
+    said = capsys.readouterr().err
+    assert [line for line in said.splitlines() if line.startswith("chapter left out: ")] == [
+        f"chapter left out: {NOTEBOOKS[number].name}: no record of any run yet" for number in ("01", "09")
+    ]
+    assert "Not complete" in (tmp_path / "smoke" / "work" / "index.html").read_text()

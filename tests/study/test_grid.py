@@ -215,6 +215,7 @@ WRONG: list[tuple[dict[str, object], str]] = [
     ({"longer": {"network": "vgg19", "epochs": 9}}, "longer: a network of the profile's"),
     ({"arms": {"scratch_seeds": -1}}, "arms.scratch_seeds"),
     ({"ablations": {"networks": ("resnet56",)}}, "ablations.networks: 'resnet56' is none of the profile's"),
+    ({"ablations": {"networks": ()}}, "ablations.networks.*at least 1"),
     ({"ablations": {"draws": -1}}, "ablations.draws"),
     ({"ablations": {"bins": (2, 0)}}, "ablations.bins.1"),
 ]
