@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fcs_utils.errors import StudyError
-from fcs_utils.pruning.criteria import CRITERIA, code_of, criterion, importance, needs, reading_of, scoring
+from fcs_utils.pruning.criteria import CRITERIA, code_of, criterion, criterion_title, importance, needs, reading_of, scoring
 from fcs_utils.pruning.statistics import collect_statistics
 from fcs_utils.pruning.sums import EXTRAS, READINGS
 from fcs_utils.study.profiles import get_profile
@@ -181,3 +181,10 @@ def test_scores_of_the_wrong_length_are_refused() -> None:
     criterion("short", reads="weights", reading="one number")(lambda convolution: torch.zeros(1))
     with pytest.raises(StudyError, match=r"criterion 'short': layer 0 needs 3 scores, not \(1,\)"):
         importance("short", model=layer([[1, 1]] * 3))
+
+
+def test_a_criterion_and_its_options_in_words() -> None:
+    assert criterion_title("fcs") == "FCS" and criterion_title("of_mine") == "of_mine"
+    assert criterion_title("fcs", {"bins": 1}) == "FCS (1 bin)" and criterion_title("fcs", {"bins": 8}) == "FCS (8 bins)"
+    assert criterion_title("fcs", {"redundancy": "max", "tap": "convolution"}) == "FCS (largest similarity, raw convolution output)"
+    assert criterion_title("of_mine", {"some_share": 0.5}) == "of_mine (some share 0.5)"

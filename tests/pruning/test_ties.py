@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning import ties
+from fcs_utils.pruning.cutting import duplicate
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.surgery import prune
 from tests.pruning.tied import IMAGES, a_sum, conv, plan_of, two_heads, two_names, two_norms, two_readers
@@ -120,6 +121,15 @@ def test_memory_that_two_parameters_share_stays_shared() -> None:
     compact = prune(net, plan)
     assert compact.one.in_channels == 4 and compact.two.weight.data_ptr() == compact.one.weight.data_ptr()
     torch.testing.assert_close(compact(IMAGES), zeroed(net, plan), rtol=1e-5, atol=1e-5)
+
+
+def test_a_copy_holds_as_much_of_shared_memory_as_the_parameters_span() -> None:
+    """From the tenth number to the thirtieth, where the memory ends."""
+    memory, net = torch.arange(30.0), nn.Module()
+    net.first, net.second = nn.Parameter(memory[10:25]), nn.Parameter(memory[15:30])
+    copied = duplicate(net)
+    assert copied.first.equal(net.first) and copied.second.equal(net.second)
+    assert copied.first.untyped_storage().nbytes() == 20 * 4 and copied.second.storage_offset() == 5
 
 
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "a part"])
