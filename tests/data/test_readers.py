@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from fcs_utils.data import readers
 from fcs_utils.data.arrays import Arrays, download
-from fcs_utils.data.readers import FASHION_FILES, read_arrays, read_idx
+from fcs_utils.data.readers import FASHION_FILES, check_source, read_arrays, read_idx
 from fcs_utils.errors import StudyError
 from tests.conftest import ROOT
 
@@ -188,3 +188,13 @@ def test_the_worked_example_of_a_data_set_runs(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(torchvision.datasets, "KMNIST", lambda folder, train, download: split)
     found = read_arrays("kmnist", tmp_path)
     assert found.train_images.shape == (2, 1, 32, 32) and found.test_labels.tolist() == [1, 0] and found.classes == ("o", "ki")
+
+
+@pytest.mark.parametrize(
+    "name", ["imagefolder:", "imagefolder:..", "imagefolder:a/b", "imagefolder:a@4", f"imagefolder:{'x' * 201}", "cifar"]
+)
+def test_a_source_is_checked_without_its_data(name: str) -> None:
+    with pytest.raises(StudyError, match="dataset="):
+        check_source(name)
+    check_source("imagefolder:" + "x" * 200)
+    check_source("cifar10")

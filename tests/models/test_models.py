@@ -18,6 +18,7 @@ from fcs_utils.models import (
     initialise,
     measure_cost,
     module_macs,
+    network_title,
     scaled,
 )
 from fcs_utils.running import evaluating
@@ -183,3 +184,10 @@ def test_numbers_out_of_range_are_refused(option: dict[str, float]) -> None:
     with pytest.raises(StudyError, match=next(iter(option))):
         build_model("resnet20", **{"num_classes": 1, **option})
     assert build_model("resnet20", num_classes=1, in_channels=1, width=0.01).head.out_features == 1
+
+
+def test_titles_of_networks() -> None:
+    assert [network_title(name) for name in ("vgg16", "resnet20", "torchvision/resnet50", "mine:build")] == [
+        "VGG-16", "ResNet-20", "ResNet-50", "mine:build",
+    ]  # fmt: skip
+    assert network_title("vgg16", 0.25) == "VGG-16 x0.25"
