@@ -37,7 +37,7 @@ from fcs_utils.report.explorer import Explorer
 from tests.report.test_lab_places import places
 
 source = places(OUT)
-Explorer(source, Exploration(source.choose("digits[:128]", "vgg16", 0)), Choice(""))
+Explorer(source, Exploration(source.choose("digits[:128]", "vgg16", 0)), Choice("", ratio=0.2))
 """
 
 
@@ -82,7 +82,7 @@ def opened(browser: Any, lab: str, home: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_other_places_and_what_is_written_are_those_of_the_library(opened: Opened, home: Path) -> None:
-    choice, signs = Choice("features.conv1"), "window.signs"
+    choice, signs = Choice("features.conv1", ratio=0.2), "window.signs"
     opened.select("layer").select_option(choice.layer)
     for control, value, dataset, seed in (("seed", "1", DATASETS[0], 1), ("data set", DATASETS[1], DATASETS[1], 1)):
         opened.page.evaluate("window.signs = []")
@@ -154,8 +154,8 @@ def test_a_network_of_ones_own_opens_in_the_page(opened: Opened, home: Path) -> 
             box.get_by_role("alert").get_by_text("ownbrowsed:none").wait_for()
     source = own_source(own_network("ownbrowsed:build", "my.safetensors", "photos", 16), lambda name: home / name)
     mine = Exploration(source.choose("photos", "ownbrowsed:build", 0))
-    opened.shows(mine, Choice(mine.first, "kernel_l1"))
+    opened.shows(mine, Choice(mine.first, "kernel_l1", ratio=0.2))
     sync_api.expect(opened.select("network")).to_have_value("ownbrowsed:build")
     opened.click("Back to the study")
     here = Exploration(study_subject(study(home / "out", DATASETS[0]), "vgg16", 0))
-    opened.shows(here, Choice(here.first, "kernel_l1"))
+    opened.shows(here, Choice(here.first, "kernel_l1", ratio=0.2))
