@@ -124,7 +124,8 @@ def _combinations(report: Report, store: Store) -> str:
     said, count = [], 0
     for network, own in report.recipe.groupby("network", sort=False) if len(report.recipe) else ():
         every = {key: runs for key, runs in own.groupby(COMBINATION[1:], sort=False)}
-        kinds = {key: runs for key, runs in every.items() if len(runs) == max(map(len, every.values()))}  # means of the same seeds
+        most = max((set(runs.seed) for runs in every.values()), key=len)
+        kinds = {key: runs for key, runs in every.items() if set(runs.seed) == most}  # means over other seeds tell no order
         count += len(kinds)
         best, base = max(kinds, key=lambda key: kinds[key].validation.mean()), (report.default, "none", "tft")
         words = f"in {network}, {titled(best[0])} with {SURGERY[best[1]]} surgery and {arm_label(best[2])}"

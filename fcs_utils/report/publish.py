@@ -110,12 +110,12 @@ def _why_no_images(study: Study) -> str:
 def _begun(study: Study, wanted: Mapping[str, Notebook]) -> dict[str, Notebook]:
     """The notebooks of whose stages each has a record, where the profile plans any; says which are left out."""
     absent, begun = study.missing(), {stage for stage, records in study.found().items() if records}
-    lacks = {
+    lacks: dict[str, list[str]] = {
         number: [stage for stage in one.stages if stage in absent and stage not in begun and not one.partly]
-        if begun
-        else ["any run"]
         for number, one in wanted.items()
     }
+    if not begun:
+        lacks = dict.fromkeys(wanted, ["any run"])
     for number, stages in lacks.items():
         if stages:
             print(f"chapter left out: {wanted[number].name}: no record of {', '.join(stages)} yet", file=sys.stderr)
