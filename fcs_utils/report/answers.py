@@ -104,18 +104,19 @@ def which_criterion(report: Report) -> str:
     kinds = dict(iter(full.groupby("criterion", sort=False)))
     means = full.groupby("criterion").validation.mean().sort_values(ascending=False, kind="stable")
     best = str(means.index[0])
-    level = [titled(str(name)) for name in means.index[1:] if means[name] > means[best] - report.slack]
+    named = {name: titled(str(name), article=True) for name in kinds}
+    level = [named[name] for name in means.index[1:] if means[name] > means[best] - report.slack]
     others = [name for name in (SIMPLE, LITERAL_READING, "random") if name in kinds and name != best][:2]
-    subjects = (titled(best), "it")
     said = [
-        difference(kinds[best], kinds[name], ours=own, theirs=titled(name)) for own, name in zip(subjects, others, strict=False)
+        difference(kinds[best], kinds[name], ours=own, theirs=named[name])
+        for own, name in zip((named[best], "it"), others, strict=False)
     ]
     clear = SIMPLE not in others or paired(seed_differences(kinds[best], kinds[SIMPLE], "test")).low > 0
     first, why = (best, ".") if clear else (SIMPLE, ", which needs no images.")
     advice = f"**Begin with `{first}`** ({titled(first)}){why}"
     count = f"{len(kinds)} criteria" + " so far" * ("tuned" in set(report.unfinished.get("stage", ())))
     epochs = counted(int(kinds[best].epochs.max()), "epoch")
-    lead = f"{advice} After {epochs} of fine-tuning, {titled(best)} has the highest mean validation accuracy of {count}"
+    lead = f"{advice} After {epochs} of fine-tuning, {named[best]} has the highest mean validation accuracy of {count}"
     lead += f"; {enumerated(level)} {'is' if len(level) == 1 else 'are'} within {report.slack:g} points of it" * bool(level)
     return f"{lead}. On test, {'; '.join(said)}. These intervals are not corrected." if said else f"{lead}."
 

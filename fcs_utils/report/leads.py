@@ -128,9 +128,9 @@ def _combinations(report: Report, store: Store) -> str:
         kinds = {key: runs for key, runs in every.items() if set(runs.seed) == most}  # means over other seeds tell no order
         count += len(kinds)
         best, base = max(kinds, key=lambda key: kinds[key].validation.mean()), (report.default, "none", "tft")
-        words = f"in {network}, {titled(best[0])} with {SURGERY[best[1]]} surgery and {arm_label(best[2])}"
+        words = f"in {network}, {titled(best[0], article=True)} with {SURGERY[best[1]]} surgery and {arm_label(best[2])}"
         if best != base and base in kinds:
-            others = f"{titled(report.default)} with plain surgery and TFT"
+            others = f"{titled(report.default, article=True)} with plain surgery and TFT"
             words += f" (on test, {difference(kinds[best], kinds[base], ours='it', theirs=others)})"
         said.append(words)
     begun = "recipe" in set(report.unfinished.get("stage", ()))

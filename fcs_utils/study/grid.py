@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -17,6 +18,8 @@ from fcs_utils.study.profiles import Profile
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity, Tuning
 from fcs_utils.study.sections import Further, Given, Longer, Network, Point, Readings
 from fcs_utils.training.arms import code_of_arm
+
+COMMON_NOUN = re.compile(r"^[^']* (norm|scale)\b")  # how a title ends that is no name, such as 'kernel L1 norm'
 
 Rates = Mapping[tuple[str, str], float]  # the learning rate of a network's arm
 Cell = Readings | Longer | Further | Given
@@ -115,9 +118,15 @@ def _value(text: str) -> Any:
         return text
 
 
-def titled(criterion: str) -> str:
-    """A criterion as ``parse_criterion`` takes it, as texts and figures call it; any other text as it is."""
-    return criterion_title(*parse_criterion(criterion)) if criterion.partition(" ")[0] in CRITERIA else criterion
+def titled(criterion: str, article: bool = False) -> str:
+    """A criterion as ``parse_criterion`` takes it, as texts and figures call it; any other text as it is.
+
+    article: 'the kernel L1 norm', as inside a sentence, where the title asks for one.
+    """
+    if criterion.partition(" ")[0] not in CRITERIA:
+        return criterion
+    title = criterion_title(*parse_criterion(criterion))
+    return f"the {title}" if article and COMMON_NOUN.search(title) else title
 
 
 def name_criterion(name: str, options: Mapping[str, Any]) -> str:

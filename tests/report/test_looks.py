@@ -164,6 +164,20 @@ def test_figures_name_criteria_in_words() -> None:
     ]
 
 
+def test_titles_that_are_no_names_have_an_article_inside_a_sentence() -> None:
+    names = ("kernel_l1", "feature_norm", "bn_scale", "fcs bins=8", "tp_group_norm", "tp_bn_scale", "random", "of mine")
+    assert [titled(name, article=True) for name in names] == [
+        "the kernel L1 norm",
+        "the layer-wise feature norm",
+        "the BatchNorm scale",
+        "FCS (8 bins)",
+        "Torch-Pruning's group L2 norm",
+        "Torch-Pruning's BatchNorm scale",
+        "random channels",
+        "of mine",
+    ]
+
+
 def against_base(given: bool) -> list[str]:
     """The titles of the panels where two networks, given or trained here, were pruned by two criteria."""
     rows = [
