@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fcs_utils.report.comparisons import SIMPLE
 from fcs_utils.report.inference import paired, seed_differences
 from fcs_utils.report.plots import (
     BLUE,
@@ -38,7 +39,7 @@ def base_of(runs: pd.DataFrame) -> str:
 
     It is one that has all seeds of every network and ratio, and where none has, one that has some of each.
     """
-    names = list(dict.fromkeys(["random", "kernel_l1", *runs.criterion]))
+    names = list(dict.fromkeys(["random", SIMPLE, *runs.criterion]))
     counts = runs.groupby(["network", "ratio"]).criterion.value_counts().unstack(fill_value=0)
     for fits in (counts.eq(counts.max(axis=1), axis=0), counts > 0):
         if found := [name for name in names if name in fits and fits[name].all()]:
