@@ -97,6 +97,16 @@ def found_so_far(study: Study) -> dict[Stage, list[Record]]:
     return study.found() | ({"rates": []} if study.rates() is None else {})
 
 
+def found_with_parents(study: Study) -> dict[Stage, list[Record]]:
+    """The records of each stage and of what its runs build on, such as the pilots' references, each once in a stage."""
+
+    def line(run: Run) -> list[Run]:
+        return [*(line(parent) if (parent := run.parent()) else ()), run]
+
+    runs = {stage: {one.identity: one for run in study.grid.get(stage, ()) for one in line(run)} for stage in study.found()}
+    return {stage: [record for run in own.values() if (record := study.record(run))] for stage, own in runs.items()}
+
+
 def claims_that_wait(study: Study) -> set[str]:
     """Claims that have no verdict yet, because some of the planned runs that decide them have no record."""
     pending = {stage: [run for run in study.pending([stage]) if run.tuning] for stage in ("tuned", "arms")}

@@ -226,7 +226,7 @@ def similarity_table(similarity: pd.DataFrame) -> pd.DataFrame:
 
 
 def grid_cost_table(found: Mapping[Any, Sequence[Record]]) -> pd.DataFrame:
-    """What each stage took: runs, training MACs, and hours of one thread or GPU. A run of two stages counts once."""
+    """What each stage took: runs, training MACs, hours of one thread or GPU. A run of several stages counts in the first."""
     rows, seen = [], set[str]()
     for stage, records in found.items():
         if not (own := [record for record in records if record["id"] not in seen]):

@@ -20,6 +20,7 @@ from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import StudyError
 from fcs_utils.files import write_checksummed
 from fcs_utils.models import build_seeded
+from fcs_utils.report.planning import found_with_parents
 from fcs_utils.report.tables import grid_cost_table
 from fcs_utils.study.measurements import by_machine, measure_here, speeds
 from fcs_utils.study.study import Study
@@ -190,7 +191,10 @@ def test_a_folder_that_takes_no_measurement_refuses_before_the_work(tmp_path: Pa
 
 def test_the_grid_counts_shared_runs_once(smoke: Path) -> None:
     study = Study("smoke", smoke)
-    table = grid_cost_table(study.found()).set_index("stage")
-    # The pilots' references and pruned networks are no runs of a stage.
-    assert table.runs.sum() == len({run.identity for run in study.runs()})
+    found = found_with_parents(study)
+    table = grid_cost_table(found).set_index("stage")
+    assert table.runs.sum() == len(study.store.all_records())  # the pilots' references and pruned networks, too
+    own = grid_cost_table(study.found()).set_index("stage").runs
+    assert own.sum() == len({run.identity for run in study.runs()}) < table.runs.sum()
+    assert table.runs["reference"] == own["reference"] and table.runs["rates"] > own["rates"]  # where the pilots are needed first
     assert (table["training (10^12 MACs)"].str.replace(",", "").astype(float) > 0).sum() >= 2
