@@ -90,24 +90,29 @@ RESHAPES = {
     "unflatten",
     "view",
 }
+JOINS = {"cat", "concat", "concatenate"}
 
 
 class Moving(TorchFunctionMode):
     """Collects the operators that move channels while a network runs.
 
     units: by the autograd node of an operator's result. inside: the nodes of reshapes that together shuffle channels or leave
-    them in place; the last of them is in ``units``. flat: those of reshapes to (N, n).
+    them in place; the last of them is in ``units``. flat: those of reshapes to (N, n). joined: by the node of a concatenation of
+    channels, how many each part has.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.units: dict[Any, Units] = {}
         self.inside, self.flat = set[Any](), set[Any]()
+        self.joined: dict[Any, list[int]] = {}
         self._chains: dict[Any, tuple[Any, torch.Size, list[Callable[[Tensor], Tensor]]]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result, named = func(*args, **(kwargs or {})), kwargs or {}
         name = getattr(func, "__name__", "")
+        if name in JOINS and result.grad_fn is not None:
+            self._joined(result, *args, **named)
         tensors = args and isinstance(args[0], Tensor) and isinstance(result, Tensor)
         if (name in MOVES or name in RESHAPES) and tensors and result.grad_fn is not None:
             given, *rest = args
@@ -116,6 +121,11 @@ class Moving(TorchFunctionMode):
             elif units := MOVES[name](given, result, *rest, **named):
                 self.units[result.grad_fn] = units
         return result
+
+    def _joined(self, result: Tensor, tensors: Sequence[Tensor], dim: int = 0, **_named: object) -> None:
+        """Enter a concatenation of channels. A part without gradients has no place in the graph: then the library counts."""
+        if result.dim() > 1 and dim % result.dim() == 1 and all(one.requires_grad for one in tensors):
+            self.joined[result.grad_fn] = [one.shape[1] for one in tensors]
 
     def _reshaped(self, given: Tensor, result: Tensor, again: Callable[[Tensor], Tensor]) -> None:
         """Enter a reshape; where it gives back the shape from which the ones before it began, they shuffle channels or nothing."""
@@ -181,13 +191,16 @@ MULTIPLIED = Multiplied()
 class Graph(tp.DependencyGraph):  # type: ignore[misc]
     """Torch-Pruning's graph, in which operators that move channels are known. moves: their units, by node of the graph.
 
-    Indices at such a node are those behind it. known_steps: what leads on from an operation, for all walks. guess: whether the
-    library may guess what other reshapes do; where it may not, those but a flatten are ``unknown``.
+    Indices at such a node are those behind it. joined: how many channels the parts of a concatenation have, by node, where they
+    were seen; the library searches for them, and gives up in a network of many concatenations. known_steps: what leads on from an
+    operation, for all walks. guess: whether the library may guess what other reshapes do; where it may not, those but a flatten are
+    ``unknown``.
     """
 
     def __init__(self, moving: Moving, guess: bool) -> None:
         super().__init__()
         self.moving, self.guess, self.moves = moving, guess, dict[Any, Units]()
+        self.joined: dict[Any, list[int]] = {}
         self.known_steps: dict[tuple[int, Any], list[Any]] = {}
 
     def _trace(self, *args: Any, **kwargs: Any) -> Any:
@@ -197,6 +210,8 @@ class Graph(tp.DependencyGraph):  # type: ignore[misc]
                 module.unknown = not self.guess and node.grad_fn not in self.moving.inside | self.moving.flat
                 if module.unknown or node.grad_fn in self.moving.inside:
                     node.type = tp.ops.OPTYPE.ELEMENTWISE  # of which the library guesses nothing
+            if node.grad_fn in self.moving.joined:
+                self.joined[node] = module.concat_sizes = self.moving.joined[node.grad_fn]
             if node.grad_fn in self.moving.units:
                 self.moves[node] = self.moving.units[node.grad_fn]
             if multiplier(module) > 1:
@@ -212,8 +227,11 @@ class Graph(tp.DependencyGraph):  # type: ignore[misc]
 
     def get_out_channels(self, module_or_node: Any) -> Any:
         units = self.moves.get(module_or_node)
-        return len(units.behind) if units else super().get_out_channels(module_or_node)
+        return len(units.behind) if units else self._joined(module_or_node) or super().get_out_channels(module_or_node)
 
     def get_in_channels(self, module_or_node: Any) -> Any:
         units = self.moves.get(module_or_node)
-        return len(units.before) if units else super().get_in_channels(module_or_node)
+        return len(units.before) if units else self._joined(module_or_node) or super().get_in_channels(module_or_node)
+
+    def _joined(self, module_or_node: Any) -> int:
+        return sum(self.joined.get(module_or_node, ()))

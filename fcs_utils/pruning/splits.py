@@ -139,7 +139,7 @@ def count_parts(graph: tp.DependencyGraph, chunked: set[Any], sized: Mapping[Any
         node.module.split_sizes = [node.module.bounds[number + 1] - node.module.bounds[number] for number in numbers]
         node.module.offsets = [*accumulate(node.module.split_sizes, initial=0)]
     for node in nodes if splits else ():
-        if node.type == tp.ops.OPTYPE.CONCAT:
+        if node.type == tp.ops.OPTYPE.CONCAT and node not in graph.joined:
             node.module.concat_sizes = None  # which follow from the parts
     if splits:
         index_mapping.update_index_mapping(graph)

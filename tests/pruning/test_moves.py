@@ -212,30 +212,31 @@ def test_what_stays_whole_and_why(case: str) -> None:
         make_plan(net, IMAGES, {"a": torch.arange(float(layers["a"].channels))}, ratio=0.5, scope="all")
 
 
-class Turned(nn.Module):
-    """Units like those of ShuffleNetV2 around an operation at which the library's graph fails."""
+class PartAttention(nn.Module):
+    """Attention among the positions of half of the channels, as in SHViT (Yun and Ro 2024). The library's graph fails at it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b = conv(3, 8), conv(8, 4)
-        self.branches = nn.ModuleList(nn.Sequential(conv(4, 6), nn.ReLU(), conv(6, 4)) for _ in range(3))
+        self.a, self.b, self.two = conv(3, 8), conv(8, 4), conv(8, 8)
+        self.inner, self.keys = nn.Sequential(conv(8, 6), nn.ReLU(), conv(6, 8)), conv(4, 6)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        for branch in self.branches:
-            stays, goes = y.unflatten(1, (2, -1)).flip(1).reshape(y.shape).chunk(2, 1)
-            y = torch.cat([stays, branch(goes)], 1)
-        return mean(self.b(y.unflatten(1, (2, -1)).flip(1).reshape(y.shape)))
+        x = self.a(x)
+        part, rest = (x + self.inner(x)).split([4, 4], 1)
+        query, key, value = (one.flatten(2) for one in self.keys(part).split([1, 1, 4], 1))
+        weights = (query.transpose(1, 2) @ key).softmax(-1)
+        y = (value @ weights.transpose(1, 2)).reshape(part.shape)
+        return mean(self.b(self.two(torch.cat([y, rest], 1).relu())))
 
 
 def test_layers_beside_a_reshape_that_cannot_be_followed_shrink() -> None:
-    net = settled(Turned(), IMAGES)
+    net = settled(PartAttention(), IMAGES)
     barriers = {name: layer.barrier for name, layer in trace_layers(net, IMAGES).items()}
-    inside, others = [f"branches.{n}.0" for n in range(3)], ["a", *(f"branches.{n}.2" for n in range(3))]
-    reason = "its channels go through reshapes that cannot be followed"
-    assert barriers == dict.fromkeys(inside) | dict.fromkeys(others, reason) | {"b": "its channels are the network's outputs"}
+    reasons = dict.fromkeys(("a", "inner.2"), "keys reads its channels in a way that cannot be followed")
+    reasons |= {"keys": "its channels go through reshapes that cannot be followed", "b": "its channels are the network's outputs"}
+    assert barriers == {"inner.0": None, "two": None} | reasons
     plan = make_plan(net, IMAGES, importance("kernel_l1", model=net), ratio=0.5)
-    assert {name: len(kept) for name, kept in plan.kept.items()} == dict.fromkeys(inside, 3)
+    assert {name: len(kept) for name, kept in plan.kept.items()} == {"inner.0": 3, "two": 4}
     assert inexactness(net, prune(net, plan), IMAGES[:1]) is None
 
 

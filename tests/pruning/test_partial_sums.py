@@ -39,6 +39,18 @@ class Ghost(nn.Module):
         return torch.cat([half, self.cheap(half)], 1)[:, : self.outputs]
 
 
+class DualPath(nn.Module):
+    """Adds the first of its channels to those that came, and lays the others beside them, as in DPN (Chen et al. 2017)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner, self.outer = conv(width, 5), conv(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.outer(self.inner(x).relu())
+        return torch.cat([x[:, :4] + y[:, :4], x[:, 4:], y[:, 4:]], 1)
+
+
 def halves(net: nn.Module, x: Tensor) -> Tensor:
     one, two = net.a(x).relu().chunk(2, 1)
     return mean(net.b(one) + net.c(two))
@@ -123,6 +135,14 @@ def test_surgery_is_exact_and_one_layer_decides(kind: str, tmp_path: Path) -> No
     recalibrate(compact, IMAGES)
     save_compact(tmp_path / "compact.safetensors", compact, plan)
     assert load_compact(tmp_path / "compact.safetensors", NETS[kind][0]()).eval()(IMAGES).equal(compact(IMAGES))
+
+
+def test_many_concatenations_of_slices_are_followed() -> None:
+    net = nn.Sequential(conv(3, 8), *(DualPath(8 + 2 * number) for number in range(12)), conv(32, 4)).eval()
+    layers = trace_layers(net, IMAGES)
+    plan = make_plan(net, IMAGES, {name: torch.arange(float(one.channels)) for name, one in layers.items()}, ratio=0.4, scope="all")
+    assert {f"{number}.inner" for number in range(1, 13)} <= plan.kept.keys()
+    assert inexactness(net, prune(net, plan), IMAGES[:1]) is None
 
 
 def test_which_channels_belong_together_by_hand() -> None:
