@@ -58,8 +58,9 @@ def grouped(module: object) -> bool:
 
 
 def held_axis(parameter: Tensor, indices: Collection[int]) -> int | None:
-    """The one axis of a parameter whose places are these indices, all of them; None where there is none, or several."""
-    axes = [axis for axis, size in enumerate(parameter.shape) if {*range(size)} == {*indices}]
+    """The one axis of a parameter whose places are these indices, all of them; of a vector, some. None for none, or several."""
+    vector = max(parameter.shape, default=0) == parameter.numel()
+    axes = [n for n, size in enumerate(parameter.shape) if {*range(size)} == {*indices} or vector and {*range(size)} > {*indices}]
     return axes[0] if len(axes) == 1 else None
 
 

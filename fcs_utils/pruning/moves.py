@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from fcs_utils.pruning.kinds import multiplier
 from fcs_utils.pruning.shares import staying_units
+from fcs_utils.pruning.splits import parted_width
 
 Indices = NDArray[np.int64]
 
@@ -231,7 +232,8 @@ class Graph(tp.DependencyGraph):  # type: ignore[misc]
 
     def get_in_channels(self, module_or_node: Any) -> Any:
         units = self.moves.get(module_or_node)
-        return len(units.before) if units else self._joined(module_or_node) or super().get_in_channels(module_or_node)
+        known = len(units.before) if units else self._joined(module_or_node) or parted_width(module_or_node)
+        return known or super().get_in_channels(module_or_node)
 
     def _joined(self, module_or_node: Any) -> int:
         return sum(self.joined.get(module_or_node, ()))

@@ -13,6 +13,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch_pruning.dependency import index_mapping
+from torch_pruning.dependency.node import Node
 
 from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs
@@ -129,7 +130,7 @@ def count_parts(graph: tp.DependencyGraph, chunked: set[Any], sized: Mapping[Any
     written into a network's code does not shrink with the channels.
     """
     nodes = [*graph.module2node.values()]
-    splits = [node for node in nodes if node.type == tp.ops.OPTYPE.SPLIT and getattr(node.grad_fn, "_saved_dim", None) == 1]
+    splits = [node for node in nodes if parted_width(node)]
     for node in splits:
         node.module.sized = sized.get(node.grad_fn, [])
         node.module.fixed = node.grad_fn not in chunked and not node.module.sized
@@ -151,6 +152,12 @@ def count_parts(graph: tp.DependencyGraph, chunked: set[Any], sized: Mapping[Any
                 for edge, number in zip(edges, read, strict=True) if len(edges) == len(read) else ():
                     if isinstance(edge.index_mapping[0], index_mapping._SplitIndexMapping):
                         edge.index_mapping[0].offset = node.module.bounds[number : number + 2]
+
+
+def parted_width(node: Any) -> int:
+    """How many channels a split or a chunk of them takes apart, by its node in the graph; 0 for all others."""
+    parts = isinstance(node, Node) and node.type == tp.ops.OPTYPE.SPLIT and getattr(node.grad_fn, "_saved_dim", None) == 1
+    return int(node.grad_fn._saved_self_sym_sizes[1]) if parts else 0
 
 
 def _bounds(node: Any) -> list[int]:

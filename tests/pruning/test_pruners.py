@@ -20,7 +20,7 @@ from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.pruners import Library, _nearest, pruner_plan
 from fcs_utils.pruning.surgery import prune
 from tests.conftest import warm
-from tests.pruning.test_moves import Turned
+from tests.pruning.test_moves import PartAttention
 
 PRUNERS = [name for name, found in CRITERIA.items() if found.reads == "pruner"]
 
@@ -208,4 +208,4 @@ def test_names_readings_and_refusals() -> None:
 def test_a_network_at_which_the_library_fails_is_refused_in_one_line() -> None:
     images = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(6))
     with pytest.raises(StudyError, match="^Torch-Pruning's pruner fails on this network: ZeroDivisionError: "):
-        pruned(Turned().eval(), "tp_group_norm", 0.8, images)
+        pruned(PartAttention().eval(), "tp_group_norm", 0.8, images)

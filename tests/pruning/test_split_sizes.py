@@ -55,6 +55,17 @@ class Partial(nn.Module):
         return torch.cat([self.conv(one), rest], 1)
 
 
+class Scaled(nn.Module):
+    """Adds such a block's output, scaled by channel, as InceptionNeXt (Yu et al. 2024) does."""
+
+    def __init__(self, channels: int, some: int) -> None:
+        super().__init__()
+        self.mixer, self.scale = Partial(channels, some), nn.Parameter(torch.rand(channels) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mixer(x) * self.scale.reshape(1, -1, 1, 1)
+
+
 class Net(nn.Module):
     """A convolution, a block and a reader. ``shift`` is an attribute that happens to equal a part's size."""
 
@@ -75,11 +86,16 @@ NETS: dict[str, tuple[Callable[[], nn.Module], dict[str, int], object]] = {
     ),
     "the first of a stage": (lambda: Net(Res2(8, 4, first=True)), {"a": 4, "block.inside": 6, "block.convs.0": 2}, 2),
     "parts of two sizes": (lambda: Net(Partial(12, 4), 12), {"a": 6, "block.conv": 2}, [2, 4]),
+    "parts in residual sums": (
+        lambda: Net(nn.Sequential(Scaled(12, 4), Scaled(12, 4)), 12),
+        {"a": 6, "block.0.mixer.conv": 2, "block.1.mixer.conv": 2},
+        [2, 4],
+    ),
 }
 
 
 def held(net: nn.Module) -> object:
-    return net.block.width if isinstance(net.block, Res2) else net.block.sizes
+    return next(one.width if isinstance(one, Res2) else one.sizes for one in net.modules() if isinstance(one, Res2 | Partial))
 
 
 @pytest.mark.parametrize("kind", NETS)
