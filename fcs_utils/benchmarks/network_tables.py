@@ -41,14 +41,14 @@ ABOUT = """# Which networks can be pruned
 - *Torch-Pruning* is its `BasePruner` with `GroupMagnitudeImportance`, `pruning_ratio=0.5` and its defaults, told to leave the
   layers alone that write the outputs.
 
-Images have 128 pixels a side, those of the SSDs 300 and 320, of BotNet 256, of the networks written here 32 or 64. One
-network may take {seconds:g} seconds and {gigabytes:g} GB with one tool.
+Images have 128 pixels a side, those of the SSDs 300 and 320, of networks with attention among a fixed number of positions
+224 or 256, of the networks written here 32 or 64. One network may take {seconds:g} seconds and {gigabytes:g} GB with one tool.
 
 ## How to run it
 
 ```bash
 pip install timm  # if you want its networks, too
-fcs-mlft networks --out docs/networks.md --rows rows.json  # this page, in an hour or two
+fcs-mlft networks --out docs/networks.md --rows rows.json  # this page, in some hours
 fcs-mlft networks --only resnet50 mymodule:build           # some of them, and networks of your own
 ```
 

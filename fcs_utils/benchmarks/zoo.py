@@ -71,6 +71,19 @@ def _all() -> dict[str, Known]:
         "hrnet_w18_small ese_vovnet19b_dw res2net50_26w_4s botnet26t_256"
     )
     found |= {TIMM + name: Known("timm", 256 if name.endswith("256") else 128) for name in of_timm.split()}
+    # One of each other family of timm that convolves, small where there is a choice. The attention of some has fixed positions.
+    others = {
+        128: "convmixer_768_32 convnextv2_atto cs3darknet_s csatv2 cspdarknet53 cspresnet50 dla34 dm_nfnet_f0 dpn68b ecaresnet26t "
+        "edgenext_small efficientvit_b0 fasternet_t0 fastvit_t8 gernet_s ghostnetv2_100 hardcorenas_a hgnetv2_b0 iformer_t "
+        "inception_next_atto inception_resnet_v2 inception_v4 lambda_resnet26t lcnet_050 legacy_seresnet18 legacy_xception "
+        "lowformer_b0 mambaout_femto mixnet_s mobilenetv4_conv_small mobilevit_xxs nasnetalarge nextvit_small pnasnet5large "
+        "poolformer_s12 rdnet_tiny regnetz_b16 repghostnet_050 repvit_m0_9 resnest14d resnetblur50 resnetv2_50 rexnet_100 "
+        "selecsls42b shvit_s1 skresnet18 starnet_s1 tresnet_m vovnet39a xception41",
+        224: "coatnet_pico_rw_224 efficientformer_l1 efficientformerv2_s0 efficientvit_m0 levit_conv_128s maxvit_tiny_rw_224 "
+        "swiftformer_xs visformer_tiny",
+        256: "halonet26t",
+    }
+    found |= {TIMM + name: Known("timm, others", size) for size, names in others.items() for name in names.split()}
     return found | {name: Known("written here", 32 if name == "lenet" else 64, ("head*",)) for name in WRITTEN_HERE}
 
 
