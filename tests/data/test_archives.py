@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from fcs_utils.data import archives
 from fcs_utils.data.archives import _Metered, entries
 from fcs_utils.errors import StudyError
 
@@ -48,6 +50,15 @@ def test_a_file_of_64_mib_is_read_and_a_larger_one_is_not(tmp_path: Path) -> Non
         else:
             with pytest.raises(StudyError, match="'a.png' has 67,108,865 bytes; at most 67,108,864 are read"):
                 list(entries(tmp_path / "one.tar", {".png"}))
+
+
+def test_each_file_of_a_zip_may_be_as_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "ZIP_DIRECTORY", 3000)  # bytes: enough for the directory, not for the files
+    monkeypatch.setattr(archives, "LARGEST_FILE", 2000)
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        for number in range(5):
+            archive.writestr(f"{number}.png", bytes([number]) * 2000)
+    assert [entry.content for entry in entries(tmp_path / "some.zip", {".png"})] == [bytes([number]) * 2000 for number in range(5)]
 
 
 def test_a_metered_stream_gives_what_is_asked_for_and_no_more(tmp_path: Path) -> None:

@@ -68,6 +68,13 @@ def test_pictures_of_more_than_64_mi_pixels_are_refused_before_they_are_decoded(
         as_rgb(saved(Image.new("RGB", (13, 5))))
 
 
+def test_sizes_and_means_of_pictures_at_their_limits(folder: Path) -> None:
+    assert [load_pictures(folder, size=size, resident=False).size for size in (8, 4096)] == [8, 4096]
+    for options in ({"size": 7}, {"size": 4097}, {"mean": (0.5, 0.5, float("nan"))}, {"std": (0.5, 0.5, 0.0)}, {"std": (0.5, 0.5)}):
+        with pytest.raises(StudyError, match=f"{'size' if 'size' in options else 'mean and std'}="):
+            load_pictures(folder, resident=False, **options)
+
+
 def test_epochs_are_the_same_in_whatever_order_they_are_asked_for(digits: Dataset) -> None:
     fresh = {(seed, epoch): digits.batches(100)(seed, epoch) for seed in (4, 5) for epoch in (1, 2, 3, 4)}
     batches = digits.batches(100)

@@ -65,7 +65,7 @@ def test_tiny_imagenets_layout(tmp_path: Path) -> None:
         picture(tmp_path / "train" / label / "images" / f"{label}_0.JPEG", number)
         (tmp_path / "train" / label / f"{label}_boxes.txt").write_text("x\t0\t0\t1\t1\n")
         picture(tmp_path / "val/images" / f"val_{number}.JPEG", number)
-    (tmp_path / "val/val_annotations.txt").write_text("val_0.JPEG\tn02\t0\t0\t1\t1\nval_1.JPEG\tn01\t0\t0\t1\t1\n")
+    (tmp_path / "val/val_annotations.txt").write_text("val_0.JPEG\tn02\t0\t0\t1\t1\nval_1.JPEG\tn01\nthe end\n")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # its text files belong there
         listing = list_pictures(tmp_path)

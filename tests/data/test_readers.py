@@ -49,6 +49,13 @@ def test_what_is_no_idx_file_of_bytes_is_refused(tmp_path: Path, content: bytes)
         read_idx(tmp_path / "odd")
 
 
+def test_all_four_bytes_of_a_size_count(tmp_path: Path) -> None:
+    header = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in (1, 2**24 + 2, 2**16 + 2))
+    (tmp_path / "odd").write_bytes(header + bytes(4))  # as many as 1 x 2 x 2 have
+    with pytest.raises(StudyError, match="odd is truncated: 4 bytes of"):
+        read_idx(tmp_path / "odd")
+
+
 def test_an_idx_file_without_dimensions_lacks_its_one_number(tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(b"\0\0\x08\0a")
     assert read_idx(tmp_path / "one") == ord("a")

@@ -104,7 +104,7 @@ def test_shortcuts_take_every_second_pixel_and_pad_channels_or_project() -> None
         assert block(images).equal(want)
     for block in (BasicBlock(3, 3, 1, "A").eval(), BasicBlock(3, 3, 1, "B").eval()):  # nothing to adapt
         nn.init.zeros_(block.bn2.weight)
-        assert block.project is None and block(images).equal(images.relu())
+        assert block.project is block.shortcut is None and block(images).equal(images.relu())
     for block in (BasicBlock(3, 6, 1, "B").eval(), BasicBlock(3, 3, 2, "B").eval()):
         nn.init.zeros_(block.bn2.weight)
         assert block.project is not None and block.project[0].bias is None and block.project[0].kernel_size == (1, 1)

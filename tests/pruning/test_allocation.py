@@ -53,6 +53,10 @@ def test_what_reconstruction_loses_by_hand() -> None:
     torch.testing.assert_close(
         reconstruction_curve(net, known, [0, 1, 2]), torch.tensor([1, 0.5, 0.5, 0]).double(), atol=1e-5, rtol=0
     )
+    # How strong the maps are does not count; where all are zero, nothing is lost.
+    weak = reconstruction_curve(net, replace(known, gram=known.gram * 1e-200), [2, 0, 1])
+    torch.testing.assert_close(weak, torch.tensor([1, 0.5, 0, 0]).double(), atol=1e-5, rtol=0)
+    assert reconstruction_curve(net, replace(known, gram=torch.zeros(3, 3).double(), count=7), [2, 0, 1]).tolist() == [0] * 4
     # With too few positions nothing is rebuilt: without 1 its energy is missed, 2^2.
     few = reconstruction_curve(net, replace(known, count=7), [2, 0, 1])
     torch.testing.assert_close(few, torch.tensor([1, 9 / 18, 4 / 18, 0]).double())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fcs_utils.errors import StudyError
-from fcs_utils.pruning.moves import MULTIPLIED, across, meeting, shuffle
+from fcs_utils.pruning.moves import MOVES, MULTIPLIED, across, meeting, shuffle
 from fcs_utils.pruning.shares import Shares, tying
 from tests.pruning.toys import conv
 
@@ -46,6 +47,13 @@ def test_choices_of_equal_places_by_hand() -> None:
     # Of each quarter as many as of the others: the better of places 0 and 1, and of 2 and 3, then the rest.
     assert Shares(parts=4, alike=2).order(torch.tensor([0.0, 4, 6, 2, 2, 4, 0, 2])) == [1, 2, 5, 6, 0, 3, 4, 7]
     assert Shares(unit=2, alike=2).units(8).tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+
+
+def test_a_gated_linear_unit_halves_its_last_axis_by_default() -> None:
+    flat, maps = torch.zeros(2, 6), torch.zeros(2, 6, 4, 4)
+    units = MOVES["glu"](flat, F.glu(flat))
+    assert units and units.before.tolist() == [0, 1, 2, 0, 1, 2] and units.behind.tolist() == [0, 1, 2]
+    assert MOVES["glu"](maps, F.glu(maps)) is None and MOVES["glu"](maps, F.glu(maps, 1), 1) is not None
 
 
 def test_the_outputs_of_one_input_go_together() -> None:
