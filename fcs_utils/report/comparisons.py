@@ -75,7 +75,7 @@ def c1(similarity: pd.DataFrame) -> list[Row]:
 
 
 def _shares_of(network: str, group: pd.DataFrame, decides: bool) -> list[Row]:
-    states, replicate = dict(iter(group.groupby("state", sort=False))), replicate_of(group)
+    states, replicate = dict(iter(group.groupby("state"))), replicate_of(group)
     trained, about = states["trained"], {"network": network, "replicate": replicate}
     unit = "network" if replicate == "network" else "seed"
     chance = trained.chance.iloc[0] if "chance" in trained else 1.0
@@ -120,7 +120,7 @@ def _one_reading(claim: str, criterion: str, words: str, tuned: pd.DataFrame, de
     if criterion not in found:
         return []
     order = [name for name in dict.fromkeys([*BASELINES, *found]) if name in found and name != criterion]
-    given = "given" in tuned and bool(tuned.given.all())
+    given = not decides
     networks = list(tuned.network.unique()) if tuned.network.nunique() > 1 and not given else []
     short, rows = "FCS" if criterion == LITERAL_READING else criterion, []
     for network, name in [("", name) for name in order] + [(one, name) for name in order if name in BASELINES for one in networks]:

@@ -20,10 +20,10 @@ def best_rates(pilots: pd.DataFrame, slack: float) -> pd.Series:
     Of the rates whose mean validation accuracy is within the slack of the best one's, the one with the lowest mean
     validation loss: among accuracies that count as equal, the loss decides.
     """
-    means = pilots.groupby(["network", "method", "learning_rate"], sort=False)[["validation", "validation_loss"]].mean()
-    best = means.groupby(["network", "method"], sort=False).validation.transform("max")
+    means = pilots.groupby(["network", "method", "learning_rate"])[["validation", "validation_loss"]].mean()
+    best = means.groupby(["network", "method"]).validation.transform("max")
     near = means[means.validation >= best - slack - 1e-9].reset_index()
-    lowest = near.loc[near.groupby(["network", "method"], sort=False).validation_loss.idxmin()]
+    lowest = near.loc[near.groupby(["network", "method"]).validation_loss.idxmin()]
     return lowest.set_index(["network", "method"]).learning_rate
 
 

@@ -49,8 +49,10 @@ def test_c1_compares_the_trained_network_with_chance_and_with_the_untrained_one(
     assert found[1].comparison == "n: channels with a near-duplicate beyond chance, trained minus untrained"
     assert found[4].comparison == "n: pairs more similar than chance, trained minus untrained, BatchNorm as made"
     assert {(row.unit, row.n, row.replicate) for row in found} == {("points", 2, "trained seed")}
-    (wider, *_) = rows(c1(pd.DataFrame(shares(30, 20, 5)).assign(chance=5.0)))
-    assert wider.effect == 26 and "minus the 5 % that chance gives" in wider.comparison
+    wider = pd.DataFrame(shares(30, 20, 5)).assign(chance=5.0)
+    for part, effect in ((wider, 31 - 5), (wider[:1], 30 - 5)):  # of one layer of one seed, too
+        (first, *_) = rows(c1(part))
+        assert first.effect == effect and "minus the 5 % that chance gives" in first.comparison
 
 
 def test_given_networks_are_the_replicates_of_rows_that_inform_beside_trained_ones() -> None:
@@ -63,6 +65,8 @@ def test_given_networks_are_the_replicates_of_rows_that_inform_beside_trained_on
     # 40, 50 and 60, each 1 more for its layers and seeds and 1 less by chance.
     assert own[0].effect == 50 and {(row.n, row.replicate, row.decisive) for row in own} == {(3, "network", False)}
     assert {(row.n, row.replicate) for row in found if row.network == "n"} == {(2, "trained seed")}
+    two = rows(c1(given[given.network != "c"]))
+    assert {(row.network, row.n, row.replicate) for row in two} == {("given networks", 2, "network")}
     alone = rows(c1(given[given.network == "a"]))
     assert {(row.n, row.replicate) for row in alone} == {(2, "tuning seed")}
     assert not any(row.decisive for row in alone)  # not even where there are no others: the grid may be incomplete

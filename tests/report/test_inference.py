@@ -48,6 +48,7 @@ def test_the_smallest_effect_to_be_found_is_found_as_often_as_said() -> None:
 def test_how_many_pairs_an_effect_needs() -> None:
     # The tables of the one-sample t test: an effect of one standard deviation takes 10 pairs, of a half 34, of 0.8 15.
     assert [needed(1.0, 1.0), needed(1.0, 0.5), needed(0.5, 0.4), needed(2.0, 1.0)] == [10, 34, 15, 34]
+    assert needed(1.0, 2.1) == 5  # where two more degrees of freedom would do with 4
     assert needed(0.01, 0.5) == 2 and needed(50.0, 0.5) == math.inf
     assert math.isnan(needed(0.0, 0.5)) and math.isnan(needed(math.nan, 0.5))
     assert detectable(1 / math.sqrt(10), 10) <= 1.0 < detectable(1 / 3, 9)  # the other way round
@@ -97,6 +98,9 @@ def test_pairs_by_seed_and_never_across_devices() -> None:
     assert seed_differences(runs("cpu", [3, 5]), runs("cpu", [1]), "test").tolist() == [2]
     with pytest.raises(StudyError, match="no pairs"):
         seed_differences(runs("cpu", [3, 5]), runs("cpu", []).reindex(columns=["network", "seed", "test"]), "test")
+    # What one side alone tells apart is averaged.
+    layers = pd.concat([runs("cpu", [3, 5]).assign(layer=0), runs("cpu", [5, 9]).assign(layer=1)])
+    assert seed_differences(layers, runs("cpu", [1, 2]), "test").tolist() == [3, 5]
 
 
 def test_differences_are_averaged_within_a_seed_over_what_both_sides_have() -> None:

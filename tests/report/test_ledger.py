@@ -135,6 +135,8 @@ def test_each_reading_of_fcs_has_a_claim_and_every_network_a_row_that_informs() 
     assert {row["claim"] for row in c2(runs(**TOPS), best="fcs")} == {"C2"} and {row["n"] for row in found} == {3}
     one = runs(**TOPS)
     assert not [row for row in c2(one[one.network == "a"]) if row["role"]]
+    other_goal = c2(one.assign(ratio=math.nan))
+    assert [row["effect"] for row in other_goal] == [row["effect"] for row in c2(one)]
 
 
 def test_given_networks_inform_behind_those_that_were_trained() -> None:
@@ -169,6 +171,7 @@ def test_details_compare_with_random_too_and_say_what_could_be_found() -> None:
     result = paired([2.0, 2.5, 5.0])  # against kernel_l1
     assert found.detectable[0] == pytest.approx(detectable(result.error, 3)) and found.effect[0] == pytest.approx(9.5 / 3)
     assert found.low[0] == pytest.approx(result.low) and found.n.tolist() == [3] * 4
+    assert c2_details(runs(**TOPS)[::-1]).network.tolist() == ["b", "b", "a", "a"]  # as they came
 
 
 def test_what_a_pair_of_runs_is() -> None:
@@ -193,6 +196,17 @@ def test_readings_by_validation_with_the_interval_of_their_difference() -> None:
     assert (found[1]["minus fcs (points)"], found[1]["95 % interval, uncorrected"]) == ("", "")
     others = readings_table(table[table.criterion == "better"])
     assert "minus better (points)" in others
+
+
+def test_readings_of_one_mean_stand_as_they_came_however_many_runs_they_have() -> None:
+    tops = [("zeta", 0, 5.0), ("alpha", 0, 5.0), ("more", 0, 4.0), ("more", 1, 4.0)]
+    table = pd.DataFrame(tops, columns=["criterion", "seed", "validation"]).assign(network="a", ratio=0.5, epochs=4, reading="r")
+    found = readings_table(table)  # without fcs they are compared with the first
+    assert found[["criterion", "minus zeta (points)", "epochs", "n"]].to_numpy().tolist() == [
+        ["zeta", "", 4, 1],
+        ["alpha", "+0.00", 4, 1],
+        ["more", "-1.00", 4, 2],
+    ]
 
 
 def test_groups_without_rows_keep_their_keys_and_replicates_are_said_beside_a_count() -> None:

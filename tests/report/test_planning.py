@@ -15,7 +15,7 @@ from fcs_utils.report.exchange import further_table, longer_arms_table, order_ta
 from fcs_utils.report.latency_figures import latency_frame, with_latency
 from fcs_utils.report.planning import hours_of, not_run_table, power_table, stages_not_run
 from fcs_utils.report.recipe import recipe_table
-from fcs_utils.report.tables import compression_table, points_table, readings_table
+from fcs_utils.report.tables import compression_table, points_table, published_table, readings_table
 from fcs_utils.study.runs import Pruning, Reference, Run, Tuning
 from fcs_utils.training.optimiser import Training
 
@@ -123,6 +123,8 @@ def test_runs_at_published_rates_stand_below_the_published_results() -> None:
     assert found["MACs removed (%)"].iloc[0] == found["MACs removed (%)"].iloc[-1] == "47.4"
     assert found["parameters removed (%)"].iloc[0] == found["parameters removed (%)"].iloc[-1] == "42.8"
     assert found.replicate.iloc[-1] == "network" and found["pruned top-1 (%)"].tolist()[-2:] == ["93.00", "92.50"]
+    assert found.columns.tolist() == [*published_table().columns, "n", "replicate"]
+    assert not found.isna().any(axis=None) and found.index.is_unique
 
 
 def test_networks_that_meet_a_goal_only_nearly_are_shown_with_their_range() -> None:
