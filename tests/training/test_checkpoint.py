@@ -15,9 +15,9 @@ from fcs_utils.data.dataset import Dataset
 from fcs_utils.errors import OutOfTime
 from fcs_utils.files import read_tensors, write_tensors
 from fcs_utils.models import build_seeded
-from fcs_utils.training.checkpoint import EVERY, Checkpoint, _fits, _is_epoch, _plain
+from fcs_utils.training.checkpoint import Checkpoint, _fits, _is_epoch, _plain
 from fcs_utils.training.loop import Epoch
-from fcs_utils.training.optimiser import Training
+from fcs_utils.training.optimiser import Optimiser, Training
 from tests.training.test_loop import mlft, tiny, train
 
 TRAINING = Training(epochs=4, learning_rate=0.05, batch_size=128)
@@ -111,7 +111,7 @@ def test_a_checkpoint_is_saved_when_it_is_due_and_never_for_the_last_epoch(
     checkpoint = Checkpoint(path, "run")
 
     def on_epoch(macs: int) -> None:
-        clock[0] += EVERY / 2  # every second epoch is due
+        clock[0] += 30  # seconds: every second epoch is due
 
     train([tiny()], digits, TRAINING.model_copy(update={"epochs": 6}), on_epoch=on_epoch, checkpoint=checkpoint)
     assert saved == [2, 4] and path.exists()
@@ -130,6 +130,19 @@ def test_a_checkpoint_of_a_gpu_goes_on_without_one(digits: Dataset, tmp_path: Pa
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: pytest.fail("there is no GPU"))
     history = train([tiny()], digits, TRAINING, seed=3, checkpoint=Checkpoint(path, "run"))
     assert rows(history) == rows(train([tiny()], digits, TRAINING, seed=3))
+
+
+def test_the_generator_of_a_gpu_is_put_back_where_the_file_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, state, put_back = tmp_path / "c.safetensors", torch.arange(16, dtype=torch.uint8), list[torch.Tensor]()
+    parts = [tiny()], [Optimiser(tiny(), TRAINING, 0.05, steps=4)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    Checkpoint(path, "run").save(*parts, [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", put_back.append)
+    assert Checkpoint(path, "run").restore(*parts) == [] and not put_back
+    tensors, metadata = read_tensors(path)
+    write_tensors(path, tensors | {"dropout.cuda": state}, metadata)
+    assert Checkpoint(path, "run").restore(*parts) == [] and [one.equal(state) for one in put_back] == [True]
 
 
 def test_what_a_checkpoint_may_hold() -> None:

@@ -50,6 +50,16 @@ def test_predictions_stand_in_the_order_of_the_split(digits: Dataset) -> None:
     assert accuracy(Brightness(), digits, digits.test) == top1(found, digits.test.labels)
 
 
+def test_bf16_is_of_the_passes_and_logits_are_float32() -> None:
+    network = nn.Linear(1, 2, bias=False)
+    nn.init.constant_(network.weight, 1 / 3)
+    batches = [(torch.ones(1, 1), torch.tensor([0]))]
+    for precision, third in (("fp32", 1 / 3), ("bf16", 171 / 512)):  # of eight digits in base 2
+        (found,), _ = predict([network], batches, precision)
+        assert found.dtype == torch.float32 and found.tolist() == [[pytest.approx(third, abs=1e-7)] * 2]
+        assert evaluate([network], batches, precision)["validation_loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
 def test_top1_is_a_share_in_percent() -> None:
     logits = torch.tensor([[1.0, 2.0], [3.0, 1.0], [0.0, 5.0], [0.0, 1.0]])
     assert top1(logits, torch.tensor([1, 0, 0, 0])) == 50.0

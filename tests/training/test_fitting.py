@@ -232,7 +232,7 @@ class Viewed(nn.Module):
 @pytest.mark.parametrize("arm", ["tft", "mlft", "kd"])
 def test_networks_that_need_contiguous_maps_are_trained(always: bool, arm: str) -> None:
     torch.manual_seed(0)
-    networks = [Viewed(always), Viewed(always)][: ARMS[arm].networks]
+    networks = [Viewed(always).eval(), Viewed(always).eval()][: ARMS[arm].networks]
     history = fit(networks, Training(epochs=2, learning_rate=0.05), lambda seed, epoch: [(IMAGES, LABELS)], arm)
     assert history[1].loss < history[0].loss and networks[0].conv.weight.is_contiguous()
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from fcs_utils.data.dataset import Batch
 from fcs_utils.errors import OutOfTime, StudyError
-from fcs_utils.training import loop
-from fcs_utils.training.arms import Arm
+from fcs_utils.training import checkpoint, loop
+from fcs_utils.training.arms import ARMS, Arm
 from fcs_utils.training.checkpoint import Checkpoint
 from fcs_utils.training.loop import Callbacks, fit
+from fcs_utils.training.losses import Losses, cross_entropy
 from fcs_utils.training.optimiser import Training
+from fcs_utils.training.passes import Execution
 
 BATCHES = [(torch.randn(count, 2), torch.arange(count) % 4) for count in (6, 6, 3)]
 STILL = Training(epochs=2, learning_rate=1e-12)  # nothing moves
@@ -100,18 +103,67 @@ def test_one_network_whose_loss_is_not_finite_ends_the_training() -> None:
             fit(networks, STILL, lambda seed, epoch: BATCHES, arm)
 
 
-def test_where_a_training_is_cut_off_says_what_is_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("every", "saved"), [(1e9, 0), (0, 2)])
+def test_where_a_training_is_cut_off_says_what_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float, saved: int
+) -> None:
     left = [7]
+    monkeypatch.setattr(checkpoint, "EVERY", every)
 
     def tick() -> None:
         left[0] -= 1
         if not left[0]:
             raise OutOfTime("the time is over")
 
-    with pytest.raises(OutOfTime, match="^the time is over, within epoch 3 of mine; 0 of its epochs are saved$"):
+    with pytest.raises(OutOfTime, match=f"^the time is over, within epoch 3 of mine; {saved} of its epochs are saved$"):
         fit(
             [linear()],
             Training(epochs=4, learning_rate=1e-12),
             lambda seed, epoch: BATCHES,
             callbacks=Callbacks(on_batch=tick, label="mine", checkpoint=Checkpoint(tmp_path / "c", "k")),
         )
+
+
+def test_an_epoch_with_more_batches_ends_at_the_first_one_too_many() -> None:
+    asked: list[int] = []
+
+    def batches(seed: int, epoch: int) -> Iterator[Batch]:
+        for number in range(2 if epoch == 1 else 9):
+            asked.append(epoch)
+            yield BATCHES[number % 3]
+
+    with pytest.raises(StudyError, match="training: epoch 2 has more or fewer batches than the 2 of epoch 1"):
+        fit([linear()], STILL, batches)
+    assert asked == [1, 1, 1, 1, 2, 2, 2]  # epoch 1 is counted first
+
+
+def test_losses_see_float32_whatever_the_precision_of_the_passes() -> None:
+    kinds: list[torch.dtype] = []
+
+    def watched() -> Losses:
+        def losses(logits: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
+            kinds.extend(one.dtype for one in logits)
+            return cross_entropy(logits, labels)
+
+        return losses
+
+    in_turn = Arm("in turn", "in turn", loss=watched, peer="original").with_options(updates="sequential")
+    for arm in (in_turn, Arm("taught", "taught", loss=watched, peer="original", frozen=True)):
+        fit([linear(), linear()], STILL, lambda seed, epoch: BATCHES, arm, execution=Execution(precision="bf16"))
+    assert {*kinds} == {torch.float32} and len(kinds) == 2 * 3 * (4 + 2)
+
+
+def test_some_weights_may_stay_as_they_are_but_not_all_of_those_that_learn() -> None:
+    network, teacher = linear(), linear()
+    network.bias.requires_grad_(False)
+    fit([network], Training(epochs=1, learning_rate=0.1), lambda seed, epoch: BATCHES)
+    assert network.weight.any() and not network.bias.any()
+    with pytest.raises(StudyError, match="those that learn parameters that require a gradient"):
+        fit([linear().requires_grad_(False), teacher], STILL, lambda seed, epoch: BATCHES, "kd")
+
+
+def test_with_sequential_updates_the_peer_is_taught_by_the_renewed_network() -> None:
+    first, peer, student, once = linear(), linear(0.5), linear(0.5), Training(epochs=1, learning_rate=0.5)
+    fit([first, peer], once, lambda seed, epoch: BATCHES[:1], ARMS["mlft"].with_options(updates="sequential"))
+    fit([student, first], once, lambda seed, epoch: BATCHES[:1], "kd")
+    assert torch.allclose(peer.weight, student.weight) and (peer.weight != 0.5).any()

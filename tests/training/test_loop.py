@@ -89,6 +89,11 @@ def test_mlft_adds_the_distance_to_each_side() -> None:
     assert second.item() == pytest.approx(-LN(3 / 4) + backward, rel=1e-5)
 
 
+def test_every_network_answers_for_the_same_images() -> None:
+    with pytest.raises(StudyError, match="labels="):
+        mutual()([torch.zeros(2, 3), torch.zeros(1, 3)], torch.tensor([0, 1]))
+
+
 def test_gradients_do_not_cross_between_the_networks() -> None:
     compact = torch.tensor([[0.3, -0.2]], requires_grad=True)
     peer = torch.tensor([[1.0, 0.5]], requires_grad=True)

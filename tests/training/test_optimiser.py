@@ -59,3 +59,9 @@ def test_weights_lie_channels_last_and_defaults_are_those_of_the_papers() -> Non
     assert network.weight.is_contiguous(memory_format=torch.channels_last) and not network.weight.is_contiguous()
     training = Training(epochs=1, learning_rate=0.1)
     assert (training.batch_size, training.momentum, training.weight_decay) == (128, 0.9, 5e-4)
+
+
+def test_a_network_with_volumes_keeps_its_layout() -> None:
+    network = nn.ModuleList([nn.Conv3d(2, 3, 3), nn.Conv2d(2, 3, 3)])
+    Optimiser(network, Training(epochs=1, learning_rate=0.1), 0.1, steps=5)
+    assert all(one.weight.is_contiguous() for one in network)
