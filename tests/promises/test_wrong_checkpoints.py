@@ -22,10 +22,14 @@ CHECKPOINTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
     "history is no list": lambda tensors, content: content.update(history={"epoch": 1}),
     "epochs in another order": lambda tensors, content: content["history"][0].update(epoch=2),
     "an epoch of words": lambda tensors, content: content["history"][0].update(loss="small"),
+    "a later epoch of words": lambda tensors, content: content["history"].append(
+        {**content["history"][0], "epoch": 2, "loss": "small"}
+    ),
     "negative MACs": lambda tensors, content: content["history"][0].update(training_macs=-1),
     "a stranger's field": lambda tensors, content: content["history"][0].update(colour="red"),
     "no schedules": lambda tensors, content: content.update(schedules=[]),
     "a schedule of words": lambda tensors, content: content["schedules"][0]["cycle"].update(last_epoch="one"),
+    "a phase of words": lambda tensors, content: content["schedules"][0]["cycle"]["_schedule_phases"][1].update(end_step="one"),
     "no groups": lambda tensors, content: content["schedules"][0].update(groups=None),
     "no network": lambda tensors, content: [tensors.pop(name) for name in list(tensors) if name.startswith("network")],
     "a network more": lambda tensors, content: tensors.update({"network.1.x": torch.zeros(1)}),

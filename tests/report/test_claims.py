@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fcs_utils.report.claims import claim_verdicts, claims_table, ledger, overall
-from fcs_utils.report.comparisons import Row, c2, c2_details
+from fcs_utils.report.claims import claim_verdicts, claims_table, ledger, overall, standing
+from fcs_utils.report.comparisons import Row, c2, c2_details, judge
 from fcs_utils.report.findings import findings, headlines
 from fcs_utils.report.inference import holm, paired, verdict
 from fcs_utils.report.schedules import c3, c3_by_compute
@@ -173,3 +173,14 @@ def test_a_ledger_without_comparisons_has_no_verdicts_and_no_findings() -> None:
     assert set(empty.columns) == set(full.columns) and not len(empty)
     assert claim_verdicts(empty) == findings(empty) == headlines(empty) == {}
     assert claims_table(empty[empty.decisive | (empty.role == "network")]).empty
+
+
+def test_a_claim_without_a_verdict_says_why() -> None:
+    ahead = [5.0, 5.1, 4.9, 5.05]
+    rows = [
+        judge("C2", "first", "part of the plan", ahead, decisive=False, replicate="trained seed"),
+        judge("C1a", "all", "the whole plan", ahead, replicate="trained seed"),
+        judge("C1a", "given", "beside it", ahead, decisive=False, replicate="network"),
+        judge("C3", "given", "given networks alone", ahead, decisive=False, replicate="network"),
+    ]
+    assert standing(ledger(rows)) == {"C1a": "supported", "C2": "unfinished", "C3": "untried"}

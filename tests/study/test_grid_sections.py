@@ -1,8 +1,8 @@
-"""The runs of a profile's further sections: given networks, published points, the recipe, and ablations of everything."""
+"""The runs of a profile's further sections: given networks, points, the recipe, ablations of everything; titles of criteria."""
 
 from __future__ import annotations
 
-from fcs_utils.study.grid import grid
+from fcs_utils.study.grid import grid, titled
 from fcs_utils.study.runs import Pruning, Reference, Run, Similarity
 from fcs_utils.study.sections import Given, Network, Point, Recipe
 from tests.study.test_grid import BOTH, PROFILE, RATES, pruned, reference, tuned
@@ -70,3 +70,9 @@ def test_ablations_and_training_from_scratch_run_everywhere_unless_they_are_told
     assert all(run.tuning and run.tuning.training == run.reference.training for run in found["arms"][-4:])
     few = grid(PROFILE.model_copy(update={"ablations": everywhere.model_copy(update={"seeds": 1})}), "bf16")
     assert [run.reference.seed for run in few["ablation"][::count]] == [0, 0]
+
+
+def test_criteria_have_titles_and_other_texts_stay_as_they_are() -> None:
+    assert [titled(text) for text in ("kernel_l1", "fcs bins=8", "f", "of mine=1 two")] == [
+        *("kernel L1 norm", "FCS (8 bins)", "f", "of mine=1 two"),
+    ]

@@ -25,10 +25,11 @@ from fcs_utils.study.runs import Pruning, Reference, Run, Tuning, parse_run
 from fcs_utils.study.schedule import expected_macs
 from fcs_utils.study.sections import Arms
 from fcs_utils.training import loop, losses
-from fcs_utils.training.arms import ARMS, Arm, arm_label, arm_row, arm_style, get_arm, is_searched, register_arm
+from fcs_utils.training.arms import ARMS, Arm, arm_label, arm_row, arm_style, code_of_arm, get_arm, is_searched, register_arm
 from fcs_utils.training.evaluate import evaluate
 from fcs_utils.training.loop import Callbacks, fit
 from fcs_utils.training.optimiser import Training
+from fcs_utils.training.passes import Execution
 from tests.training.test_loop import QUICK, tiny, train
 
 MODULE = '''
@@ -123,6 +124,18 @@ def test_rows_of_tables() -> None:
     assert [is_searched(row) for row in ("tft", "gone", "scratch-E", "scratch-B")] == [True, True, False, False]
     assert [arm_label(row) for row in ("twin", "scratch-B", "gone")] == ["MLFT, compact peer", "scratch-B", "gone"]
     assert [arm_style(row) for row in ("tft", "gone")] == [("#E69F00", "s"), ("#6b6b6b", "P")]
+
+
+def test_another_arm_may_take_the_references_schedule_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARMS, "longest", Arm("longest", "longest", searched=False))
+    assert [is_searched(row) for row in ("longest", "scratch-E", "tft")] == [False, False, True]
+
+
+def test_runs_are_of_an_arms_module_and_not_of_a_notebook(taught: Arm, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert code_of_arm("taught") == taught.code and code_of_arm("tft") is None
+    monkeypatch.setitem(ARMS, "own", Arm("own", "own", module="__main__"))
+    with pytest.raises(StudyError, match="arm 'own' is registered in __main__, a notebook or a script"):
+        code_of_arm("own")
 
 
 def test_expected_macs_are_those_of_the_arm(tmp_path: Path) -> None:
@@ -220,6 +233,8 @@ def test_bad_calls_of_fit_are_named_before_any_work() -> None:
         fit([tiny()], QUICK, never, "mlft")
     with pytest.raises(StudyError, match="arm='magic'"):
         fit([tiny()], QUICK, never, "magic")
+    with pytest.raises(StudyError, match="passes='graphs' is not allowed; allowed: plain, compiled"):
+        fit([tiny()], QUICK, never, execution=Execution(passes="graphs"))
 
 
 def test_a_measure_of_an_unknown_name_is_refused() -> None:
