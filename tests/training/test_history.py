@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fcs_utils.data.dataset import Batch
 from fcs_utils.errors import OutOfTime, StudyError
-from fcs_utils.training import checkpoint, loop
+from fcs_utils.training import checkpoint, loop, losses
 from fcs_utils.training.arms import ARMS, Arm
 from fcs_utils.training.checkpoint import Checkpoint
 from fcs_utils.training.loop import Callbacks, fit
@@ -141,11 +141,11 @@ def test_losses_see_float32_whatever_the_precision_of_the_passes() -> None:
     kinds: list[torch.dtype] = []
 
     def watched() -> Losses:
-        def losses(logits: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
+        def of_each(logits: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
             kinds.extend(one.dtype for one in logits)
             return cross_entropy(logits, labels)
 
-        return losses
+        return of_each
 
     in_turn = Arm("in turn", "in turn", loss=watched, peer="original").with_options(updates="sequential")
     for arm in (in_turn, Arm("taught", "taught", loss=watched, peer="original", frozen=True)):
@@ -167,3 +167,10 @@ def test_with_sequential_updates_the_peer_is_taught_by_the_renewed_network() -> 
     fit([first, peer], once, lambda seed, epoch: BATCHES[:1], ARMS["mlft"].with_options(updates="sequential"))
     fit([student, first], once, lambda seed, epoch: BATCHES[:1], "kd")
     assert torch.allclose(peer.weight, student.weight) and (peer.weight != 0.5).any() and first.weight.any()
+
+
+def test_labels_on_the_host_are_looked_at_before_they_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "on_the_host", lambda labels: False)  # as where the network is on a GPU
+    wrong = BATCHES[0][0], BATCHES[0][1] + 1
+    with pytest.raises(StudyError, match="labels='1 to 4' is not allowed; allowed: 0 to 3"):
+        fit([linear()], STILL, lambda seed, epoch: [BATCHES[0], wrong])

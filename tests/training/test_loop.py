@@ -89,9 +89,11 @@ def test_mlft_adds_the_distance_to_each_side() -> None:
     assert second.item() == pytest.approx(-LN(3 / 4) + backward, rel=1e-5)
 
 
-def test_every_network_answers_for_the_same_images() -> None:
+def test_every_network_answers_for_the_images_and_classes_of_the_labels() -> None:
     with pytest.raises(StudyError, match="labels="):
         mutual()([torch.zeros(2, 3), torch.zeros(1, 3)], torch.tensor([0, 1]))
+    with pytest.raises(StudyError, match="labels='0 to 3' is not allowed; allowed: 0 to 2"):
+        mutual()([torch.zeros(2, 3), torch.zeros(2, 3)], torch.tensor([0, 3]))
 
 
 def test_gradients_do_not_cross_between_the_networks() -> None:
