@@ -28,9 +28,12 @@ def test_learning_rates_are_chosen_on_validation_not_on_test() -> None:
         pilot("tft", 0.01, 95, 0.2, 50),  # accuracy decides where it can
         pilot("kd", 0.1, 80.0, 0.5, 0),
         pilot("kd", 0.01, 80.2, 0.6, 0),  # within the slack the loss does
+        pilot("mlft", 0.1, 90, 0.1, 0),
+        pilot("mlft", 0.1, 88, 0.1, 0),  # of another seed: means are compared
+        pilot("mlft", 0.01, 91, 0.1, 0),
     ]
-    assert choose_learning_rates(records, slack=0.2) == {("n", "tft"): 0.01, ("n", "kd"): 0.1}
-    assert choose_learning_rates(records, slack=0.1) == {("n", "tft"): 0.01, ("n", "kd"): 0.01}
+    assert choose_learning_rates(records, slack=0.2) == {("n", "tft"): 0.01, ("n", "kd"): 0.1, ("n", "mlft"): 0.01}
+    assert choose_learning_rates(records, slack=0.1) == {("n", "tft"): 0.01, ("n", "kd"): 0.01, ("n", "mlft"): 0.01}
 
 
 def test_epochs_and_macs_to_target() -> None:
