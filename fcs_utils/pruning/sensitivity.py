@@ -28,7 +28,8 @@ def reconstruction_curve(model: nn.Module, statistics: ChannelStatistics, order:
     """
     gram = statistics.gram[order][:, order]
     gram = gram / gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
-    lower = _root(gram) if statistics.count >= POSITIONS * len(gram) else None
+    rebuilt = statistics.count >= POSITIONS * len(gram) and bool(gram.any())  # maps of zeros have no root, and nothing to lose
+    lower = _root(gram) if rebuilt else None
     total = torch.zeros(len(gram) + 1, dtype=gram.dtype)
     for consumer in statistics.consumers:
         read = read_weights(model, consumer)[:, list(order)].cpu()  # (O, C, k)
