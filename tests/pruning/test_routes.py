@@ -65,7 +65,9 @@ def test_small_images_find_what_large_ones_find(case: str, monkeypatch: pytest.M
     assert found == outcome()
 
 
-def test_one_large_image_and_the_rest_small() -> None:
+@pytest.mark.parametrize("side", [LARGE, LARGE + 20])
+def test_one_large_image_and_the_rest_small(side: int) -> None:
+    """The large one is that of the user, where there is one."""
     seen: Counter[tuple[bool, tuple[int, ...]]] = Counter()
 
     def look(net: nn.Module, h: Tensor) -> Tensor:
@@ -73,8 +75,8 @@ def test_one_large_image_and_the_rest_small() -> None:
             seen[net.training, (len(h), *h.shape[2:])] += 1
         return h
 
-    prune(network(look), PLAN)
-    small, large = (SMALL, SMALL), (LARGE, LARGE)
+    prune(network(look), PLAN, example=None if side == LARGE else torch.zeros(1, 3, side, side))
+    small, large = (SMALL, SMALL), (side, side)
     assert seen == Counter({(False, (1, *small)): 2, (False, (1, *large)): 2, (True, (2, *small)): 2})
 
 
@@ -102,11 +104,16 @@ def test_the_same_operations_on_the_same_tensors(op: Callable[[nn.Module, Tensor
 
 
 def test_images_that_are_not_large_prove_themselves() -> None:
-    assert Proof(network(), IMAGE[..., 1:])._shrunk() == []
+    assert Proof(network(), IMAGE[..., 1:])._shrunk() == Proof(network(), IMAGE[..., 1:, :])._shrunk() == []
     (small,) = Proof(network(), IMAGE)._shrunk()
     assert small.shape == (2, 3, SMALL, SMALL)
-    (small,) = Proof(network(), torch.zeros(1, 3, 4 * SMALL, 3 * SMALL))._shrunk()
-    assert small.shape[2:] == (4 * SMALL // 3, SMALL)
+    (small,) = Proof(network(), torch.zeros(1, 3, 256, 192))._shrunk()
+    assert small.shape[2:] == (85, 64)
+
+
+def test_the_plans_size_is_looked_at_beside_an_image_of_another_size() -> None:
+    other, picky = IMAGE[..., :40, :40], network(lambda n, h: h if n.training or h.shape[-1] != LARGE else h + 1)
+    assert len(Proof(network(), IMAGE, other)._shrunk()) == 1 and Proof(picky, IMAGE, other)._shrunk() == []
 
 
 def test_a_batchnorm_does_the_same_at_every_size() -> None:
