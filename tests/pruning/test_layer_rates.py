@@ -12,7 +12,7 @@ from fcs_utils.errors import StudyError
 from fcs_utils.models import CifarResNet, build_seeded
 from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.export import load_compact, save_compact
-from fcs_utils.pruning.layer_rates import rates_by_layer, read_rates
+from fcs_utils.pruning.layer_rates import check_goal, rates_by_layer, read_rates
 from fcs_utils.pruning.layers import trace_layers
 from fcs_utils.pruning.plan import PruningPlan, make_plan
 from fcs_utils.pruning.surgery import prune
@@ -112,6 +112,15 @@ def test_wrong_rates_are_refused_in_one_line(arguments: dict[str, Any], message:
     with pytest.raises(StudyError, match=message) as caught:
         make_plan(chain(4, 10, 6), EXAMPLE, SCORES, **arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("goal", ["ratio", "macs"])
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.5, 1.5])
+def test_a_goal_is_a_share_above_zero_and_below_one(goal: str, value: float) -> None:
+    goals = dict.fromkeys(("ratio", "macs", "rates"))
+    check_goal({**goals, goal: 0.5}, None, None)
+    with pytest.raises(StudyError, match=f"^{goal}={value} is not allowed; allowed: .*above 0 and below 1"):
+        check_goal({**goals, goal: value}, None, None)
 
 
 def test_a_layer_with_a_rate_needs_an_importance() -> None:

@@ -26,21 +26,23 @@ def fault(net: nn.Module, proof: Proof, images: Inputs = IMAGES, layer: str = "a
     return proof.fault(cuts.compact({layer: PLAN.kept["a"]}), cuts.lost_inputs({layer: PLAN.kept["a"]}))
 
 
-def test_the_dense_network_is_left_alone_where_the_compact_one_does_not_run() -> None:
-    dense, narrow = 0, False
+@pytest.mark.parametrize("images", [IMAGES, LARGE], ids=["small", "large"])
+def test_the_dense_network_is_left_alone_where_the_compact_one_does_not_run(images: Tensor) -> None:
+    """On random images of the plan's size in eval mode, whatever it does with others."""
+    dense = 0
 
     def look(net: Net, h: Tensor) -> Tensor:
         nonlocal dense
         dense += h.shape[1] == 6 and h.dtype == torch.float64
-        if narrow and h.shape[1] == 3:
+        if h.shape[1] == 3 and h.shape[-1] == images.shape[-1] and not net.training:
             raise RuntimeError("too narrow")
         return h
 
     net = network(look)
-    proof = Proof(net, IMAGES)
-    assert fault(net, proof) is None and dense == 4
-    narrow = True
-    assert fault(net, proof) == NARROW and dense == 4
+    proof = Proof(net, images, images[..., 1:, 1:])
+    assert fault(net, proof, images) == NARROW and dense > 0
+    before = dense
+    assert fault(net, proof, images) == NARROW and dense == before
 
 
 def test_a_size_on_which_the_dense_network_does_not_run_is_tried_once_and_said_nowhere() -> None:
@@ -131,8 +133,13 @@ def test_the_largest_difference_that_is_rounding_is_let_pass(precision: torch.dt
     assert fault(net, Proof(net, images), images) is None
 
 
+def test_a_compact_network_that_differs_on_still_larger_images_alone_is_found() -> None:
+    net = network(lambda _n, h: h + 1 if h.shape[1] == 3 and h.shape[-1] == 3 * SMALL else h)
+    assert " on images of 192 x 192 pixels: " in str(fault(net, Proof(net, LARGE), LARGE))
+
+
 def test_large_images_without_a_finite_output_prove_nothing() -> None:
-    net = network(lambda _n, h: h * torch.nan)
+    net = network(lambda _n, h: (-1 - h).log())
     with pytest.raises(StudyError, match="^surgery cannot be checked"):
         fault(net, Proof(net, LARGE), LARGE)
 

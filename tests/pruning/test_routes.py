@@ -111,9 +111,12 @@ def test_images_that_are_not_large_prove_themselves() -> None:
     assert small.shape[2:] == (85, 64)
 
 
-def test_the_plans_size_is_looked_at_beside_an_image_of_another_size() -> None:
-    other, picky = IMAGE[..., :40, :40], network(lambda n, h: h if n.training or h.shape[-1] != LARGE else h + 1)
-    assert len(Proof(network(), IMAGE, other)._shrunk()) == 1 and Proof(picky, IMAGE, other)._shrunk() == []
+def test_the_plans_size_and_one_and_a_half_times_that_are_looked_at_beside_an_image_of_another_size() -> None:
+    other = IMAGE[..., :40, :40]
+    assert len(Proof(network(), IMAGE, other)._shrunk()) == 1
+    for side in (LARGE, LARGE * 3 // 2):
+        picky = network(lambda n, h, side=side: h + 1 if h.shape[-1] == side and not n.training else h)
+        assert Proof(picky, IMAGE, other)._shrunk() == []
 
 
 def test_a_batchnorm_does_the_same_at_every_size() -> None:
