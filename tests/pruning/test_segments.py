@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fcs_utils.errors import StudyError
+from fcs_utils.pruning import segments as segments_module
 from fcs_utils.pruning.segments import Segments
 from fcs_utils.pruning.shares import Shares
 from tests.pruning.toys import Net, conv, mean
@@ -41,6 +43,7 @@ def one_way(source: int, target: int) -> Callable[[Tensor], Tensor]:
         (lambda h: h.flip(1), IN_ORDER.flip(0), False),
         (lambda h: h, IN_ORDER + 1, True),  # b has no seventh input
         (lambda h: h.detach(), IN_ORDER, False),  # what has no gradient is the proof's
+        (lambda h: h.detach(), IN_ORDER + 1, True),
         (lambda h: h[:, [0, 1, 2, 3, 4, 0]], IN_ORDER, True),
     ],
 )
@@ -55,6 +58,50 @@ def test_a_reader_that_was_not_seen_crosses() -> None:
     found = segments(lambda h: h)
     assert found.suspects({"a": {"c": IN_ORDER}}, {"a": HALF}) == {"a"} and found.crossing("a", {"c": IN_ORDER}) == "c"
     assert found.crossing("a", {"b": IN_ORDER, "c": IN_ORDER}) == "c"
+    first = torch.full((6, 1), -1).index_fill(0, torch.tensor(0), 0)  # its first channel alone
+    assert found.suspects({"a": {"c": first}}, {"a": HALF}) == {"a"} and found.crossing("a", {"c": first}) == "c"
+
+
+def test_a_reader_of_one_axis_in_one_of_its_calls_crosses() -> None:
+    def route(net: nn.Module, x: Tensor) -> Tensor:
+        h = mean(net.a(x))
+        return net.b(h) + net.b(h[0])
+
+    found = Segments(Net(route, a=conv(3, 6), b=nn.Linear(6, 4)).eval(), torch.zeros(1, 3, 6, 6), ["a", "b"])
+    assert found.suspects({"a": {"b": IN_ORDER}}, {"a": HALF}) == {"a"} and found.crossing("a", {"b": IN_ORDER}) == "b"
+
+
+def test_calls_that_do_not_reach_a_reader_hide_no_crossing() -> None:
+    torch.manual_seed(0)
+    net = Net(lambda n, x: mean(n.b(n.a(x)) + n.b(one_way(5, 0)(n.a(x.flip(2))))), a=conv(3, 6), b=conv(6, 4)).eval()
+    found = Segments(net, torch.zeros(1, 3, 6, 6), ["a", "b"])
+    assert found.crossing("a", {"b": IN_ORDER}) == "b" and found.suspects({"a": {"b": IN_ORDER}}, {"a": HALF}) == {"a"}
+
+
+def test_a_map_of_one_pixel_has_enough_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments_module, "SPARE", 0)
+    net = Net(lambda n, x: mean(n.b(n.a(x))), a=conv(3, 6), b=conv(6, 4)).eval()
+    found = Segments(net, torch.zeros(1, 3, 1, 1), ["a", "b"])
+    assert {found.crossing("a", {"b": IN_ORDER}) for _ in range(30)} == {None}
+
+
+def test_images_must_be_any_numbers_and_other_inputs_need_not() -> None:
+    class Picky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv(3, 6), conv(6, 4)
+
+        def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+            h = self.a(x)
+            if (x[:, :1] if time is None else time).abs().sum() not in (0, 1):
+                raise ValueError("no such image")
+            return mean(self.b(h))
+
+    image = torch.zeros(1, 3, 6, 6)
+    with pytest.raises(StudyError, match="no such image"):
+        Segments(Picky().eval(), image, ["a", "b"])
+    found = Segments(Picky().eval(), (image, torch.ones(1)), ["a", "b"])
+    assert [len(calls[name]) for calls in (found.outputs, found.inputs) for name in "ab"] == [1, 1, 1, 1]
 
 
 def test_neighbours_of_one_unit_may_mix() -> None:

@@ -51,7 +51,7 @@ class Partial(nn.Module):
         self.sizes, self.conv = [some, channels - some], conv(some, some)
 
     def forward(self, x: Tensor) -> Tensor:
-        one, rest = x.split(split_size=self.sizes, dim=1)
+        one, rest = x.split(dim=1, split_size=self.sizes)
         return torch.cat([self.conv(one), rest], 1)
 
 
