@@ -12,6 +12,7 @@ from fcs_utils.pruning.flow import Tap
 from fcs_utils.pruning.groups import ChannelGroup, GroupFinder
 from fcs_utils.pruning.layers import Layer, prunable_layers, trace_layers
 from fcs_utils.pruning.shares import ANY, Shares
+from fcs_utils.shortcuts import PadShortcut
 from tests.pruning.toys import Net, conv, mean
 
 IMAGE = torch.zeros(1, 3, 8, 8)
@@ -100,6 +101,28 @@ def test_layers_on_both_sides_of_a_shortcut_know_one_another() -> None:
     assert shortcuts["conv"] == [("stage1.0.shortcut", [0, 1, 2, 3])] and shortcuts["stage3.0.conv2"] == []
     assert shortcuts["stage2.0.conv2"] == [("stage3.0.shortcut", [*range(8)])]
     assert all(not layers[name].coupled for name in sums) and not layers["stage1.0.conv1"].beyond
+
+
+def test_layers_beyond_a_shortcut_are_aligned_where_each_channel_meets_one() -> None:
+    def route(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        a, c = net.a(x), net.c(x)
+        narrow, wide = net.same(a) + c, net.padded(a) + torch.cat([c, net.e(x)], 1)
+        return mean(net.d(narrow)) + mean(net.g(wide)) + mean(net.f(net.beside(torch.cat([a, net.b(x)], 1)) + net.w(x)))
+
+    layers: dict[str, nn.Module] = {name: conv(3, 4) for name in "abc"} | {"e": conv(3, 3), "w": conv(3, 8)}
+    layers |= {"d": conv(4, 2), "g": conv(7, 2), "f": conv(8, 2)}
+    shortcuts = {"same": PadShortcut(4, 4, 1), "padded": PadShortcut(4, 7, 1), "beside": PadShortcut(8, 8, 1)}
+    found = trace_layers(Net(route, **layers, **shortcuts).eval(), IMAGE)
+    # One shortcut between a and c copies all channels, another one pads them. The channels of w are those of a, and others.
+    assert (found["a"].beyond, found["a"].aligned) == (("c", "e", "w"), ("c",))
+    assert (found["w"].beyond, found["w"].aligned) == (("a", "b"), ())
+
+
+@pytest.mark.parametrize(("others", "more"), [(100, ""), (101, " and 1 more")])
+def test_a_reason_names_a_hundred_layers_at_most(others: int, more: str) -> None:
+    names = tuple(f"layer{number}" for number in range(others))
+    layer = Layer("a", 4, None, (), (), ("a", *names), Tap("a", "output", axis=1), False, None)
+    assert layer.obstacle() == f"shares a residual sum with {', '.join(names[:100])}{more}" and layer.obstacle("all") is None
 
 
 def test_channels_beside_the_images_are_no_sum_with_them() -> None:
