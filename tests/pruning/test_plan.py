@@ -127,10 +127,14 @@ def test_a_plan_names_each_layer_with_its_width() -> None:
         ({"macs_left": 1.5}, "more MACs than there were"),
         ({"macs_left": float("nan")}, "finite"),
         ({"layer_macs": {"a": [-3, -4]}}, "greater than or equal to 0"),
-        ({"layer_macs": {"a": [10, 20]}}, "more MACs than there were"),
+        ({"layer_macs": {"a": [10, 5], "b": [10, 20]}}, "more MACs than there were"),
         ({"ratio": 3}, "above 0 and below 1"),
         ({"ratio": None, "rates": {"a": 1.5}}, "rates must be 0 or above and below 1"),
-        ({"input_shape": (3, 10**6, 10**6)}, "one image has more than 1,073,741,824 numbers"),
+        ({"ratio": None, "rates": {"a": 0.5, "b": 1.0}}, "rates must be 0 or above and below 1"),
+        ({"input_shape": (5, 2**14, 2**14)}, "one image has more than 1,073,741,824 numbers"),
+        ({"inputs": [{"shape": shape, "dtype": "float32"} for shape in ((3, 8, 8), (5, 2**14, 2**14))]}, "one image has more"),
+        ({"input_shape": (3,)}, "input_shape must be"),
+        ({"input_shape": (3, 8, 8, 8, 8)}, "input_shape must be"),
     ],
 )
 def test_a_plan_states_nothing_that_cannot_be(change: dict[str, Any], said: str) -> None:

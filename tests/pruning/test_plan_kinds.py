@@ -64,6 +64,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "one threshold": {**COMMON, "ranking": "network"},
     "rates": {**COMMON, "ratio": None, "rates": {"a": 0.34}},
     "rates as CHIP's": {**COMMON, "ratio": None, "rates": {"a": 0.34}, "rounding": "chip"},
+    "multiples": {**COMMON, "multiple": 2, "min_channels": 2},
+    "the most of all": {
+        **COMMON,
+        "input_shape": [4, 2**14, 2**14],
+        "macs_left": 1.0,
+        "ratio": None,
+        "rates": {"a": 0.34, "b": 0.0},
+    },
     "published": next(
         one["result"]["plan"] for one in read_lines(ROOT / "results/quick/records.jsonl").values() if "plan" in one["result"]
     ),
@@ -86,6 +94,35 @@ def test_a_printed_plan_is_a_table_by_layer() -> None:
         "4       all          29.4      14.7  its channels are the network's outputs",
         "55.9% of the MACs are left",
     ]
+
+
+def test_a_printed_plan_shortens_reasons_and_leaves_out_layers_of_which_it_says_nothing() -> None:
+    macs = {"b": (4, 4), "a": (10, 5), "head": (6, 3), "c": (0, 0)}
+    plan = PruningPlan.from_data({**COMMON, "skipped": {"b": "x" * 61, "c": "y" * 60}, "macs_left": None, "layer_macs": macs})
+    assert str(plan).splitlines() == [
+        "layer  kept  of  MACs (%)  left (%)",
+        f"b       all          20.0      20.0  {'x' * 57}...",
+        "a         2   3      50.0      25.0",
+        f"c       all           0.0       0.0  {'y' * 60}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("goal", "left", "said"),
+    [
+        ("12.5ms", 12.34, "12.3ms of the latency is left, 12.5ms was the goal"),
+        (0.5, 0.512, "51.2% of the latency is left, 50.0% was the goal"),
+    ],
+)
+def test_a_printed_plan_tells_the_latency_in_the_unit_of_its_goal(goal: object, left: float, said: str) -> None:
+    plan = PruningPlan.from_data({**COMMON, "latency": goal, "latency_left": left})
+    assert str(plan).splitlines()[-2:] == ["50.0% of the MACs are left", said]
+
+
+def test_importances_may_be_whole_or_short_numbers() -> None:
+    for kind in (torch.int64, torch.float16, torch.bool):
+        scores = {"0": torch.tensor([0, 1, 0, 1]).to(kind)}
+        assert make_plan(chain(4), EXAMPLE, scores, ratio=0.5).kept == {"0": [1, 3]}
 
 
 def test_rounds_prune_a_little_more_each_time() -> None:
