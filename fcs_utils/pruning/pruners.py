@@ -66,7 +66,6 @@ def tp_bn_scale(network: nn.Module, images: Inputs, labels: Tensor) -> Importanc
 @_ranked("tp_group_taylor", "group Taylor")
 def tp_group_taylor(network: nn.Module, images: Inputs, labels: Tensor) -> Importance:
     """Sum of |weight times gradient| of a group's weights (Molchanov et al. 2019); gradients of the mean loss over all images."""
-    network.zero_grad()
     for losses in _losses(network, images, labels, 64):
         (losses.sum() / len(labels)).backward()  # type: ignore[no-untyped-call]
     return tp.importance.GroupTaylorImportance()

@@ -15,6 +15,7 @@ from fcs_utils.models import build_seeded
 from fcs_utils.pruning.counts import select
 from fcs_utils.pruning.criteria import CRITERIA, importance, ranking_of, reading_of, scoring
 from fcs_utils.pruning.cutters import cutters
+from fcs_utils.pruning.draft import REACH
 from fcs_utils.pruning.layers import prunable_layers
 from fcs_utils.pruning.plan import PruningPlan
 from fcs_utils.pruning.pruners import Library, _nearest, pruner_plan
@@ -55,12 +56,12 @@ def test_group_norm_by_hand(name: str, macs: float, kept: list[int]) -> None:
     set_weights(net, n0=[[1.0, 0], [0, 2], [1.5, 1.5], [0, 0]], n2=[[3.0, 0, 1, 1], [0, 1, 1, 1]])
     plan = pruned(net, name, macs)
     assert plan.kept == {"0": kept} and plan.macs_left == len(kept) / 4 and plan.macs == macs
-    assert plan.ranking == ("network" if name.endswith("_global") else "layer")
+    assert (plan.ranking, plan.rounding) == (("network", "study") if name.endswith("_global") else ("layer", "chip"))
 
 
 def test_bn_scale_by_hand() -> None:
     net = plain(2, 4, 2, norm=True)
-    net[1].weight.data = torch.tensor([0.5, -2.0, 0.1, 1.0])
+    net[1].weight.data = torch.tensor([0.5, -2.0, 0.0, 1.0])
     assert pruned(net, "tp_bn_scale", 0.5).kept == {"0": [1, 3]}
     with pytest.raises(StudyError, match="criterion 'tp_bn_scale' finds no importance in any layer"):
         pruned(plain(2, 4, 2), "tp_bn_scale", 0.5)
@@ -96,6 +97,27 @@ def test_where_more_is_left_at_a_higher_ratio_the_first_that_meets_the_goal_is_t
     assert _nearest([*left], left.get, 0.4) == 0.3  # the goal is met nowhere, and is near enough to the least
     with pytest.raises(StudyError, match=r"macs=0.3 is not allowed; allowed: 0.420 to 0.900"):
         _nearest([*left], left.get, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("left", "macs", "chosen"),
+    [
+        ([0.8, 0.3], 0.65, 0),
+        ([0.6, 0.9, 0.5], 0.65, 0),  # those behind the first that meets the goal do not count
+        ([0.2, 0.3], 0.25, 0),
+        ([0.7, 0.8, 0.1], 0.7, 0),
+        ([0.6, 0.5, 0.5], 0.45, 1),  # the goal is met nowhere: the first that leaves least
+        ([0.4, 0.7], 0.36, 0),
+        ([0.6], 0.6 - REACH, 0),  # at the ends of what is allowed
+        ([0.5], 0.5 + REACH, 0),
+        # Of more than sixteen ratios every second is looked at first, and the last.
+        ([1 - n / 20 for n in range(18)], 1 - 17 / 20, 17),
+        ([0.9, 0.8, 0.8, *[0.5] * 14], 0.8, 1),
+        ([*[0.9] * 15, 0.1, 0.1], 0.08, 16),
+    ],
+)
+def test_which_of_the_ratios_is_taken_by_the_macs_that_they_leave(left: list[float], macs: float, chosen: int) -> None:
+    assert _nearest(range(len(left)), left.__getitem__, macs) == chosen
 
 
 def test_a_layer_that_would_lose_everything_stays_whole_as_the_library_does() -> None:
@@ -181,6 +203,14 @@ def test_a_choice_that_the_plan_does_not_say_is_refused(monkeypatch: pytest.Monk
         pruned(network("vgg16"), "tp_group_norm", 0.5, BIG)
 
 
+def test_a_choice_that_cuts_layers_apart_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1, groups=4), nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert pruned(net.eval(), "tp_group_norm", 0.5).kept.keys() == {"0", "1"}
+    monkeypatch.setattr(Library, "kept", lambda self, ratio: {"0": [0, 1], "1": [2, 3]})
+    with pytest.raises(StudyError, match="1 must lose the same channels as 0, which it follows"):
+        pruned(net, "tp_group_norm", 0.5)
+
+
 def test_names_readings_and_refusals() -> None:
     assert len(PRUNERS) == 8 and not {*PRUNERS} & {*scoring()}
     assert reading_of("tp_group_norm") == "Torch-Pruning's group L2 norm, ranked in each layer"
@@ -199,6 +229,9 @@ def test_names_readings_and_refusals() -> None:
         pruner_plan("tp_group_taylor", model=net, images=IMAGES, labels=torch.arange(12) % 3, macs=0.5)
     with pytest.raises(StudyError, match="macs=1.5"):
         pruned(net, "tp_group_norm", 1.5)
+    net[0].weight.data[1] = 1e30  # whose square is infinite
+    with pytest.raises(StudyError, match="importance of 0 has NaN or infinite values"):
+        pruned(net, "tp_group_norm", 0.5)
     net[0].weight.data.zero_()
     net[2].weight.data.zero_()
     with pytest.raises(StudyError, match="importance of 0 has NaN or infinite values"):
