@@ -41,11 +41,8 @@ def read_weights(model: nn.Module, consumer: Consumer) -> Tensor:
     weight = kernel(module)
     positions = consumer.positions.to(weight.device)
     if not grouped(module):
-        read = weight[:, positions.clamp_min(0)].double()
-        read = read.flatten(3) if read.dim() > 3 else read  # (O, C, places, kernel), of a linear layer (O, C, places)
-        if not consumer.even:
-            present = (positions >= 0).to(read)
-            read = read * (present if read.dim() == 3 else present[:, :, None])
+        read = weight[:, positions].double()  # (O, C, places, kernel), of a linear layer (O, C, places)
+        read[:, positions < 0] = 0
         return read.flatten(2)
     kernels = weight.flatten(2).double()  # (O, inputs of a group, k)
     read = kernels.new_zeros(len(kernels), len(positions), kernels.shape[2])

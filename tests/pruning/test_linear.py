@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fcs_utils.pruning.flow import Consumer
-from fcs_utils.pruning.linear import RIDGE, elimination_order, fcs_linear, read_weights, reconstruction
+from fcs_utils.pruning.linear import RIDGE, elimination_order, fcs_linear, read_together, read_weights, reconstruction
 from fcs_utils.pruning.statistics import ChannelStatistics
 
 
@@ -38,11 +38,17 @@ def test_of_faint_maps_the_ridge_is_as_small() -> None:
     assert blend.tolist() == [[pytest.approx(11.5 / (3.5 * (1 + 1e-6)), rel=1e-12)]]
 
 
-def test_a_copy_is_left_as_much_as_the_ridge_says() -> None:
+@pytest.mark.parametrize(("faint", "order"), [(1e-6, [1, 2, 0]), (0.5e-6, [2, 1, 0])])
+def test_a_copy_is_left_as_much_as_the_ridge_says(faint: float, order: list[int]) -> None:
     # Of mean energy 2 / 3, the ridge is 0.67e-6: a copy's residual is twice that, 1.33e-6, and that of the faint channel, which
-    # nothing rebuilds, 1e-6 and the ridge: 1.67e-6. With a ridge of twice as much, the faint channel would go first.
-    gram = torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 1e-6]]).double()
-    assert elimination_order(gram, torch.ones(3).double(), torch.tensor([2.0, 1.0, 0.001]).double()) == [1, 2, 0]
+    # nothing rebuilds, its energy and the ridge: 1.67e-6 or 1.17e-6. With another ridge, both would go in one order.
+    gram = torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, faint]]).double()
+    assert elimination_order(gram, torch.ones(3).double(), torch.tensor([2.0, 1.0, 0.001]).double()) == order
+
+
+def test_maps_too_faint_to_be_squared_go_by_what_reads_them() -> None:
+    norms = torch.full((2,), 1e-30).double()
+    assert elimination_order(torch.zeros(2, 2).double(), torch.tensor([1.0, 2.0]).double(), norms) == [0, 1]
 
 
 def test_kept_channels_share_in_what_was_dropped() -> None:
@@ -67,6 +73,25 @@ def test_the_weights_that_read_a_channel() -> None:
     flat = torch.tensor([[0, 1, 2], [3, 4, 5]])  # three positions a channel
     found = read_weights(model, Consumer("1", flat))
     assert found.shape == (5, 2, 3) and found[:, 1].float().equal(model[1].weight.detach()[:, 3:])
+
+
+def test_a_channel_that_is_read_less_often_than_others_has_zeros() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, (1, 3)), nn.Linear(3, 5))
+    uneven = torch.tensor([[0, 1], [2, -1]])
+    for name, kernel in (("0", 3), ("1", 1)):
+        weight = model.get_submodule(name).weight.detach().double().reshape(-1, 3, kernel)
+        want = torch.stack([weight[:, :2].flatten(1), torch.cat([weight[:, 2], torch.zeros(len(weight), kernel)], 1)], 1)
+        assert read_weights(model, Consumer(name, uneven)).equal(want)
+
+
+def test_the_weights_of_a_grouped_convolution() -> None:
+    # Rows 0 and 1 read inputs 0, 1, 2, and rows 2 and 3 the others. The layer's three channels are inputs 5, 0 and 2.
+    module = nn.Conv2d(6, 4, (1, 2), groups=2)
+    consumer = Consumer("0", torch.tensor([[5], [0], [2]]))
+    weight, want = module.weight.detach()[:, :, 0].double(), torch.zeros(4, 3, 2).double()
+    want[:2, 1], want[:2, 2], want[2:, 0] = weight[:2, 0], weight[:2, 2], weight[2:, 2]
+    assert read_weights(nn.Sequential(module), consumer).equal(want)
+    assert read_together(module, consumer) == [(slice(0, 2), [1, 2]), (slice(2, 4), [0])]
 
 
 def test_what_the_others_rebuild_best_goes_first() -> None:
