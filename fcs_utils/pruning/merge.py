@@ -22,9 +22,7 @@ from fcs_utils.pruning.ties import tied_parameters
 
 
 @torch.no_grad()
-def merge(
-    model: nn.Module, plan: PruningPlan, statistics: Mapping[str, ChannelStatistics], images: Inputs | None = None
-) -> dict[str, str]:
+def merge(model: nn.Module, plan: PruningPlan, statistics: Mapping[str, ChannelStatistics], images: Inputs) -> dict[str, str]:
     """Fold the dropped channels' least-squares reconstruction into their consumers, in place, before surgery.
 
     F_D ~ A F_K + b turns W_K F_K + W_D F_D into (W_K + W_D A) F_K + W_D b. The constant goes into the
@@ -33,12 +31,12 @@ def merge(
     A weight that consumers share changes once, and its constant is fitted only where all of them have a place for it.
 
     statistics: of this network, unpruned; a layer needs ``POSITIONS`` times as many positions, over all images, as it
-    keeps channels. images: of the plan's size, where it cannot make them. Returns why layers were left out, and warns of them
+    keeps channels. images: of the plan's size. Returns why layers were left out, and warns of them
     once. Raises StudyError for statistics that do not fit.
     """
     check_weights(model, {name: statistics[name] for name in plan.kept if name in statistics})  # before a fold changes them
     weight = next(model.parameters())
-    layers = trace_layers(model, placed(blank_like(plan.images() if images is None else images), weight))
+    layers = trace_layers(model, placed(blank_like(images), weight))
     followers = {follower for name in plan.kept for follower in layers[name].followers}
     skipped: dict[str, str] = {}
     for name, kept in plan.kept.items():
@@ -112,7 +110,7 @@ def _place(model: nn.Module, layers: Mapping[str, Layer], name: str, readers: se
     module = model.get_submodule(name)
     if isinstance(module, TRANSPOSED):
         return None  # near the borders, and with a stride, a position is reached by some of the kernel only
-    padded = isinstance(module, DIRECT) and module.padding not in (0, "valid") and any(module.padding)
+    padded = isinstance(module, DIRECT) and module.padding != "valid" and any(module.padding)
     if padded and module.padding_mode == "zeros":
         return None
     if isinstance(module.bias, Tensor):

@@ -43,8 +43,10 @@ def plan_without(net: nn.Module, channel: int, size: int = 8) -> PruningPlan:
 CONSUMERS = {
     "padded": lambda: nn.Conv2d(5, 3, 3, padding=1),
     "padded, no bias": lambda: nn.Conv2d(5, 3, 3, padding=1, bias=False),
+    "padded above and below": lambda: nn.Conv2d(5, 3, 3, padding=(1, 0)),
     "unpadded": lambda: nn.Conv2d(5, 3, 3),
     "unpadded, no bias": lambda: nn.Conv2d(5, 3, 3, bias=False),
+    "valid": lambda: nn.Conv2d(5, 3, 3, padding="valid"),
     "reflecting": lambda: nn.Conv2d(5, 3, 3, padding=1, padding_mode="reflect"),
 }
 
@@ -61,7 +63,8 @@ def test_a_scaled_copy_is_merged_exactly(kind: str, norm: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "norm"), [("unpadded", False), ("unpadded", True), ("unpadded, no bias", True), ("reflecting", False)]
+    ("kind", "norm"),
+    [("unpadded", False), ("unpadded", True), ("unpadded, no bias", True), ("valid", True), ("reflecting", False)],
 )
 @torch.no_grad()
 def test_a_constant_goes_into_the_bias_or_the_batchnorm(kind: str, norm: bool) -> None:
@@ -75,7 +78,7 @@ def test_a_constant_goes_into_the_bias_or_the_batchnorm(kind: str, norm: bool) -
 @torch.no_grad()
 def test_without_a_place_for_the_constant_none_is_fitted() -> None:
     # Zero padding makes a constant wrong at the borders; no bias and no BatchNorm leave it nowhere to go.
-    for kind, norm in (("padded", True), ("unpadded, no bias", False)):
+    for kind, norm in (("padded", True), ("padded above and below", True), ("unpadded, no bias", False)):
         net, images = two_layers(CONSUMERS[kind](), norm), torch.randn(20, 2, 8, 8)
         plan = plan_without(net, 4)
         compact = prune(net, plan, compensate="merge", statistics=collect_statistics(net, images))
@@ -94,6 +97,18 @@ def test_a_linear_layer_behind_a_flatten_is_merged() -> None:
     plan = plan_without(net, 1)
     merged = prune(net, plan, compensate="merge", statistics=collect_statistics(net, images))
     torch.testing.assert_close(merged(images), net(images), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_depthwise_convolution_on_the_way_is_no_layer_to_merge() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 5, 1), nn.ReLU(), nn.Conv2d(5, 5, 3, groups=5), nn.ReLU(), nn.Conv2d(5, 3, 1)).eval()
+    images, plan = torch.randn(4, 2, 8, 8), plan_without(net, 1)
+    assert plan.kept.keys() == {"0", "2"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compact = prune(net, plan, compensate="merge", statistics=collect_statistics(net, images))
+    assert not compact[4].weight.equal(prune(net, plan)[4].weight)
 
 
 @pytest.mark.parametrize("name", ["vgg16", "resnet20"])
