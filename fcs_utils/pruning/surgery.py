@@ -116,14 +116,14 @@ def recalibrate(model: Model, images: Images, batch_size: Count | None = None) -
     check_axes(model, images)
     norms = [one for one in model.modules() if isinstance(one, _BatchNorm) and one.running_mean is not None]
     norms = [norm for norm in norms if norm.num_batches_tracked is not None]  # without its count there is no plain average
-    before = [(norm, norm.momentum, [(buffer, buffer.clone()) for buffer in norm.buffers(recurse=False)]) for norm in norms]
+    before = [(norm, [(buffer, buffer.clone()) for buffer in norm.buffers(recurse=False)]) for norm in norms]
     measured: list[_BatchNorm] = []
     try:
         with evaluating(model):
             layout, most = memory_format(model, images), batch_size or images_at_once(model, images)
             for norm in norms:
                 norm.reset_running_stats()
-                norm.momentum = None  # a plain average over the batches
+                norm.momentum = None  # a plain average over the batches; ``evaluating`` puts it back
                 norm.train()
             for batch in split_batches(images, most, even=True):  # since they count alike
                 run_network(model, laid_out(batch, layout))
@@ -132,7 +132,6 @@ def recalibrate(model: Model, images: Images, batch_size: Count | None = None) -
             raise StudyError("the network's activations are NaN or infinite on these images; it keeps its old statistics")
         measured = reached
     finally:
-        for norm, momentum, buffers in before:
-            norm.momentum = momentum
+        for norm, buffers in before:
             for buffer, value in buffers if norm not in measured else ():
                 buffer.copy_(value)
