@@ -15,6 +15,7 @@ from fcs_utils.pruning import apart
 from fcs_utils.pruning.by_hand import plan_by_hand
 from fcs_utils.pruning.export import export_onnx
 from fcs_utils.pruning.plan import PruningPlan, make_plan
+from fcs_utils.pruning.proof import SMALL
 from fcs_utils.pruning.surgery import prune
 from tests.pruning.toys import Net, conv, mean
 
@@ -77,6 +78,32 @@ def test_a_copy_that_leads_back_to_the_network_is_refused(make: Callable[[], tup
             call()
 
 
+@pytest.mark.parametrize(
+    ("use", "size"),
+    [
+        (lambda net, x: net.second(x.index_select(1, torch.zeros(6, dtype=torch.long))), 8),
+        (lambda net, x: net.b(x) if net.training else net.second(x), 8),
+        (lambda net, x: net.second(x.reshape(len(x), 6, 128, 128)), 128),  # a smaller image does not come so far
+    ],
+    ids=["an argument by name", "eval mode", "one size"],
+)
+def test_what_leads_back_is_found_wherever_it_is(use: Callable[[Net, Tensor], Tensor], size: int) -> None:
+    net = network(use)
+    net.second = lambda x: net.b(x)
+    with pytest.raises(StudyError, match="still computes with the network's own b.weight"):
+        apart.check_apart(net, torch.zeros(1, 3, size, size))
+
+
+@pytest.mark.parametrize(
+    ("size", "tried"), [((8, 8), (8, 8)), ((SMALL, 4 * SMALL),) * 2, ((2 * SMALL, 4 * SMALL), (SMALL, 2 * SMALL))]
+)
+def test_images_that_are_larger_than_small_ones_are_not_tried(size: tuple[int, int], tried: tuple[int, int]) -> None:
+    seen = []
+    net = network(lambda net, x: seen.append(tuple(x.shape[2:])) or net.b(x))
+    apart.check_apart(net, torch.zeros(1, 3, *size))
+    assert seen == [tried]
+
+
 def test_hooks_and_memory_that_lead_nowhere_are_taken() -> None:
     net, seen = network(), list[Tensor]()
     net.b.register_forward_hook(lambda module, _images, maps: maps * module.bias.mean())
@@ -108,7 +135,7 @@ def test_images_that_take_more_memory_than_there_is_are_refused(flat: bool, monk
     # 6 channels of 128 x 128 numbers: 98,304, which read and written in float64 take 1.57 MB.
     net = network(lambda net, x: net.b(x) if not flat or x.shape[2] == 128 else net.b(x.reshape(len(x), 6, 128, 128)))
     large = PLAN.model_copy(update={"input_shape": (3, 128, 128)})
-    monkeypatch.setattr(apart, "free_memory", lambda device: 1_600_000)
+    monkeypatch.setattr(apart, "free_memory", lambda device: 1_572_864)
     assert prune(net, large).a.out_channels == 2
     monkeypatch.setattr(apart, "free_memory", lambda device: 1_500_000)
     for call in (lambda: prune(net, large), lambda: make_plan(net, torch.zeros(1, 3, 128, 128), SCORES, ratio=0.5)):

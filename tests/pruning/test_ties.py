@@ -75,6 +75,19 @@ def chain() -> Net:
     return net
 
 
+def swapped() -> Net:
+    """Readers with one weight, of which one has the two layers the other way round."""
+
+    def flow(net: nn.Module, images: Tensor) -> Tensor:
+        a, b = net.a(images).relu(), net.b(images).relu()
+        return net.head(torch.cat([net.one(torch.cat([a, b], 1)), net.two(torch.cat([b, a], 1))], 1).mean((2, 3)))
+
+    torch.manual_seed(0)
+    net = Net(flow, a=conv(3, 4), b=conv(3, 4), one=conv(8, 4), two=conv(8, 4), head=nn.Linear(8, 2)).eval()
+    net.two.weight = net.one.weight
+    return net
+
+
 def outside() -> Net:
     """A layer's weight that the network itself has as well."""
     net = two_readers(conv(8, 4), conv(8, 4))
@@ -89,6 +102,7 @@ def outside() -> Net:
         (chain, "two", "one.weight, two.weight"),
         (two_norms, "one", "n1.weight, n2.weight"),
         (two_norms, "two", "n1.weight, n2.weight"),
+        (swapped, "a", "one.weight, two.weight"),
         (outside, "a", "extra, a.weight"),
     ],
 )
@@ -130,6 +144,30 @@ def test_a_copy_holds_as_much_of_shared_memory_as_the_parameters_span() -> None:
     copied = duplicate(net)
     assert copied.first.equal(net.first) and copied.second.equal(net.second)
     assert copied.first.untyped_storage().nbytes() == 20 * 4 and copied.second.storage_offset() == 5
+
+
+def test_the_places_of_parameters_by_hand() -> None:
+    memory, net = torch.arange(6.0), nn.Module()
+    net.first, net.second = nn.Parameter(memory[:3]), nn.Parameter(memory[3:])  # side by side, and none in the other's
+    assert ties.tied_parameters(net) == []
+    net.again = net.second
+    assert ties.tied_parameters(net) == [[(net, "second"), (net, "again")]]
+    net.both = nn.Parameter(memory[2:4])
+    assert ties.tied_parameters(net) == [[(net, "first"), (net, "both"), (net, "second"), (net, "again")]]
+
+
+def test_where_memory_begins_and_that_none_has_no_place() -> None:
+    assert ties.memory_of(torch.arange(6.0)[2:]) % 4 == 0 < ties.memory_of(torch.arange(6.0)[2:])
+    assert ties.memory_of(torch.zeros(3, device="meta")) == 0
+
+
+def test_other_views_of_one_memory_are_no_matter_where_nothing_of_it_is_cut() -> None:
+    net, memory = two_readers(conv(8, 4), conv(8, 4)), torch.arange(5.0)
+    net.stranger, net.other = conv(3, 4), conv(3, 4)
+    net.stranger.bias, net.other.bias = nn.Parameter(memory[:4]), nn.Parameter(memory[1:])
+    compact = prune(net, plan_of(net))
+    assert compact.stranger.bias.tolist() == [0, 1, 2, 3] and compact.other.bias.tolist() == [1, 2, 3, 4]
+    assert ties.memory_of(compact.stranger.bias) == ties.memory_of(compact.other.bias)
 
 
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "a part"])
