@@ -87,11 +87,38 @@ def test_taylor_is_activation_times_gradient(scale: float) -> None:
         nn.functional.cross_entropy(model[3](maps.flatten(1)), label[None]).backward()
         want += (maps * maps.grad).sum((0, 2, 3)).abs().double()
     model.zero_grad()
+    with pytest.raises(StudyError, match="labels='-1 to 1'"):
+        taylor(model, images, torch.where(labels == 0, -1, 1))
     got = importance("taylor", model=model, images=images, labels=labels)["0"]
     torch.testing.assert_close(got, want / want.norm(), rtol=1e-4, atol=1e-6)
     uneven = taylor(model, images, labels, batch_size=4)["0"]  # each image counts alike, in whatever batch
     torch.testing.assert_close(uneven, got, rtol=1e-5, atol=1e-7)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_taylor_takes_the_values_before_an_activation_in_place_overwrites_them() -> None:
+    class Parted(nn.Module):
+        """Reads a's maps before and after a ReLU."""
+
+        def __init__(self, inplace: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.c, self.relu = nn.Conv2d(1, 3, 3), nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1), nn.ReLU(inplace)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            maps = self.a(images)
+            return (self.b(maps * 2) + self.c(self.relu(maps))).square().mean((2, 3))
+
+    images, labels = torch.randn(5, 1, 6, 6), torch.tensor([0, 1, 1, 0, 1])
+    plain, in_place = (importance("taylor", model=Parted(one), images=images, labels=labels)["a"] for one in (False, True))
+    torch.testing.assert_close(in_place, plain)
+
+
+def test_taylor_of_a_dead_layer_is_zero() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    nn.init.constant_(model[0].bias, -1e6)
+    found = importance("taylor", model=model, images=torch.randn(2, 1, 2, 2), labels=torch.tensor([0, 1]))
+    assert found["0"].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(

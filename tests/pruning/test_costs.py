@@ -143,6 +143,7 @@ def test_estimates_of_sums_and_of_channels_laid_out_in_space_by_hand() -> None:
     assert costs.estimate({"a": ["a", "b"]}, {"a": 3}) == pytest.approx((15 + 135 + 15 + 6) / 223)
     assert costs.estimate({"inner": ["inner"], "a": ["a", "b"]}, {"inner": 2, "a": 1}) == pytest.approx((6 + 18 + 2 + 2) / 223)
     plan = make_plan(net, images, importance("kernel_l1", model=net), ratio=0.25, scope="all")
+    assert costs.measured(net) == 1
     assert costs.by_layer(prune(net, plan)) == {
         name: (64 * dense, 64 * left) for name, dense, left in (("inner", 15, 12), ("head", 8, 6), ("a", 180, 108), ("b", 20, 12))
     }

@@ -35,7 +35,7 @@ def test_contract(small_vgg: nn.Module, everything: dict, name: str) -> None:
     assert list(got) == list(everything["statistics"]) and reading_of(name)
     for name, score in got.items():
         channels = small_vgg.get_submodule(name).out_channels
-        assert score.shape == (channels,) and score.dtype == torch.float64 and score.isfinite().all()
+        assert score.shape == (channels,) and score.dtype == torch.float64 and score.isfinite().all() and not score.requires_grad
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -116,6 +116,13 @@ def test_bad_options_are_named(name: str, options: dict[str, object], message: s
 def test_statistics_are_asked_for() -> None:
     with pytest.raises(StudyError, match="needs statistics"):
         importance("fcs", model=layer([[1, 1]]))
+
+
+def test_weights_alone_are_scored_in_convolutions_that_mix_channels() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1, groups=4), nn.ConvTranspose2d(4, 3, 1), nn.Flatten(), nn.Linear(3, 2)
+    )
+    assert importance("kernel_l1", model=net).keys() == {"0", "2"}
 
 
 def test_nan_weights_are_an_error_and_not_the_largest_importance() -> None:

@@ -56,6 +56,7 @@ def test_mean_and_max_redundancy() -> None:
     # Means over the two others: (0.9 + 0.2) / 2, (0.9 + 0.3) / 2, (0.2 + 0.3) / 2.
     torch.testing.assert_close(redundancy_in_bin(inside, norms, "mean"), torch.tensor([0.55, 0.6, 0.25]).double())
     torch.testing.assert_close(redundancy_in_bin(inside, norms, "max"), torch.tensor([0.9, 0.9, 0.3]).double())
+    assert inside.equal(SIX.similarity()[:3, :3])  # as it was
 
 
 def test_greedy_drops_the_smaller_of_the_most_similar_pair_first() -> None:

@@ -119,6 +119,8 @@ def test_a_type_is_cut_by_vectors_where_all_of_its_modules_hold_vectors() -> Non
     two = Scale(4)
     two.shift = nn.Parameter(torch.zeros(5))
     assert {*cutters(two)} == {PadShortcut}  # of two lengths
+    two.shift = nn.Parameter(torch.zeros(2, 2))
+    assert channels_held(two) == 0  # four numbers each, of which only one is a vector
 
 
 def test_flags_of_parameters_come_back_and_whole_numbers_take_none() -> None:

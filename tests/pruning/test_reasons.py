@@ -16,6 +16,11 @@ def test_few_layers_are_named_one_by_one() -> None:
     )
 
 
+def test_more_than_eight_layers_are_many() -> None:
+    said = [every_reason({f"x{n}": "writes" for n in range(count)}, nn.ReLU()) for count in (8, 9)]
+    assert said == ["; ".join(f"x{n}: writes" for n in range(8)), "x0 and 8 more layers: writes"]
+
+
 def test_many_layers_are_counted_by_reason_and_a_single_one_keeps_its_names() -> None:
     network = nn.ModuleDict({f"norm{n}": nn.ReLU() for n in range(9)})
     whole = {"stem": "read by norm8, which mixes"} | {f"conv{n}": f"read by norm{n}, a Norm" for n in range(8)} | {"head": "writes"}

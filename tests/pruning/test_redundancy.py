@@ -33,6 +33,7 @@ def noise(channels: int) -> torch.Tensor:
 def test_best_match_and_pairs_by_hand() -> None:
     similarity = torch.tensor([[1.0, 0.2, 0.9], [0.2, 1.0, 0.3], [0.9, 0.3, 1.0]])
     assert best_match(similarity).tolist() == pytest.approx([0.9, 0.3, 0.9])
+    assert similarity.diagonal().tolist() == [1, 1, 1]  # as it was
     assert pairs(similarity).tolist() == pytest.approx([0.2, 0.9, 0.3])
 
 
@@ -50,6 +51,7 @@ def test_copies_are_found_beside_dead_channels(dead: int) -> None:
 
 def test_layers_of_two_live_channels_count_and_those_of_one_or_of_one_position_do_not() -> None:
     assert near_duplicate_shares(relay(3, dead=1), noise(3), 0.99, seed=1)["0"]["live"] == 2 / 3
+    assert near_duplicate_shares(relay(3), 0.01 * noise(3), 0.99, seed=1)["0"]["live"] == 1  # faint is not dead
     assert near_duplicate_shares(relay(3, dead=2), noise(3), 0.99, seed=1) == {}
     assert near_duplicate_shares(relay(3), noise(3)[..., :1, :1], 0.99, seed=1) == {}
 
