@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from equivalent import EQUIVALENT
+
 ROOT = Path(__file__).resolve().parents[1]
 OTHER = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
@@ -24,84 +26,6 @@ NAMES = dict(OPPOSITES) | {right: left for left, right in OPPOSITES}
 SAME = {"contiguous", "to", "cpu", "item", "tolist", "numpy", "to_numpy", "copy", "keys", "as_dict"}
 ASIDE = {"inplace", "strict", "stacklevel", "leave", "verbose", "display", "exist_ok", "compute_mode", "fused"}
 MESSAGES = {"refuse", "StudyError", "warn", "OutOfTime", "tqdm"}
-
-EQUIVALENT = {  # changes that are no mistakes: by module and a part of the change, with the reason
-    ("dataset", "images.shape[(2)]"): "images are square",
-    ("archives", "would keep them all  ->  pass"): "only memory is kept",
-    ("baselines", ".sum((0))"): "distances are symmetric",
-    ("counts", "ratios[:low + 1]"): "a longer list has the same nearest ratio",
-    ("counts", "ratios[max(0, low - 1):]"): "likewise",
-    ("counts", "low - (2)"): "likewise",
-    ("counts", "low + (2)"): "likewise",
-    ("draft", "abs(self.left - macs) >= REACH"): "at this distance itself nothing is refused",
-    ("draft", "(least - REACH < macs"): "nearer than this it is not asked",
-    ("draft", "macs < most + REACH)"): "likewise",
-    ("draft", "self.left = 1.0  ->  pass"): "set again before it is read",
-    ("draft", "self.left = (2.0)"): "likewise",
-    ("draft", "self.compact = model  ->  pass"): "likewise",
-    ("draft", "self.options.evaluate else (1.0)"): "read where there is a measure",
-    ("fcs", "stable=(False)"): "ties are broken before",
-    ("fcs", '"exact", seed: int = (1))'): "its caller gives the seed",
-    ("splits", "waiting[reader] else (1)"): "parts that one layer reads have one width, or the layer before them stays whole",
-    ("options", "continue  ->  pass"): "a group that is found again is the same",
-    ("segments", ".to(seen) - 0.5"): "any weights will do that are not alike",
-    ("segments", ".to(seen) + (1.0)"): "likewise",
-    ("flow", "((start), id(start), start)"): "alone in the heap, it is compared with nothing",
-    ("flow", "b.numel() >= 1"): "a buffer of one number has no width",
-    ("rates", "- (2e-09)"): "rounding is smaller, and margins are larger",
-    ("shares", "np.zeros((2, (1))"): "a channel is tied to itself",
-    ("statistics", "else (2)"): "neither 1 nor 2 positions make a square, and so a line",
-    ("moves", "reshape(there.max() + 1, -(2))"): "numpy takes every negative size for the one to be found",
-    ("moves", "else sources[:(1)]"): "one channel has no order",
-    ("apart", "isinstance(images, Tensor) or isinstance"): "both are of one kind",
-    ("sums", "max((TRIANGLE * 2)"): "blocks of another size have the same sums",
-    ("sums", "TRIANGLE = (257)"): "likewise",
-    ("pictures", "together=(5)"): "only the pace differs",
-    ("flow", "return (self.positions >= 0).all()"): "a tensor of one truth value serves as one",
-    ("outcomes", "ones_like(args[(1)]"): "without gradients, torch calls this operation on a GPU alone",
-    ("graph", "example_inputs=(example[:],)"): "its callers give one image",
-    ("graph", "example_inputs=(example[:(2)],)"): "likewise",
-    ("graph", "model.eval()  ->  pass"): "the library does it, too",
-    ("graph", "channels_held(module) > (1)"): "a vector has two numbers or more",
-    ("graph", '"offset", ((1), 0)'): "only the length counts",
-    ("imagefolder", "DECODER = (3)"): "images are decoded again",
-    ("imagefolder", "hexdigest()[:]"): "a file of the cache has a longer name",
-    ("imagefolder", "hexdigest()[:(13)]"): "likewise",
-    ("imagefolder", "picture[:]"): "no two pictures of a class have one name",
-    ("imagefolder", "picture[:(3)]"): "likewise",
-    ("inference", "effect >= 0"): "an effect of zero has no small p value",
-    ("latency_goal", "(known[high] >= known[low])"): "the clock at the upper end is never below the goal",
-    ("latency_goal", "else (1.0)"): "likewise",
-    ("layer_rates", "keep_count((0)"): "the ratio alone is looked at",
-    ("layers", "example = (example)"): "the flow detaches it",
-    ("layers", "example.detach()[:]"): "more images only take longer",
-    ("layers", "example.detach()[:(2)]"): "likewise",
-    ("linear", "inverse[gone, gone] = (2.0)"): "it only keeps a division defined",
-    ("linear", "column = (inverse[:, gone])"): "the product is made before the difference",
-    ("linear", "size > 0 else (2.0)"): "the solution is zero",
-    ("loop", "return (torch.stack(found))"): "only memory is kept longer",
-    ("loop", "(seed)  ->  pass"): "the first look only counts batches and takes a shape",
-    ("surgery", "norm.buffers(recurse=(True))"): "a BatchNorm holds no modules",
-    ("ties", "parameters(recurse=(True)) if"): "what is cut holds no modules",
-    ("pictures", "[round(MARGIN * size)], antialias=(False))"): "Pillow always smooths",
-    ("pictures", "batch_size=(65), whole"): "batches of any size are the same pictures",
-    ("proof", "generator = (torch.Generator())"): "any random images will do",
-    ("proof", "torch.Generator().manual_seed((1))"): "likewise",
-    ("pruners", "labels, (65))"): "batches of any size have one sum",
-    ("pruners", "(losses.sum() * len(images)))"): "a factor of all importances ranks nothing",
-    ("pruners", "(total * len(images))"): "likewise",
-    ("pruners", "(losses.mean()).backward"): "of one image",
-    ("pruners", "images[:],"): "one image is enough",
-    ("pruners", "images[:(2)]"): "likewise",
-    ("pruners", "example = images[:]"): "likewise",
-    ("pruners", "range((0), width)"): "0 is there already",
-    ("spectra", "maps.shape[1] < maps.shape[2]"): "of equal sides either serves",
-    ("spectra", "height < width"): "likewise",
-    ("spectra", "(3) * tolerance"): "more maps are in doubt, and get the same ranks",
-    ("spectra", "tolerance / (3)"): "likewise",
-    ("spectra", "pivots >= 0"): "no pivot is zero",
-    ("spectra", "BLOCK = "): "decomposed in larger batches, the numbers are the same",
-}
 
 
 @dataclass(frozen=True)
