@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fcs_utils.errors import StudyError
-from fcs_utils.pruning.shares import ANY, Shares, cut_of, shares_of
+from fcs_utils.pruning.shares import ANY, Shares, cut_of, shares_of, staying_units
 
 
 def grouped() -> nn.Conv2d:
@@ -57,6 +57,11 @@ def test_of_a_thousand_equals_the_first_come_first() -> None:
     assert Shares(parts=2).order(torch.zeros(1000)) == torch.arange(1000).reshape(2, 500).T.flatten().tolist()
 
 
+def test_an_importance_may_be_whole_numbers() -> None:
+    assert ANY.order(torch.tensor([1, 3, 2])) == [1, 2, 0]
+    assert Shares(unit=2).order(torch.tensor([1, 1, 0, 3])) == [2, 3, 0, 1]  # by their means, 1 and 1.5
+
+
 @pytest.mark.parametrize("written", [True, False])
 @pytest.mark.parametrize("gone", [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]])
 def test_groups_keep_equally_many_channels_and_one_at_least(gone: list[int], written: bool) -> None:
@@ -78,6 +83,13 @@ def test_whole_groups_of_a_norm_go(written: bool) -> None:
             StudyError, match="the groups of 2 channels of a GroupNorm must go as a whole, and one of them must stay"
         ):
             cut(normalised(), gone, written)
+
+
+def test_of_units_of_two_those_stay_of_which_nothing_goes() -> None:
+    assert staying_units([2, 3], 6, 2, "units").tolist() == [0, 1, 4, 5] and staying_units([], 2, 2, "units").tolist() == [0, 1]
+    for gone in ([1], [0, 1, 2], [0, 1, 2, 3, 4, 5]):
+        with pytest.raises(StudyError, match="^units must go as a whole, and one of them must stay"):
+            staying_units(gone, 6, 2, "units")
 
 
 def test_other_modules_are_cut_as_usual() -> None:
@@ -115,6 +127,9 @@ def test_what_a_module_asks_of_the_channels_at_its_indices(
         (Shares(unit=2), [0, 1, 2], "channels 2 by 2 together, because a GroupNorm or a PixelShuffle joins them"),
         (Shares(parts=2), [1, 2], None),
         (Shares(parts=2), [0, 1], "as many of each 2 channels, because they are read in 2 equal parts"),
+        (Shares(alike=2), [0, 2], None),
+        (Shares(alike=2), [0, 1], "the same places of each 2 channels, because these meet, as in a gated linear unit"),
+        (Shares(alike=2), [0, 1, 2], "the same places of each 2 channels, because these meet, as in a gated linear unit"),
         (Shares(parts=2), [0, 1, 3], "as many of each 2 channels, because they are read in 2 equal parts"),
     ],
 )
