@@ -34,6 +34,16 @@ def test_one_ranking_over_layers_after_scaling() -> None:
     assert counts(make_plan(net, EXAMPLE, scores, ratio=0.95, allocation="global", min_channels=5)) == {"0": 5, "2": 5}
 
 
+def test_scores_are_scaled_by_the_root_of_their_mean_square() -> None:
+    # Layer 0 has 16 times 0.5 and 4 times 0.25, of root mean square 0.461; layer 2 has 12 times 8, and one of them is 7. Scaled
+    # by sums, roots of means or squares instead, the channels of the one layer would lie below those of the other.
+    scores = {"0": torch.tensor([0.5] * 16 + [0.25] * 4), "2": torch.tensor([8.0] * 11 + [7.0])}
+    net = chain(20, 12)
+    assert counts(make_plan(net, EXAMPLE, scores, ratio=5 / 32, allocation="global")) == {"0": 16, "2": 11}
+    dead = {"0": torch.zeros(20), "2": torch.arange(12.0)}
+    assert counts(make_plan(net, EXAMPLE, dead, ratio=5 / 32, allocation="global")) == {"0": 15}
+
+
 def test_what_reconstruction_loses_by_hand() -> None:
     """Channels 0 and 1 are equal, 2 is orthogonal to them; each has energy 1 an image and is read by a weight of 1, 2 and 3."""
     net = chain(3)

@@ -91,6 +91,9 @@ def test_one_large_image_and_the_rest_small(side: int) -> None:
         (lambda _n, h: h / h.shape[-1], False),
         (lambda _n, h: h + (h if h.shape[-1] > SMALL else h.abs()), False),
         (lambda _n, h: h.relu() + (h.relu() if h.shape[-1] > SMALL else h), False),
+        (lambda _n, h: (h.relu(), h.abs())[h.shape[-1] > SMALL], False),  # both are made, and one is used
+        (lambda _n, h: torch.add(h, h, alpha=h.shape[-1]), False),
+        (lambda _n, h: F.batch_norm(h, torch.zeros_like(h[0, :, 0, 0]), torch.ones_like(h[0, :, 0, 0])), True),
         (lambda _n, h: h if h.sum() > 0 else -h, False),  # asks for a value
         (lambda _n, h: h + torch.ones(1, 8, 1, 1), False),  # a tensor that holds numbers
     ],
