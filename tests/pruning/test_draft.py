@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
 from fcs_utils.pruning import draft as draft_module
-from fcs_utils.pruning.cutting import duplicate
+from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.pruning.layers import trace_layers
 from fcs_utils.pruning.plan import make_plan
 from fcs_utils.pruning.statistics import collect_statistics
@@ -56,6 +56,22 @@ def test_a_copy_shares_no_memory_with_what_its_network_has_computed() -> None:
     copy = duplicate(net)
     copy.last[0].zero_()
     assert net.last[0].equal(before) and not copy.last[0].requires_grad and copy.a.weight.data_ptr() != net.a.weight.data_ptr()
+
+
+def test_a_copy_of_another_precision_shares_no_memory_and_keeps_flags() -> None:
+    net = nn.Sequential(conv(3, 4), nn.BatchNorm2d(4))
+    net[0].weight.requires_grad_(False)
+    for kind in (torch.float32, torch.float64):
+        copy = duplicate(net, like=torch.zeros((), dtype=kind))
+        pairs = [*zip(copy.state_dict().values(), net.state_dict().values(), strict=True)]
+        assert all(one.data_ptr() != two.data_ptr() and one.to(two).equal(two) for one, two in pairs)
+        assert {one.dtype for one in copy.parameters()} == {kind} and copy[1].num_batches_tracked.dtype == torch.int64
+        assert [one.requires_grad for one in copy.parameters()] == [False, True, True, True]
+
+
+def test_layers_that_are_cut_together_are_one_group_whichever_of_them_are_named() -> None:
+    cuts = Cuts(Sum().eval(), ["a", "b", "inner"], torch.zeros(1, 3, 6, 6))
+    assert {name: sorted(group) for name, group in cuts.groups.items()} == {"a": ["a", "b"], "inner": ["inner"]}
 
 
 def test_a_layer_that_is_not_reached_has_its_own_output_as_tap_and_nothing_parts_there() -> None:
