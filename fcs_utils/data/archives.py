@@ -114,9 +114,10 @@ def _of_folder(folder: Path, suffixes: Collection[str]) -> Iterator[Entry]:
 class _Metered(io.BufferedReader):
     """A stream that gives at most ``left`` bytes until that is set again. ended: whether the last read found none."""
 
-    left, ended = 0, False
+    left: int
+    ended: bool
 
-    def read(self, size: int | None = -1) -> bytes:
+    def read(self, size: int | None = None) -> bytes:
         wanted = self.left if size is None or size < 0 else size
         if wanted > self.left:
             raise ValueError(f"a header asks for {wanted:,} bytes")
