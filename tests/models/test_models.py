@@ -9,13 +9,16 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from fcs_utils import machine
 from fcs_utils.errors import StudyError
 from fcs_utils.models import (
     BasicBlock,
     build_model,
     build_seeded,
     count_macs,
+    images_at_once,
     initialise,
+    load_state,
     measure_cost,
     module_macs,
     network_title,
@@ -124,6 +127,7 @@ def test_stages_begin_with_a_stride_but_for_the_first() -> None:
     strides = [[block.stride for block in stage] for stage in (network.stage1, network.stage2, network.stage3)]
     assert strides == [[1] * 5, [2, 1, 1, 1, 1], [2, 1, 1, 1, 1]]
     assert [network.conv.out_channels, network.stage2[0].conv1.out_channels, network.head.in_features] == [8, 16, 32]
+    assert [block.shortcut is not None for block in network.stage1] == [True, False, False, False, False]  # to be narrowed
 
 
 def test_widths_round_and_leave_a_channel() -> None:
@@ -190,4 +194,49 @@ def test_titles_of_networks() -> None:
     assert [network_title(name) for name in ("vgg16", "resnet20", "torchvision/resnet50", "mine:build")] == [
         "VGG-16", "ResNet-20", "ResNet-50", "mine:build",
     ]  # fmt: skip
+    assert [network_title(f"torchvision/{name}") for name in ("resnet18", "vgg16_bn", "mobilenet_v2")] == [
+        "ResNet-18", "VGG-16", "MobileNetV2",
+    ]  # fmt: skip
     assert network_title("vgg16", 0.25) == "VGG-16 x0.25"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "last", "ones"), [("vgg16", "features.bn13", slice(0, 32)), ("resnet20", "bn", slice(1, 2))])
+def test_the_head_reads_the_mean_of_a_map_of_any_size(name: str, last: str, ones: slice) -> None:
+    network = build_seeded(0, name, num_classes=3, width=0.0625).eval()
+    for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.weight.zero_()
+    network.get_submodule(last).bias.fill_(1)  # in the ResNet, only its one channel goes on, by the shortcuts
+    network.head.weight.copy_(torch.arange(network.head.weight.numel()).view_as(network.head.weight))
+    wanted = network.head.weight[:, ones].sum(1) + network.head.bias
+    for size in (32, 64):
+        torch.testing.assert_close(network(torch.randn(2, 3, size, size)), wanted.expand(2, 3))
+    network.get_submodule(last).bias.fill_(-1)
+    torch.testing.assert_close(network(torch.randn(1, 3, 32, 32))[0], network.head.bias)  # what is negative becomes 0
+
+
+def test_images_at_once_follow_from_what_the_largest_layer_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def at_once(network: nn.Module, count: int, free: int) -> int:
+        monkeypatch.setattr(machine, "free_memory", lambda device=None: free)
+        return images_at_once(network, torch.zeros(count, 1, 4, 4))
+
+    assert at_once(nn.Identity(), 300, 2**40) == 256 and at_once(nn.Identity(), 1, 0) == 1
+    # One image has 64 bytes; 20 times a hundred of them are just a quarter of the memory, or else the network is tried.
+    broken = nn.Linear(5, 5)
+    assert at_once(broken, 20, 4 * 6400 * 20) == 20
+    with pytest.raises(StudyError):
+        at_once(broken, 20, 4 * 6400 * 20 - 1)
+    # A part that reads and writes one channel of 64 bytes, and has eight inside: a layer holds nine of them.
+    inside = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 1, 1))
+    outside = nn.Sequential(nn.Conv2d(8, 1, 1), nn.Conv2d(1, 8, 1))  # this one reads and writes eight
+    assert at_once(nn.Sequential(inside, nn.Conv2d(1, 8, 1), outside), 20, 4 * (2 * 9 * 64) * 7) == 7
+
+
+def test_a_state_from_a_file_is_loaded_as_one_of_this_version() -> None:
+    state = {name: torch.full_like(tensor, 3) for name, tensor in nn.BatchNorm2d(2).state_dict().items()}
+    network = nn.BatchNorm2d(2)
+    load_state(network, state)
+    assert network.weight.tolist() == network.running_var.tolist() == [3, 3]
+    del state["num_batches_tracked"]  # which the first version of BatchNorm had not
+    with pytest.raises(RuntimeError, match="Missing key.*num_batches_tracked"):
+        load_state(network, state)
