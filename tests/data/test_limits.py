@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from fcs_utils.data import dataset as dataset_module
 from fcs_utils.data import imagefolder
 from fcs_utils.data.dataset import Dataset, data_folder
 from fcs_utils.data.imagefolder import as_rgb
+from fcs_utils.data.listing import Listing
 from fcs_utils.data.pictures import PictureSet, decode, load_pictures
 from fcs_utils.errors import StudyError
 from tests.data.pictures import saved
@@ -31,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_by_default_white_is_that_of_imagenet_at_224_pixels(folder: Path) -> None:
+    assert load_pictures(folder, size=4096, resident=False).size == 4096  # the largest
     pictures = load_pictures(folder, resident=False)
     assert (pictures.size, pictures.workers, PictureSet("n", pictures.listing, 16).workers) == (224, 0, 0)
     ((images, labels),) = pictures.in_order(4)
@@ -59,6 +63,32 @@ def test_calibration_is_drawn_by_its_seed_from_pictures_as_they_are(folder: Path
     assert [len(found) for _, found in pictures.batches(4)(0, 1)] == [4] and len(pictures.batches(4)(0, 1)) == 1
 
 
+def test_all_of_many_pictures_are_taken_to_calibrate() -> None:
+    listing = Listing(("a", "b"), tuple((Path(f"{number}.png"), number % 2) for number in range(70)), ())
+    kept = {"train": [torch.full((3, 9, 9), number, dtype=torch.uint8) for number in range(70)]}
+    pictures = PictureSet("n", listing, 8, kept=kept)
+    images, labels = pictures.calibration(70)
+    assert len(images[:, 0].unique()) == 70 and labels.bincount().tolist() == [35, 35]
+    assert pictures.resident and len(pictures.batches(30)(0, 1)) == 2
+
+
+def test_a_crop_shows_a_quarter_of_a_picture_or_more_by_draws_of_its_own() -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 40, 50), dtype=np.uint8))
+    listing = Listing(("a",), tuple((Path(f"{number}.png"), number) for number in range(20)), ())
+    pictures = PictureSet("n", listing, 16, (0.0,) * 3, (1.0,) * 3, kept={"train": [pixels] * 20})
+    ((images, labels),) = pictures.batches(20)(5, 2)
+
+    def seed(*numbers: int) -> int:
+        return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+    assert labels.equal(torch.randperm(20, generator=torch.Generator().manual_seed(seed(5, 2))))
+    crop = v2.Compose([v2.RandomResizedCrop(16, (0.25, 1.0), antialias=True), v2.RandomHorizontalFlip()])
+    for image, label in zip(images, labels.tolist(), strict=True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed(5, 2, label))
+            torch.testing.assert_close(image, crop(pixels) / 255, atol=1e-6, rtol=0)
+
+
 def test_pictures_of_more_than_64_mi_pixels_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StudyError, match="8192 x 8193 pixels are too many"):
         as_rgb(saved(Image.new("1", (8192, 8193))))
@@ -73,6 +103,12 @@ def test_sizes_and_means_of_pictures_at_their_limits(folder: Path) -> None:
     for options in ({"size": 7}, {"size": 4097}, {"mean": (0.5, 0.5, float("nan"))}, {"std": (0.5, 0.5, 0.0)}, {"std": (0.5, 0.5)}):
         with pytest.raises(StudyError, match=f"{'size' if 'size' in options else 'mean and std'}="):
             load_pictures(folder, resident=False, **options)
+
+
+def test_an_image_of_more_than_4_mi_pixels_is_decoded_while_no_other_large_one_is() -> None:
+    for height, alone in ((2048, False), (2049, True)):
+        assert as_rgb(saved(Image.new("1", (2048, height))), lambda _: imagefolder.ONE_LARGE.locked()) is alone
+    assert not imagefolder.ONE_LARGE.locked()
 
 
 def test_epochs_are_the_same_in_whatever_order_they_are_asked_for(digits: Dataset) -> None:
@@ -98,3 +134,11 @@ def test_data_beside_the_package_is_taken_where_the_folder_has_none(tmp_path: Pa
     assert data_folder() == tmp_path / "there/data" and data_folder("mine") == Path("mine")
     (here / "data").mkdir()
     assert data_folder() == Path("data")
+
+
+def test_a_data_set_moves_as_a_whole(digits: Dataset) -> None:
+    moved = digits.to(torch.device("meta"))
+    splits = (moved.train, moved.validation, moved.test)
+    found = [moved.mean, moved.std, *(split.images for split in splits), *(split.labels for split in splits)]
+    assert {tensor.device.type for tensor in found} == {"meta"} and digits.mean.device.type == "cpu"
+    assert [len(split) for split in splits] == [1000, 297, 500] and moved.classes == digits.classes

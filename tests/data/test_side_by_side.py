@@ -55,17 +55,32 @@ def test_errors_come_where_they_would_one_after_the_other() -> None:
 
 def test_what_is_read_ahead_is_bounded() -> None:
     read: list[int] = []
-    heavy = side_by_side.READ_AHEAD // 4
 
     def items() -> Iterator[int]:
         for number in range(40):
             read.append(number)
             yield number
 
-    assert all(len(read) - done <= 6 for done in in_order(items(), lambda number: number, lambda number: heavy))
-    read.clear()
-    light = [len(read) - done for done in in_order(items(), lambda number: number, lambda number: 0, together=2)]
-    assert max(light) <= 14 and len(read) == 40  # five batches of two wait at most, one is read, one is being handed on
+    def ahead(weight: int, together: int) -> int:
+        """How many items are read at most when one of them comes back."""
+        read.clear()
+        found = [len(read) - done for done in in_order(items(), lambda number: number, lambda number: weight, together)]
+        assert len(read) == 40
+        return max(found)
+
+    # Items are heavy from 64 MiB on: three of 32 MiB, and five of 8 MiB, since two threads have four batches to wait for them.
+    assert [ahead(2**megabytes, 64) for megabytes in (26, 25, 24, 23)] == [2, 3, 5, 5]
+    assert ahead(0, 2) == 10  # five batches of two
+
+
+def test_a_batch_weighs_4_mib_or_a_little_more() -> None:
+    def items() -> Iterator[int]:
+        yield from range(7)
+        raise StudyError("reading")
+
+    batches = list(side_by_side._batches(items(), lambda number: 2**20, 64))
+    assert [(heavy // 2**20, len(batch)) for heavy, batch in batches] == [(5, 5), (2, 3)]  # the error weighs nothing
+    assert all(heavy % 2**20 == 0 for heavy, _ in batches)
 
 
 def test_one_large_picture_is_decoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
