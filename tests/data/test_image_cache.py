@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcs_utils.data.imagefolder import cache_folder
 from fcs_utils.errors import StudyError
 from fcs_utils.files import read_tensors, write_tensors
 from tests.data.pictures import FILES, SIZE, plain, put, quietly, read, saved
@@ -44,7 +45,20 @@ def test_the_cache_follows_the_files(tmp_path: Path, cache: Path) -> None:
     (folder / "train/cat/9.png").write_bytes(plain(99))
     assert len(quietly(folder)[0][0]) == 5 and len(list(cache.iterdir())) == 2
     (folder / "train/cat/9.png").write_bytes(plain(98) + b" ")
-    assert 98 in quietly(folder)[0][0]
+    assert 98 in quietly(folder)[0][0] and len(list(cache.iterdir())) == 3
+    os.utime(folder / "train", (1_000_000_000, 1_000_000_000))  # a folder's own time does not count
+    assert len(quietly(folder)[0][0]) == 5 and len(list(cache.iterdir())) == 3
+
+
+def test_the_cache_lies_where_the_user_says_or_where_caches_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("FCS_CACHE", "/mine"), ("XDG_CACHE_HOME", "/caches"), ("HOME", "/home/ann")):
+        monkeypatch.setenv(name, value)
+    found = []
+    for name in ("FCS_CACHE", "XDG_CACHE_HOME", ""):
+        found.append(cache_folder())
+        if name:
+            monkeypatch.setenv(name, "")  # as good as none
+    assert found == [Path("/mine"), Path("/caches/fcs-mlft"), Path("/home/ann/.cache/fcs-mlft")]
 
 
 def in_bmp(red: int) -> dict[str, bytes]:

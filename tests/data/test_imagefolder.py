@@ -78,6 +78,7 @@ def test_what_systems_leave_behind_is_no_data(tmp_path: Path) -> None:
         ({"train/cat/a.gif": b"", "train/dog/b.gif": b""}, "files ending in .gif (2, such as 'train/cat/a.gif')"),
         ({"train/cat/a.tif": b"", "README": b""}, "files without an ending (1, such as 'README'); files ending in .tif (1,"),
         ({"train/cat/young/a.png": plain(7)}, "test/CLASS/ or val/CLASS/ (1, such as 'train/cat/young/a.png')"),
+        ({"train/a.png": plain(7), "train/b.txt": b""}, "val/CLASS/ (1, such as 'train/a.png'); files ending in .txt (1, such"),
         ({"a.png": plain(7), "Test/cat/b.JPG": plain(8)}, "images that are not in train/CLASS/, test/CLASS/ or val/CLASS/ (2"),
         (
             {"val/cat/a.png": plain(7), "val/dog/a.png": plain(8)},
@@ -89,6 +90,12 @@ def test_what_is_not_read_is_counted_and_said_each_time(tmp_path: Path, more: di
     folder = put(tmp_path / "pets", FILES | more)
     for text in (said(folder), said(folder)):  # decoded, and from the cache
         assert "pets: not read: " in text and words in text
+
+
+def test_val_stands_for_test_where_there_is_none(tmp_path: Path) -> None:
+    found = quietly(put(tmp_path / "pets", {name.replace("test/", "val/"): content for name, content in FILES.items()}))
+    want = quietly(put(tmp_path / "zoo", FILES))
+    assert found[1] == want[1] and all(map(np.array_equal, want[0], found[0]))
 
 
 def test_pipes_devices_and_broken_links_are_said_and_not_waited_for(tmp_path: Path) -> None:

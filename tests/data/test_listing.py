@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fcs_utils.data import listing
 from fcs_utils.data.listing import list_pictures
 from fcs_utils.data.pictures import load_pictures
 from fcs_utils.errors import StudyError
@@ -74,6 +75,21 @@ def test_what_is_not_read_is_counted_and_said(layout: str, tmp_path: Path) -> No
     (train / "emu/c.gif").write_bytes(b"x")
     with pytest.raises(StudyError, match=r"class 'emu' has no pictures; not read: files ending in .gif \(2,"):
         list_pictures(base)
+
+
+def test_class_names_that_cannot_be_shown_and_too_many_pictures_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ("train", "val"):
+        for label in ("cat", "d\aog"):
+            picture(tmp_path / part / label / "0.png", 0)
+    with pytest.raises(StudyError, match="has 2 classes that can be shown; two or more"):
+        list_pictures(tmp_path)
+    monkeypatch.setattr(listing, "MOST_FILES", 14)  # in one part
+    assert len(list_pictures(folder).train) == 14
+    monkeypatch.setattr(listing, "MOST_FILES", 13)
+    with pytest.raises(StudyError, match="train has more than 13 pictures"):
+        list_pictures(folder)
 
 
 def test_a_second_part_for_validation_is_said_to_be_left_out(folder: Path, tmp_path: Path) -> None:

@@ -64,13 +64,14 @@ def test_tiny_imagenets_layout(tmp_path: Path) -> None:
     for number, label in enumerate(("n01", "n02")):
         picture(tmp_path / "train" / label / "images" / f"{label}_0.JPEG", number)
         (tmp_path / "train" / label / f"{label}_boxes.txt").write_text("x\t0\t0\t1\t1\n")
-        picture(tmp_path / "val/images" / f"val_{number}.JPEG", number)
-    (tmp_path / "val/val_annotations.txt").write_text("val_0.JPEG\tn02\t0\t0\t1\t1\nval_1.JPEG\tn01\nthe end\n")
+    picture(tmp_path / "val/images" / "val_0.JPEG", 0)
+    picture(tmp_path / "val" / "val_1.JPEG", 1)  # an empty line, a line without boxes and a place beside the list do no harm
+    (tmp_path / "val/val_annotations.txt").write_text("val_0.JPEG\tn02\t0\t0\t1\t1\n\nval_1.JPEG\tn01\n")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # its text files belong there
         listing = list_pictures(tmp_path)
     assert by_class(listing.train, tmp_path) == [("train/n01/images/n01_0.JPEG", 0), ("train/n02/images/n02_0.JPEG", 1)]
-    assert by_class(listing.val, tmp_path) == [("val/images/val_0.JPEG", 1), ("val/images/val_1.JPEG", 0)]
+    assert by_class(listing.val, tmp_path) == [("val/images/val_0.JPEG", 1), ("val/val_1.JPEG", 0)]
 
 
 def test_a_csv_of_paths_and_labels(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_csv_of_paths_and_labels(tmp_path: Path) -> None:
     assert listing.classes == ("cat", "dog") and [label for _, label in listing.train] == [1, 0, 1, 0] and len(listing.val) == 2
     with pytest.raises(StudyError, match="pics/0.png is listed, but there is no such file"):
         load_pictures(listed)
-    listed.write_text("\n".join(["label,path", *(f"{'ab'[number % 2]},{number:02}.jpg" for number in range(20))]))
+    listed.write_text("\n".join(["label,path", *(f"{'ab'[number % 2]},{number:02}.jpg" for number in reversed(range(20)))]))
     assert [path.name for path, _ in list_pictures(listed).val] == ["08.jpg", "09.jpg"]
     for text, says in {
         "path,class\na.png,x": "no column 'label'",
@@ -110,7 +111,8 @@ def test_other_layouts_are_refused(tmp_path: Path) -> None:
     picture(tmp_path / "train/emu/0.png", 0)
     with pytest.raises(StudyError, match="class 'emu' has training pictures and no validation pictures"):
         list_pictures(tmp_path)
-    for bad, says in (({"size": 7}, "size=7"), ({"std": (0.2, 0.2, 0.0)}, "std above 0"), ({"workers": -1}, "workers=-1")):
+    numbers = ({"std": (0.2, 0.2, 0.0)}, "std above 0"), ({"mean": (0.5, float("nan"), 0.5)}, "three finite numbers")
+    for bad, says in (({"size": 7}, "size=7"), ({"size": 4097}, "size=4097"), *numbers, ({"workers": -1}, "workers=-1")):
         with pytest.raises(StudyError, match=says):
             load_pictures(tmp_path, **bad)  # type: ignore[arg-type]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,7 @@ def idx(values: np.ndarray) -> bytes:
 
 
 def test_idx_files_have_any_shape(tmp_path: Path) -> None:
-    for shape in [(5,), (2, 3), (2, 300, 1), (0, 4)]:  # 300 takes two of the four bytes
+    for shape in [(5,), (2, 3), (2, 300, 1), (0, 2**24 + 2), (2**24, 0)]:  # 300 takes two of the four bytes, 2**24 all
         values = (np.arange(math.prod(shape)) % 251).reshape(shape)
         (tmp_path / "plain").write_bytes(idx(values))
         (tmp_path / "packed.gz").write_bytes(gzip.compress(idx(values)))
@@ -72,6 +73,13 @@ def test_an_idx_file_that_unpacks_to_more_than_is_allowed_is_refused(tmp_path: P
     monkeypatch.setattr(readers, "LARGEST_IDX", len(content) - 1)
     with pytest.raises(StudyError, match="unpacks to more than 99 bytes"):
         read_idx(tmp_path / "packed.gz")
+
+
+def test_an_idx_file_of_more_than_a_gibibyte_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 2**30 + 1)  # which takes no place on the disk
+    with pytest.raises(StudyError, match="large has 1,073,741,825 bytes"):
+        read_idx(tmp_path / "large")
 
 
 def fashion(folder: Path, images: np.ndarray, labels: np.ndarray) -> Path:
@@ -198,10 +206,14 @@ def test_the_worked_example_of_a_data_set_runs(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    "name", ["imagefolder:", "imagefolder:..", "imagefolder:a/b", "imagefolder:a@4", f"imagefolder:{'x' * 201}", "cifar"]
+    "name",
+    [*(f"imagefolder:{name}" for name in ("", "..", "a/b", "a@4", "x" * 201, "ß" * 101)), "cifar"],
 )
 def test_a_source_is_checked_without_its_data(name: str) -> None:
     with pytest.raises(StudyError, match="dataset="):
         check_source(name)
     check_source("imagefolder:" + "x" * 200)
+    check_source("imagefolder:" + "ß" * 100)  # of two bytes each
     check_source("cifar10")
+    with pytest.raises(StudyError, match="allowed: digits, fashion_mnist, cifar10, cifar100, imagefolder:NAME"):
+        read_arrays("cifar", Path("nowhere"))
