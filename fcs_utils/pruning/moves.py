@@ -180,10 +180,10 @@ class Multiplied(tp.BasePruningFunc):  # type: ignore[misc]
     prune_in_channels = prune_out_channels
 
     def get_out_channels(self, layer: Any) -> int:
-        return int(layer.out_channels)
+        return layer.out_channels
 
     def get_in_channels(self, layer: Any) -> int:
-        return int(layer.in_channels)
+        return layer.in_channels
 
 
 MULTIPLIED = Multiplied()

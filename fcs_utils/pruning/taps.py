@@ -39,9 +39,8 @@ def find_tap(flow: Flow, name: str, channels: int, consumers: Sequence[Consumer]
 def _shows(nodes: Collection[Node], ways: Ways) -> bool:
     """Whether the calls of a module, by the nodes that they show, lie on the ways alone, and one on each way."""
     found = set(nodes)
-    if len(found) < len(nodes) or len(found) > len(ways):
-        return False
-    return found <= {node for way in ways for node in way} and all(len(found.intersection(way)) == 1 for way in ways)
+    once = len(nodes) == len(found) <= len(ways) and found <= {node for way in ways for node in way}
+    return once and all(len(found.intersection(way)) == 1 for way in ways)
 
 
 def _shown(flow: Flow, node: Node, ways: Ways, channels: int, axis: int = 1) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fcs_utils.pruning.moves import Units, _shuffled, across, glu, meeting, pixel_shuffle, shuffle
+from fcs_utils.pruning.moves import Units, _shuffled, across, clash, glu, meeting, pixel_shuffle, shuffle
 from fcs_utils.pruning.splits import Resize, Size, _bounds, _signed, resizes
 
 
@@ -24,7 +24,8 @@ def test_which_channels_go_together() -> None:
     assert listed(pixel_shuffle(maps, torch.zeros(3, 2, 4, 4))) == [([0, 0, 0, 0, 1, 1, 1, 1], [0, 1])]
     gated = ([0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 2, 3])
     assert listed(glu(maps, maps[:, :4], 1), glu(maps, maps[:, :4], -3)) == [gated, gated]
-    assert glu(maps, maps[..., :1]) is None  # by default along the last dimension, which is no channels
+    flat = maps[..., 0, 0]
+    assert glu(maps, maps[..., :1]) is None and listed(glu(flat, flat[:, :4])) == [gated]  # by default along the last dimension
     assert listed(shuffle(6, 2)) == [([0, 1, 2, 0, 1, 2], [0, 0, 1, 1, 2, 2])]
     assert listed(shuffle(6, 3)) == [([0, 1, 0, 1, 0, 1], [0, 0, 0, 1, 1, 1])]
 
@@ -41,6 +42,17 @@ def test_from_the_indices_on_one_side_to_those_on_the_other() -> None:
     assert found([0, 1], [0, 1], [[1, 2], [7, 7]]) == (None, [])  # there are two
     assert meeting(np.array([[3, 1, 3, 1], [0, 0, 2, 0]])).tolist() == [[0], [2]]
     assert meeting(np.array([[3, 1], [0, 0]])).tolist() == [[], []]
+
+
+def test_channels_clash_where_one_index_is_reached_from_two() -> None:
+    known = np.array([[0, 1, 2], [0, 1, 2]])  # indices, and the channels that they belong to
+    assert clash(known, known.copy()) is None and clash(known, np.array([[3, 1], [5, 1]])) is None  # a new index, a known pair
+    assert (clash(known, np.array([[0, 1], [0, 2]])) == [[1], [2]]).all()  # index 0 as before, index 1 of another channel
+    assert (clash(known, np.array([[2], [0]])) == [[0], [2]]).all()
+    assert (clash(known, np.array([[0, 1, 2], [0, 1, 0]])) == [[0], [2]]).all()
+    assert (clash(np.array([[0, 1], [0, 1]]), np.array([[0, 5], [3, 0]])) == [[0], [3]]).all()  # of a later channel
+    assert (clash(np.array([[0, 2], [1, 1]]), np.array([[2], [0]])) == [[0], [1]]).all()
+    assert (clash(np.array([[0, 1, 2], [0, 0, 2]]), np.array([[1], [1]])) == [[0], [1]]).all()
 
 
 @pytest.mark.parametrize(

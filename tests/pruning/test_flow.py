@@ -161,4 +161,5 @@ def test_a_module_shows_one_node_of_each_way() -> None:
     assert shows(["a", "c"], ways) and shows(["b", "c"], ways)
     assert not shows(["a", "b"], ways)  # two of the first way, none of the second one
     assert not shows(["a"], ways) and not shows(["a", "x"], ways) and not shows(["a", "b", "c"], ways)
-    assert not shows(["a", "c"], [{"a", "c"}, {"c"}]) and not shows(["a", "a"], ways)
+    assert not shows(["a", "c"], [{"a", "c"}, {"c"}]) and not shows(["a", "a"], ways) and not shows(["a", "c", "a"], ways)
+    assert shows(["c"], [{"c"}]) and shows(["c"], [{"a", "c"}, {"b", "c"}]) and not shows(["a", "c"], [{"a"}])

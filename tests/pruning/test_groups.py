@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fcs_utils.models import CifarResNet
 from fcs_utils.pruning import groups as groups_module
-from fcs_utils.pruning.flow import Tap
+from fcs_utils.pruning.flow import Consumer, Tap
 from fcs_utils.pruning.groups import ChannelGroup, GroupFinder
 from fcs_utils.pruning.layers import Layer, prunable_layers, trace_layers
 from fcs_utils.pruning.shares import ANY, Shares
@@ -44,6 +44,26 @@ def test_a_group_that_decides_keeps_its_other_obstacles() -> None:
     group = ChannelGroup(["a"], [], [], ["read by x", "b has another width"], 2, maps=maps, uneven=["b has another width"])
     GroupFinder.lead(object(), group)  # type: ignore[arg-type]
     assert group.root and group.barriers == ["read by x"]
+
+
+def led(maps: dict[str, Tensor], positions: list[list[int]]) -> ChannelGroup:
+    """A group of four channels that decides where it can."""
+    group = ChannelGroup(["a"], [Consumer("c", torch.tensor(positions))], [], [], 4, maps=maps)
+    assert not (group.large or group.clash or group.root or group.tied)
+    group.bar("b has another width")
+    GroupFinder.lead(object(), group)  # type: ignore[arg-type]
+    return group
+
+
+def test_layers_that_meet_a_part_of_the_channels_that_decide_ask_for_as_many_of_the_others() -> None:
+    whole, half = [[0], [1], [2], [3]], [[0, -1], [1, 2], [-1, -1], [-1, -1]]
+    assert led({"b": torch.tensor([0, 1, 2, 3, 0])}, whole).shares == ANY
+    assert led({"b": torch.tensor([0, 1, 1])}, whole).shares == led({}, half).shares == Shares(parts=2)
+
+
+def test_channels_do_not_decide_for_an_index_that_belongs_to_none() -> None:
+    group = led({"b": torch.tensor([0, 1, 2, 3]), "c": torch.tensor([0, 1, -1])}, [[0], [1], [2], [3]])
+    assert not group.root and group.barriers == group.uneven == ["b has another width"]
 
 
 def layer(name: str = "a", barrier: str | None = None, coupled: tuple[str, ...] = (), beyond: tuple[str, ...] = ()) -> Layer:
@@ -97,9 +117,9 @@ def test_layers_on_both_sides_of_a_shortcut_know_one_another() -> None:
         "stage2.0.conv2": (),
         "stage3.0.conv2": (),
     }
-    shortcuts = {name: [(one.name, one.positions.flatten().tolist()) for one in layers[name].shortcuts] for name in sums}
-    assert shortcuts["conv"] == [("stage1.0.shortcut", [0, 1, 2, 3])] and shortcuts["stage3.0.conv2"] == []
-    assert shortcuts["stage2.0.conv2"] == [("stage3.0.shortcut", [*range(8)])]
+    shortcuts = {name: [(one.name, one.positions.tolist()) for one in layers[name].shortcuts] for name in sums}
+    assert shortcuts["conv"] == [("stage1.0.shortcut", [[0], [1], [2], [3]])] and shortcuts["stage3.0.conv2"] == []
+    assert shortcuts["stage2.0.conv2"] == [("stage3.0.shortcut", [[n] for n in range(8)])]
     assert all(not layers[name].coupled for name in sums) and not layers["stage1.0.conv1"].beyond
 
 

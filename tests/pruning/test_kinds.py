@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fcs_utils.errors import StudyError
+from fcs_utils.inputs import moved
 from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.export import load_compact, save_compact
-from fcs_utils.pruning.kinds import kernel
+from fcs_utils.pruning.kinds import channel_axis, check_axes, depthwise, grouped, kernel, multiplier
 from fcs_utils.pruning.layers import trace_layers
 from fcs_utils.pruning.plan import make_plan
 from fcs_utils.pruning.statistics import collect_statistics, feature_maps
@@ -123,6 +126,47 @@ def test_kernels_stand_outputs_first() -> None:
     assert kernel(layer).shape == (7, 4, 3, 3) and kernel(layer)[5, 2].equal(layer.weight[2, 5])
     kernel(layer)[0, 0] = 3.0
     assert (layer.weight[0, 0] == 3).all()  # merging writes into it
+
+
+def test_kinds_of_layers_by_their_groups() -> None:
+    direct = (conv(4, 4), conv(4, 6, groups=2), conv(4, 4, groups=4), conv(2, 4, groups=2), conv(1, 3))
+    layers = (*direct, nn.ConvTranspose2d(4, 4, 1, groups=4), nn.Linear(4, 4), nn.ReLU())
+    assert [multiplier(layer) for layer in layers] == [0, 0, 1, 2, 0, 0, 0, 0]
+    assert [depthwise(layer) for layer in layers] == [False, False, True, True, *[False] * 4]
+    assert [grouped(layer) for layer in layers] == [False, True, *[False] * 6]
+    assert [channel_axis(layer) for layer in layers] == [*[1] * 6, -1, 1]
+
+
+TWO_KINDS = nn.Sequential(nn.Conv1d(3, 4, 1), nn.Conv3d(1, 2, 1))  # which read signals and volumes
+
+
+@pytest.mark.parametrize(
+    "images", [None, torch.zeros(1, 3, 8), torch.zeros(1, 1, 2, 2, 2), [torch.zeros(2, 3).long()], {"x": torch.zeros(0)}]
+)
+def test_images_that_fit_are_taken(images: Any) -> None:
+    check_axes(TWO_KINDS, images, home=IMAGES.device)
+    check_axes(TWO_KINDS, None if images is None else moved(images, torch.device("meta")))  # at any place
+    check_axes(nn.Linear(3, 2), images, home=IMAGES.device)  # without convolutions there are no axes
+
+
+@pytest.mark.parametrize(
+    ("images", "home", "allowed"),
+    [
+        (torch.zeros(1, 3, 8, 8), None, "a float tensor (N, C, L) or (N, C, D, H, W) with N of 1 or more"),
+        (torch.zeros(1, 3, 8).long(), None, "a float tensor (N, C, L) or (N, C, D, H, W) with N of 1 or more"),
+        (torch.zeros(0, 3, 8), IMAGES.device, "a float tensor (N, C, L) or (N, C, D, H, W) with N of 1 or more on cpu"),
+        (
+            torch.zeros(1, 3, 8, device="meta"),
+            IMAGES.device,
+            "a float tensor (N, C, L) or (N, C, D, H, W) with N of 1 or more on cpu",
+        ),
+        ([torch.zeros(1, 3, 8), torch.zeros(1, device="meta")], IMAGES.device, "tensors on cpu"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused_with_what_would(images: Any, home: torch.device | None, allowed: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        check_axes(TWO_KINDS, images, "example", home)
+    assert str(caught.value).startswith("example=") and str(caught.value).endswith(f"allowed: {allowed}")
 
 
 @pytest.mark.parametrize("kind", ["behind a flattened map", "channels last", "with BatchNorm1d"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,6 @@ from fcs_utils.pruning.by_hand import plan_by_hand
 from fcs_utils.pruning.criteria import importance
 from fcs_utils.pruning.export import export_onnx, has_onnx, load_compact, save_compact
 from fcs_utils.pruning.layers import trace_layers
-from fcs_utils.pruning.moves import clash
 from fcs_utils.pruning.plan import make_plan
 from fcs_utils.pruning.shares import Shares
 from fcs_utils.pruning.statistics import collect_statistics
@@ -238,6 +236,15 @@ def test_layers_beside_a_reshape_that_cannot_be_followed_shrink() -> None:
     plan = make_plan(net, IMAGES, importance("kernel_l1", model=net), ratio=0.5)
     assert {name: len(kept) for name, kept in plan.kept.items()} == {"inner.0": 3, "two": 4}
     assert inexactness(net, prune(net, plan), IMAGES[:1]) is None
+    # A flatten beside it is followed.
+    net = Net(lambda n, x: n.head(n.c(x).flatten(1)) + n.attends(x), c=conv(3, 4), head=nn.Linear(256, 4), attends=PartAttention())
+    found = trace_layers(net.eval(), IMAGES)
+    assert found["c"].barrier is None and found["attends.keys"].barrier == reasons["keys"]
+
+
+def test_a_reshape_of_an_argument_by_name_is_left_to_the_library() -> None:
+    net = Net(lambda n, x: n.b(torch.flatten(input=n.a(x), start_dim=1)), a=conv(3, 4), b=nn.Linear(256, 2)).eval()
+    assert trace_layers(net, IMAGES)["a"].consumers[0].positions[:, 0].tolist() == [0, 64, 128, 192]
 
 
 @pytest.mark.slow
@@ -249,10 +256,3 @@ def test_onnx(kind: str, tmp_path: Path) -> None:
     net = settled(NETS[kind][0](), IMAGES)
     plan = make_plan(net, IMAGES, importance("kernel_l1", model=net), ratio=0.5, scope="all")
     assert export_onnx(prune(net, plan), tmp_path / "net.onnx", IMAGES).exists()
-
-
-def test_channels_clash_where_one_index_is_reached_from_two() -> None:
-    known = np.array([[0, 1, 2], [0, 1, 2]])  # indices, and the channels that they belong to
-    assert clash(known, known.copy()) is None and clash(known, np.array([[3, 1], [5, 1]])) is None  # a new index, a known pair
-    assert (clash(known, np.array([[0, 1], [0, 2]])) == [[1], [2]]).all()  # index 0 as before, index 1 of another channel
-    assert (clash(known, np.array([[2], [0]])) == [[0], [2]]).all()
