@@ -69,7 +69,7 @@ def reach_latency(
         if abs(known[share] - goal) <= NEAR * goal:
             break
         low, high = (share, high) if known[share] < goal else (low, share)
-        if low >= most or high <= least:
+        if low >= most:
             break
         share = _between(low, high, known, goal)
         if share in known:

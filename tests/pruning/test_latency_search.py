@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from fcs_utils.errors import StudyError
-from fcs_utils.pruning.latency_goal import check_latency, reach_latency, read_latency
+from fcs_utils.pruning.latency_goal import check_latency, latency_in_words, reach_latency, read_latency
 
 
 class Share(nn.Module):
@@ -49,7 +49,15 @@ def test_the_first_try_is_the_goals_own_share() -> None:
     assert search.found == (pytest.approx(60 / 101), pytest.approx(60))
     search = Search(lambda share: 100.9 * share if share < 1 else 100, "60ms")  # 60.54 is within a hundredth
     assert search.found == (0.6, pytest.approx(60.54)) and search.cut == [0.6]
+    assert len(Search(lambda share: 50.5 if share < 1 else 100.0, "50ms").cut) == 1  # as is 50.5 of 50
     assert len(Search(lambda share: 101.1 * share if share < 1 else 100, "60ms").cut) > 1  # and 60.66 is not
+
+
+def test_networks_may_take_less_than_a_millisecond_but_not_none() -> None:
+    assert Search(lambda share: share, 0.6).found == (0.6, pytest.approx(0.6))
+    for clock in (0.0, -1.0):
+        with pytest.raises(StudyError, match=f"^measure must return milliseconds above 0, got {clock}"):
+            Search(lambda share, clock=clock: clock, "1ms")
 
 
 def test_the_line_between_two_measures_leads_and_stays_off_their_ends() -> None:
@@ -78,7 +86,9 @@ def test_the_dense_network_is_no_answer() -> None:
 
 
 def test_what_only_the_least_that_can_be_left_comes_near_to() -> None:
-    assert Search(line, 0.185).found == (0.1, pytest.approx(0.19))  # 5 hundredths above the goal are 0.194
+    search = Search(line, 0.185)
+    assert search.found == (0.1, pytest.approx(0.19)) and search.cut == [0.185, 0.1]  # 5 hundredths above the goal are 0.194
+    assert Search(lambda share: 21.0 if share < 1 else 100.0, "20ms", least=0.2).found == (0.2, 21)  # and these are 21
     with pytest.raises(
         StudyError, match="latency=0.18 is not allowed; allowed: 0.190 and more: pruning these layers leaves no less"
     ):
@@ -96,6 +106,7 @@ def test_what_is_no_latency(value: object) -> None:
 
 def test_shares_and_milliseconds_and_what_belongs_together() -> None:
     assert [read_latency(value) for value in (0.5, "12.5ms", "12. ms", ".5ms")] == [0.5, "12.5ms", "12. ms", ".5ms"]
+    assert latency_in_words("0.5") == 0.5 and latency_in_words("12.5 ms") == "12.5 ms"
     check_latency(None, None)
     check_latency(0.5, len)
     for pair, said in (((0.5, None), "latency without measure"), ((None, len), "measure without latency")):
