@@ -80,7 +80,7 @@ def evaluated_curve(
     falls = np.maximum.accumulate([points[count] for count in counts[::-1]])[::-1]  # fewer channels are never counted as better
     # Below the fewest that were tried, the line goes on as before it.
     none = falls[0] + counts[0] * (falls[0] - falls[1]) / (counts[1] - counts[0])
-    return torch.from_numpy(np.interp(np.arange(width + 1), [0, *counts], [none, *falls])).clamp_min(0)
+    return torch.from_numpy(np.interp(np.arange(width + 1), [0, *counts], [none, *falls]))
 
 
 def evaluated(function: Callable[[nn.Module], float], network: nn.Module, name: str) -> float:

@@ -74,6 +74,7 @@ def linear(width: int) -> Tensor:
         (64, Limits(), 59, [62, 60, 59]),  # in 32 steps, and down to the fewest
         (64, Limits(), 60, [62, 60]),
         (96, Limits(), 88, [93, 90, 88]),
+        (5, Limits(2), 2, [4, 2]),
         (20, Limits(8), 8, [16, 8]),
         (20, Limits(8), 16, [16]),
         (16, Limits(8), 8, [8]),
@@ -115,6 +116,13 @@ def test_levels_and_the_last_step_that_takes_no_more() -> None:
     assert [(one["a"], one["b"]) for one in two(0.5).path[:4]] == [(4, 4), (3, 4), (2, 4), (1, 4)]
     assert [(one["a"], one["b"]) for one in two(1.0).path[:3]] == [(4, 4), (3, 4), (2, 4)]  # of equals the first
     assert [(one["a"], one["b"]) for one in two(0.0).path[-3:]] == [(1, 4), (1, 3), (1, 2)]  # what saves nothing goes last
+
+
+def test_a_step_of_two_channels_costs_what_both_do() -> None:
+    # One channel of a loses 1 and two of b lose 3, for twice the MACs.
+    curves, limits = {"a": linear(4), "b": 1.5 * linear(4)}, {"a": Limits(), "b": Limits(2)}
+    path = Descent(curves, lambda found: (found["a"] + found["b"]) / 8, limits, {"a": 1, "b": 1}).path
+    assert [(one["a"], one["b"]) for one in path] == [(4, 4), (3, 4), (2, 4), (1, 4), (1, 2)]
 
 
 def test_ratios_follow_from_what_decides() -> None:
