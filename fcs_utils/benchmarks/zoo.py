@@ -79,9 +79,8 @@ def _all() -> dict[str, Known]:
         "lowformer_b0 mambaout_femto mixnet_s mobilenetv4_conv_small mobilevit_xxs nasnetalarge nextvit_small pnasnet5large "
         "poolformer_s12 rdnet_tiny regnetz_b16 repghostnet_050 repvit_m0_9 resnest14d resnetblur50 resnetv2_50 rexnet_100 "
         "selecsls42b shvit_s1 skresnet18 starnet_s1 tresnet_m vovnet39a xception41",
-        224: "coatnet_pico_rw_224 efficientformer_l1 efficientformerv2_s0 efficientvit_m0 levit_conv_128s maxvit_tiny_rw_224 "
+        224: "coatnet_pico_rw_224 efficientformer_l1 efficientformerv2_s0 efficientvit_m0 levit_conv_128s "
         "swiftformer_xs visformer_tiny",
-        256: "halonet26t",
     }
     found |= {TIMM + name: Known("timm, others", size) for size, names in others.items() for name in names.split()}
     return found | {name: Known("written here", 32 if name == "lenet" else 64, ("head*",)) for name in WRITTEN_HERE}
