@@ -18,7 +18,7 @@ from tests.pruning.toys import Net, conv, mean
 
 def test_what_a_tap_shows_of_a_tensor() -> None:
     maps = torch.arange(12.0).reshape(2, 3, 2, 1)
-    assert Tap("m", "input").view(maps).equal(maps)
+    assert Tap("m", "input").view(maps).equal(maps) and Tap("m", "input").calls == 1
     assert Tap("m", "input", torch.tensor([[2], [0]])).view(maps).equal(maps[:, [2, 0]])
     assert Tap("m", "input").view(maps[:, :, 0, 0]).shape == (2, 3, 1)  # one position a channel
     flat = torch.arange(8.0).reshape(1, 8)
@@ -31,6 +31,11 @@ def test_what_a_tap_shows_of_a_tensor() -> None:
 
 def test_a_consumer_that_reads_an_index_twice_reads_channels_laid_out_in_space() -> None:
     assert [Consumer("c", torch.tensor(at)).laid_out for at in ([[0], [1]], [[0, 1], [2, 3]], [[0], [0]])] == [False, False, True]
+
+
+def test_a_consumer_may_read_some_channels_less_often() -> None:
+    even, odd = Consumer("c", torch.tensor([[0, 1], [2, 3]])), Consumer("c", torch.tensor([[0, -1], [2, -1], [1, 3]]))
+    assert even.even and not odd.even and not odd.laid_out and odd.read.tolist() == [0, 2, 1, 3]
 
 
 class Node:
@@ -154,6 +159,8 @@ def test_a_buffer_that_flows_in_by_two_ways_is_listed_once() -> None:
     assert flow.met_buffers(region, set()) == [("norm.scale", (1, 8, 1, 1))]  # what is concatenated is beside it
     assert flow.met_buffers(region, {nodes["b"]}) == flow.met_buffers(region, set())  # one way is enough
     assert flow.met_buffers(region, {nodes["b"], nodes["c"]}) == []
+    flow.buffers[nodes["c"]] = ("other", (2,))
+    assert flow.met_buffers(region, set()) == [("norm.scale", (1, 8, 1, 1)), ("other", (2,))]  # by name
 
 
 def test_a_module_shows_one_node_of_each_way() -> None:
