@@ -228,12 +228,12 @@ class Graph(tp.DependencyGraph):  # type: ignore[misc]
 
     def get_out_channels(self, module_or_node: Any) -> Any:
         units = self.moves.get(module_or_node)
-        return len(units.behind) if units else self._joined(module_or_node) or super().get_out_channels(module_or_node)
+        return len(units.behind) if units else self._width_joined(module_or_node) or super().get_out_channels(module_or_node)
 
     def get_in_channels(self, module_or_node: Any) -> Any:
         units = self.moves.get(module_or_node)
-        known = len(units.before) if units else self._joined(module_or_node) or parted_width(module_or_node)
+        known = len(units.before) if units else self._width_joined(module_or_node) or parted_width(module_or_node)
         return known or super().get_in_channels(module_or_node)
 
-    def _joined(self, module_or_node: Any) -> int:
+    def _width_joined(self, module_or_node: Any) -> int:
         return sum(self.joined.get(module_or_node, ()))
