@@ -16,9 +16,9 @@ from fcs_utils.builders import build_elsewhere, is_elsewhere
 from fcs_utils.config import Channels, Classes, Width, checked
 from fcs_utils.errors import refuse
 from fcs_utils.files import untied
-from fcs_utils.inputs import Inputs, count_of, first_of, parts_of
+from fcs_utils.inputs import Inputs, count_of, first_of, moved, parts_of
 from fcs_utils.machine import fitting_batch
-from fcs_utils.running import MacsCounter, run_network, seed_draws, shared, tensors_in, untouched
+from fcs_utils.running import MacsCounter, run_network, seed_draws, shared, tensors_in, untouched, without_numbers
 from fcs_utils.shortcuts import PadShortcut
 
 # Simonyan and Zisserman 2015, columns D and E; "M" halves the map.
@@ -191,10 +191,14 @@ def module_macs(model: nn.Module, example: Inputs) -> dict[str, int]:
     return all_macs(model, example)[1]
 
 
-def all_macs(model: nn.Module, example: Inputs) -> tuple[int, dict[str, int]]:
-    """What ``count_macs`` and ``module_macs`` return, of one forward pass."""
-    with torch.no_grad(), untouched(model), MacsCounter(model) as counter:
-        run_network(model, first_of(example))
+def all_macs(model: nn.Module, example: Inputs, shapes_only: bool = False) -> tuple[int, dict[str, int]]:
+    """What ``count_macs`` and ``module_macs`` return, of one forward pass.
+
+    shapes_only: that pass runs on the device meta. It takes less time for a large network, and many networks do not run there.
+    """
+    image = moved(first_of(example), torch.device("meta")) if shapes_only else first_of(example)
+    with torch.no_grad(), without_numbers(model) if shapes_only else untouched(model), MacsCounter(model) as counter:
+        run_network(model, image)
     layers = [name for name, one in model.named_modules() if isinstance(one, (nn.modules.conv._ConvNd, nn.Linear))]
     return counter.found["Global"], {name: macs for name in layers if (macs := counter.found[name])}
 

@@ -119,6 +119,21 @@ def untouched(model: nn.Module) -> Iterator[None]:
                         buffer.copy_(value)
 
 
+@contextmanager
+def without_numbers(model: nn.Module) -> Iterator[None]:
+    """As ``untouched``; inside the block all parameters and buffers are on the device meta, which knows shapes only."""
+    with untouched(model):
+        empty: dict[int, Tensor] = {}
+        for module in model.modules():
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for table in tables:
+                for name, tensor in table.items():
+                    if tensor is not None and id(tensor) not in empty:
+                        empty[id(tensor)] = tensor.to("meta")
+                    table[name] = None if tensor is None else empty[id(tensor)]
+        yield
+
+
 def run_network(model: Callable[..., Any], images: Inputs) -> Any:
     """What the network returns. Raises StudyError with the network's own words when it does not run on the images."""
     try:

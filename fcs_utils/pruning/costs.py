@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from fcs_utils.errors import StudyError
 from fcs_utils.inputs import Inputs
 from fcs_utils.models import all_macs
 from fcs_utils.pruning.flow import candidates
@@ -16,11 +17,14 @@ Groups = Mapping[str, Sequence[str]]  # convolutions that shrink together, by th
 
 
 class Costs:
-    """MACs left of a network, as a share of the dense network's; example: images, one is enough."""
+    """MACs left of a network, as a share of the dense network's; example: images, one is enough.
 
-    def __init__(self, model: nn.Module, example: Inputs, layers: Mapping[str, Layer]) -> None:
-        self.layers, self.example = layers, example
-        self.total, dense = all_macs(model, example)
+    shapes_only: whether the network is known to run on tensors without numbers.
+    """
+
+    def __init__(self, model: nn.Module, example: Inputs, layers: Mapping[str, Layer], shapes_only: bool = False) -> None:
+        self.layers, self.example, self.shapes_only = layers, example, shapes_only
+        self.total, dense = self._count(model)
         modules = dict(candidates(model))
         self.dense = {name: macs for name, macs in dense.items() if name in modules}
         self.width = {name: out_width(modules[name]) for name in self.dense}
@@ -32,6 +36,14 @@ class Costs:
         }
         self.single = {name for name in self.dense if depthwise(modules[name])}
         self._counted: tuple[nn.Module, tuple[int, dict[str, int]]] | None = None  # the network that was measured last
+
+    def _count(self, network: nn.Module) -> tuple[int, dict[str, int]]:
+        if self.shapes_only:
+            try:
+                return all_macs(network, self.example, shapes_only=True)
+            except StudyError:  # a network of other widths may ask for a number
+                pass
+        return all_macs(network, self.example)
 
     def measured(self, compact: nn.Module) -> float:
         """The share that a compact network has."""
@@ -45,7 +57,7 @@ class Costs:
     def _macs(self, compact: nn.Module) -> tuple[int, dict[str, int]]:
         """All multiply-adds of a network and those of each layer, counted once where it is measured again."""
         if self._counted is None or self._counted[0] is not compact:
-            self._counted = compact, all_macs(compact, self.example)
+            self._counted = compact, self._count(compact)
         return self._counted[1]
 
     def estimate(self, groups: Groups, keep: Mapping[str, int]) -> float:

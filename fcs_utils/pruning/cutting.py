@@ -159,13 +159,12 @@ class Cuts:
                 lost.setdefault(part.module, []).extend(indices)
         return lost
 
-    def compact(self, kept: Stays, dense: nn.Module | None = None) -> nn.Module:
+    def compact(self, kept: Stays) -> nn.Module:
         """A copy of the network, in its own modes and with its own gradient flags, that has only the channels to keep.
 
-        dense: a copy of the network to cut instead, with which the result shares the weights that stay whole. Raises
-        StudyError where modules that share a parameter would not be cut alike.
+        Raises StudyError where modules that share a parameter would not be cut alike.
         """
-        compact = duplicate(self.model if dense is None else dense, share=dense is not None)
+        compact = duplicate(self.model)
         ties = tied_parameters(compact)
         together: dict[tuple[str, Any], set[int]] = {}
         for part, indices in self._lost(kept):

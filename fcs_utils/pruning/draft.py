@@ -27,16 +27,17 @@ REACH = 0.05  # of the dense network's MACs: how far a goal may lie outside of w
 class Draft:
     """A plan in the making.
 
-    model, example, importances: see ``make_plan``. groups: convolutions that shrink together, by the first of them. skipped: why
-    other convolutions stay whole. options: how many channels each keeps at a ratio. After ``settle``, which may be called again for
-    another goal: kept, what each layer keeps; whole, why layers of these groups lose no channel; ratio; left, the share of MACs;
-    compact, the network. Raises StudyError where no group is left to prune.
+    model, example, importances: see ``make_plan``. proof: of this network and example. groups: convolutions that shrink together,
+    by the first of them. skipped: why other convolutions stay whole. options: how many channels each keeps at a ratio. After
+    ``settle``, which may be called again for another goal: kept, what each layer keeps; whole, why layers of these groups lose no
+    channel; ratio; left, the share of MACs; compact, the network. Raises StudyError where no group is left to prune.
     """
 
     def __init__(
         self,
         model: nn.Module,
         example: Inputs,
+        proof: Proof,
         layers: Mapping[str, Layer],
         importances: Mapping[str, Tensor],
         groups: Mapping[str, list[str]],
@@ -50,10 +51,10 @@ class Draft:
         if not groups:
             raise self._nothing()
         check_apart(model, example)
-        self.example, self.cuts, self.proof = example, Cuts(model, groups, example), Proof(model, example, example)
+        self.example, self.cuts, self.proof = example, Cuts(model, groups, proof.least), proof
         for name in self.cuts.unseen:
             self.skipped |= dict.fromkeys(self.groups.pop(name), ROUTE)
-        self.costs = Costs(model, example, layers)
+        self.costs = Costs(model, example, layers, shapes_only=bool(proof.small))
         self.ratio: float | None = None
         self.left = 1.0
         self.compact = model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -31,8 +32,34 @@ class _Constants(EagerMode):
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
         if func is aten.rrelu_with_noise.default:
             return func(*args[:4], False)
+        if func is aten.convolution.default and _is_slow(*args):
+            return _depthwise(*args[:6])
         result = func(*args, **(kwargs or {}))
         return result.fill_(0.5) if func.overloadpacket in DRAWS else result
+
+
+def _is_slow(maps: Tensor, weight: Tensor, *options: Any) -> bool:
+    """Whether torch makes a convolution of one call a channel: a depthwise one in float64 on a CPU."""
+    _, *windows, transposed, _, groups = options
+    depthwise = groups == len(weight) == maps.shape[1] > 1 and not transposed
+    plane = maps.dim() == 4 and all(len(one) == 2 for one in windows)
+    return depthwise and plane and maps.dtype is torch.float64 and maps.device.type == "cpu"
+
+
+def _depthwise(
+    maps: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int]
+) -> Tensor:
+    """A depthwise convolution (N, C, H, W) as a sum over its kernel's positions, ten times as fast on small maps."""
+    maps = nn.functional.pad(maps, (padding[1], padding[1], padding[0], padding[0]))
+    spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    total: Tensor | None = None
+    for row, column in itertools.product(*map(range, weight.shape[2:])):
+        top, left = row * dilation[0], column * dilation[1]
+        seen = maps[:, :, top : maps.shape[2] - spans[0] + top : stride[0], left : maps.shape[3] - spans[1] + left : stride[1]]
+        here = weight[:, 0, row, column].view(-1, 1, 1)
+        total = seen * here if total is None else total.addcmul_(seen, here)
+    assert total is not None
+    return total if bias is None else total.add_(bias.view(-1, 1, 1))
 
 
 def first_run(model: nn.Module, choices: Sequence[Inputs], training: bool) -> tuple[list[ForwardPass], Exception | None]:

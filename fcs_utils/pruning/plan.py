@@ -17,10 +17,12 @@ from fcs_utils.pruning.counts import Limits, Ranking, Rounding
 from fcs_utils.pruning.cutting import duplicate
 from fcs_utils.pruning.draft import Draft
 from fcs_utils.pruning.input_shapes import Input, check_example, images_like, shape_fields
+from fcs_utils.pruning.kinds import check_images
 from fcs_utils.pruning.latency_goal import Latency, check_latency, reach_latency
 from fcs_utils.pruning.layer_rates import LayerRates, Shorthand, check_goal, rates_by_layer, read_rates
 from fcs_utils.pruning.layers import Layer, Scope, trace_layers
 from fcs_utils.pruning.options import Allocation, Evaluate, PlanOptions
+from fcs_utils.pruning.proof import Proof
 from fcs_utils.pruning.statistics import ChannelStatistics
 
 REASON = 60  # characters of a reason in a table
@@ -180,21 +182,22 @@ def make_plan(
     goals = {"ratio": ratio, "macs": macs, "rates": rates, "latency": latency}
     check_goal(goals, rates_as, rounding, ranking)
     check_latency(latency, measure)
-    limits, how = Limits(multiple, min_channels), rounding or rates_as or "study"
-    options = PlanOptions(scope, ranking, allocation, None, how, limits, tuple(keep), statistics, evaluate)
+    how = (rounding or rates_as or "study", Limits(multiple, min_channels), tuple(keep))
+    options = PlanOptions(scope, ranking, allocation, None, *how, statistics, evaluate)
     options.check(goals)
-    layers = trace_layers(model, example, "example")
+    check_images(model, example, "example")
+    proof = Proof(model, example, example, full=False)
+    layers = trace_layers(model, proof.least, "example")
     _check_importances(importances, layers)
-    own = None if rates is None else rates_by_layer(read_rates(rates), rates_as, layers, scope)
-    options = replace(options, rates=own)
-    draft = Draft(model, example, layers, importances, *options.groups(layers, importances), options)
-    found = None
-    if latency is not None and measure is not None:
-        least, most = draft.reach()
-        _, found = reach_latency(latency, measure, duplicate(model), draft.cut, least, most)
-    else:
+    if rates is not None:
+        options = replace(options, rates=rates_by_layer(read_rates(rates), rates_as, layers, scope))
+    draft = Draft(model, example, proof, layers, importances, *options.groups(layers, importances), options)
+    if latency is None or measure is None:
         draft.settle(ratio, macs)
-    return _plan(draft, macs=macs, latency=latency, latency_left=found)
+        return _plan(draft, macs=macs)
+    least, most = draft.reach()
+    _, found = reach_latency(latency, measure, duplicate(model), draft.cut, least, most)
+    return _plan(draft, latency=latency, latency_left=found)
 
 
 def _plan(draft: Draft, **goal: Any) -> PruningPlan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError, first_line
 from fcs_utils.inputs import Inputs, first_of, noise_like, parts_of, placed, shapes_of
-from fcs_utils.pruning.cutting import Cuts, Stays, duplicate
+from fcs_utils.pruning.cutting import Cuts, duplicate
 from fcs_utils.pruning.outcomes import ForwardPass, defined_in, first_run, gap_between
 from fcs_utils.pruning.routes import same_route
 from fcs_utils.running import untouched
@@ -21,7 +22,6 @@ ROUNDING = 1e-6  # the largest difference that is rounding, as a share of the la
 COARSE = 1e-4  # the same for a network that runs in its own precision only
 SIZES = (0.5, 1.5, 2)  # other sizes of images that are tried, as shares of their sides
 SMALL = 64  # pixels of the shorter side of images that are tried for larger ones, where the network does the same with both
-Build = Callable[[torch.dtype], nn.Module]
 
 
 @contextmanager
@@ -52,14 +52,17 @@ class Proof:
     times the size (twice, where it does not run on that), where the dense network runs on these. Where it does not run in train
     mode, it is tried there at the larger size, too.
     Of other sizes nothing is known. Numbers that a network draws itself, such as dropout's, become constants.
-    untrained: why the dense network does not run in train mode, so that this mode was left out; None where it does.
+    untrained: why the dense network does not run in train mode, so that this mode was left out; None where it does. small: smaller
+    images that prove the same, where the dense network does the same with them as with all others; else none.
+    full: whether an image of full size is compared even so, which takes most of the time of a large network.
     """
 
-    def __init__(self, model: nn.Module, images: Inputs, example: Inputs | None = None) -> None:
-        self.model, self.weight = model, next(model.parameters())
+    def __init__(self, model: nn.Module, images: Inputs, example: Inputs | None = None, full: bool = True) -> None:
+        self.model, self.weight, self.full = model, next(model.parameters()), full
         generator = torch.Generator().manual_seed(0)
         like = placed(first_of(images, 2), torch.zeros(()))  # drawn as float32 whatever the network has
         self.noise = noise_like(like, 2, generator)
+        self.example = images if example is None else example
         given = [] if example is None else [first_of(example, 2)]
         self.images, self.several = [first_of(self.noise), *given], not isinstance(images, Tensor)
         smaller, *larger = (noise_like(like, 2, generator, share) for share in SIZES)
@@ -71,35 +74,26 @@ class Proof:
         ]
         self.untrained: str | None = None
         self.runs_in: torch.dtype | None = None  # the precision in which the dense network was seen to run on all its images
-        self._small: list[Inputs] | None = None  # see ``_shrunk``
         self._dense: dict[torch.dtype, tuple[nn.Module, list[Any]]] = {}
 
-    def fault(self, compact: nn.Module, lost: Mapping[str, Sequence[int]]) -> str | None:
+    def fault(self, compact: nn.Module, lost: Mapping[str, Sequence[int]], brief: bool = False) -> str | None:
         """Why a compact network is not the dense one with zeros where layers read ``lost`` channels; None where it is.
 
-        Raises StudyError for a dense network that does not run, or whose output is NaN on all images.
+        brief: any words will do. The first difference ends the comparison, for a network of which many layers stay whole is
+        compared many times. Raises StudyError for a dense network that does not run, or whose output is NaN on all images.
         """
-        return self.fault_of(lambda precision: self._copy(compact, precision), lost)
-
-    def fault_of(self, build: Build, lost: Mapping[str, Sequence[int]], brief: bool = False) -> str | None:
-        """As ``fault``. build: makes the compact network in a precision, each time anew. brief: any words will do for a fault.
-
-        The first difference ends the comparison, for a network of which many layers stay whole is compared many times.
-        """
-        if self._small is None:
-            self._small = self._shrunk()
-        if self.runs_in and not (brief and self._small):
+        if self.runs_in and not (brief and self.small):
             # Where the compact network does not run, there is no need of the dense one.
-            _, error = first_run(build(self.runs_in), self.images[:1], False)
+            _, error = first_run(self._copy(compact, self.runs_in), self.images[:1], False)
             if error:
                 return _stops(error, "")
-        if self._small:
-            if self._equal(build, lost, self._small[0]):
+        if self.small:
+            if self._equal(compact, lost, self.small[0]):
                 return None
             if brief:
                 return "its output differs"
         for precision in (torch.float64, self.weight.dtype):
-            narrow = build(precision)
+            narrow = self._copy(compact, precision)
             first, error = first_run(narrow, self.images[:1], False)
             dense = self.dense(precision)
             with untouched(dense), zeroed(dense, lost):
@@ -120,13 +114,18 @@ class Proof:
             self._dense[precision] = made, _marks(made)
         return made
 
-    def _shrunk(self) -> list[Inputs]:
-        """Smaller images that prove the same, where the dense network does the same with them as with all others; else none."""
+    @cached_property
+    def small(self) -> list[Inputs]:
         sides = self.noise.shape[2:] if isinstance(self.noise, Tensor) else ()
         if not sides or min(sides) < 2 * SMALL:
             return []
         small = noise_like(self.noise, 2, torch.Generator().manual_seed(1), SMALL / min(sides))
         return [small] if self._same_at(self.model, small) else []
+
+    @property
+    def least(self) -> Inputs:
+        """The smallest images that lead through the dense network as the example does, or else the example itself."""
+        return first_of(self.small[0]) if self.small else self.example
 
     def _same_at(self, model: nn.Module, small: Inputs) -> bool:
         """Whether a network does the same with small images as with all others that are tried and with those of the full size."""
@@ -135,14 +134,15 @@ class Proof:
             others.append(first_of(self.noise))
         return same_route(model, [first_of(small), *others], [small, self.noise])
 
-    def _equal(self, build: Build, lost: Mapping[str, Sequence[int]], small: Inputs) -> bool:
-        """Whether small images in both modes, and one of full size, show no difference, and the compact network does the same, too.
+    def _equal(self, compact: nn.Module, lost: Mapping[str, Sequence[int]], small: Inputs) -> bool:
+        """Whether small images in both modes show no difference, and the compact network does the same with all others, too.
 
         False also where they prove nothing.
         """
-        narrow, dense, defined = build(torch.float64), self.dense(torch.float64), False
+        narrow, dense, defined = self._copy(compact, torch.float64), self.dense(torch.float64), False
         with untouched(dense), zeroed(dense, lost):
-            for training, images in ((False, first_of(small)), (False, self.images[-1]), (True, small)):
+            whole = [(False, self.images[-1])] if self.full else []
+            for training, images in ((False, first_of(small)), *whole, (True, small)):
                 if not (found := first_run(narrow, [images], training)[0]):
                     return False
                 wanted = first_run(dense, [images], training)[0]
@@ -198,24 +198,22 @@ def exact_groups(cuts: Cuts, groups: Mapping[str, Mapping[str, list[int]]], proo
     groups: by name, what the convolutions of a group keep. All are tried at once, then halves of those that fail.
     """
     kept: dict[str, list[int]] = {}
-    faults: dict[str, str] = {}
+    best, faults = cuts.model, dict[str, str]()
     waiting = [list(groups)]
     while waiting:
         names = waiting.pop()
         tried = kept | {layer: stays for name in names for layer, stays in groups[name].items()}
 
-        def build(precision: torch.dtype, tried: Stays = tried) -> nn.Module:
-            return cuts.compact(tried, proof.dense(precision))
-
-        fault = proof.fault_of(build, cuts.lost_inputs(tried), brief=len(names) > 1)
+        compact = cuts.compact(tried)
+        fault = proof.fault(compact, cuts.lost_inputs(tried), brief=len(names) > 1)
         if fault is None:
-            kept = tried
+            kept, best = tried, compact
         elif len(names) == 1:
             faults[names[0]] = fault
         else:
             half = len(names) // 2
             waiting += [names[half:], names[:half]]
-    return cuts.compact(kept) if kept else cuts.model, faults
+    return best, faults
 
 
 def _marks(model: nn.Module) -> list[Any]:

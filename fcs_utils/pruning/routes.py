@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fcs_utils.inputs import Inputs
 from fcs_utils.pruning.outcomes import aten, first_run
-from fcs_utils.running import EagerMode, shared, untouched
+from fcs_utils.running import EagerMode, shared, without_numbers
 
 # Operations whose integer arguments are sizes of maps and so differ with the images. Those of all other operations must be equal.
 RESIZING = {
@@ -62,15 +62,7 @@ def same_route(model: nn.Module, several: Sequence[Inputs], training: Sequence[I
     several, training: images for eval mode, and for train mode. False also for a network that does not run on tensors without
     numbers, as where it asks for a value.
     """
-    with untouched(model), shared, torch.no_grad():
-        empty: dict[int, Tensor] = {}
-        for module in model.modules():
-            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for table in tables:
-                for name, tensor in table.items():
-                    if tensor is not None and id(tensor) not in empty:
-                        empty[id(tensor)] = tensor.to("meta")
-                    table[name] = None if tensor is None else empty[id(tensor)]
+    with without_numbers(model), shared, torch.no_grad():
         for mode, choices in ((False, several), (True, training)):
             first = None
             for images in choices:

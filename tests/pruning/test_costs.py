@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcs_utils.errors import StudyError
-from fcs_utils.models import build_seeded, count_macs
+from fcs_utils.models import all_macs, build_seeded, count_macs
 from fcs_utils.pruning.costs import Costs
 from fcs_utils.pruning.counts import distinct_ratios, nearest_ratio
 from fcs_utils.pruning.criteria import importance
@@ -150,3 +150,22 @@ def test_estimates_of_sums_and_of_channels_laid_out_in_space_by_hand() -> None:
     net = Net(lambda n, x: mean(n.b(F.pixel_shuffle(n.a(x), 2))), a=conv(3, 16), b=conv(4, 5)).eval()
     costs = Costs(net, images, trace_layers(net, images))
     assert [costs.estimate({"a": ["a"]}, {"a": keep}) for keep in (16, 12, 8)] == pytest.approx([1, 0.75, 0.5])
+
+
+def test_macs_by_shapes_alone_are_those_of_a_pass_with_numbers() -> None:
+    net, images = build_seeded(0, "resnet20", width=0.5, num_classes=3, in_channels=3), torch.randn(2, 3, 16, 16)
+    held = [(id(one), one.clone()) for one in (*net.parameters(), *net.buffers())]
+    assert all_macs(net, images, shapes_only=True) == all_macs(net, images)
+    after = (*net.parameters(), *net.buffers())
+    assert all(id(one) == name and one.equal(value) for one, (name, value) in zip(after, held, strict=True))
+
+
+def test_macs_of_a_compact_network_that_asks_for_a_number_are_counted_with_numbers() -> None:
+    def route(net: nn.Module, x: Tensor) -> Tensor:
+        h = net.a(x)
+        return mean(net.out(h if h.shape[1] == 8 or h.sum() > -1e9 else -h))
+
+    net = Net(route, a=conv(3, 8), out=conv(8, 4))
+    narrow = Net(route, a=conv(3, 4), out=conv(4, 4))
+    costs = Costs(net, IMAGES, trace_layers(net, IMAGES), shapes_only=True)
+    assert costs.measured(narrow) == count_macs(narrow, IMAGES) / count_macs(net, IMAGES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +55,36 @@ def test_dropout_that_a_gpu_calls_keeps_all_numbers_in_a_tensor_of_its_own() -> 
 
     given, kept, mask = outputs_of(yielding(route), torch.ones(1, 2), True)
     assert given.tolist() == [[1, 1]] and kept.tolist() == [[2, 2]] and mask.tolist() == [[True, True]]
+
+
+WINDOWS = itertools.product([3, (1, 5), (2, 3)], [1, (2, 1), 3], [0, (3, 2)], [1, (2, 3)], [True, False])
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation", "bias"), WINDOWS)
+def test_a_depthwise_convolution_in_float64_is_torchs_own(
+    kernel: Any, stride: Any, padding: Any, dilation: Any, bias: bool
+) -> None:
+    layer = nn.Conv2d(4, 4, kernel, stride, padding, dilation, groups=4, bias=bias).double().requires_grad_(False)
+    images = torch.randn(2, 4, 17, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    (found,) = outputs_of(layer, images, False)
+    torch.testing.assert_close(found, layer(images), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 8, 3, groups=4),
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.Conv2d(1, 1, 3),
+        nn.ConvTranspose2d(4, 4, 3, stride=2, groups=4),
+        nn.Conv2d(4, 4, 3, groups=4, padding="same", padding_mode="circular"),
+    ],
+)
+def test_other_convolutions_in_float64_are_torchs_own(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    layer.double().requires_grad_(False)
+    images = torch.randn(2, layer.in_channels, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    (found,) = outputs_of(layer, images, False)
+    torch.testing.assert_close(found, layer(images), rtol=1e-12, atol=1e-12)
 
 
 def test_other_operations_get_all_that_they_are_given() -> None:

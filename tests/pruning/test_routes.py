@@ -80,6 +80,31 @@ def test_one_large_image_and_the_rest_small(side: int) -> None:
     assert seen == Counter({(False, (1, *small)): 2, (False, (1, *large)): 2, (True, (2, *small)): 2})
 
 
+def test_a_plan_for_large_images_runs_the_network_on_small_ones_alone() -> None:
+    seen: set[tuple[int, ...]] = set()
+
+    def look(_n: nn.Module, h: Tensor) -> Tensor:
+        if not h.is_meta:
+            seen.add(tuple(h.shape[2:]))
+        return h
+
+    plan = make_plan(network(look), IMAGE, SCORES, ratio=0.5)
+    assert seen == {(SMALL, SMALL)} and plan.input_shape == (3, LARGE, LARGE)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_plan_that_only_small_images_prove_is_refused_by_prune(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should the same operations ever do another thing at full size."""
+    monkeypatch.setattr("fcs_utils.pruning.proof.same_route", lambda *_: True)
+    picky = network(lambda n, h: h + h.shape[1] if h.shape[-1] == LARGE and n.training is training else h)
+    plan = make_plan(picky, IMAGE, SCORES, ratio=0.5)
+    if training:  # images of full size are compared in eval mode
+        prune(picky, plan)
+    else:
+        with pytest.raises(StudyError, match="cannot be cut as planned"):
+            prune(picky, plan)
+
+
 @pytest.mark.parametrize(
     ("op", "same"),
     [
@@ -107,19 +132,19 @@ def test_the_same_operations_on_the_same_tensors(op: Callable[[nn.Module, Tensor
 
 
 def test_images_that_are_not_large_prove_themselves() -> None:
-    assert Proof(network(), IMAGE[..., 1:])._shrunk() == Proof(network(), IMAGE[..., 1:, :])._shrunk() == []
-    (small,) = Proof(network(), IMAGE)._shrunk()
+    assert Proof(network(), IMAGE[..., 1:]).small == Proof(network(), IMAGE[..., 1:, :]).small == []
+    (small,) = Proof(network(), IMAGE).small
     assert small.shape == (2, 3, SMALL, SMALL)
-    (small,) = Proof(network(), torch.zeros(1, 3, 256, 192))._shrunk()
+    (small,) = Proof(network(), torch.zeros(1, 3, 256, 192)).small
     assert small.shape[2:] == (85, 64)
 
 
 def test_the_plans_size_and_one_and_a_half_times_that_are_looked_at_beside_an_image_of_another_size() -> None:
     other = IMAGE[..., :40, :40]
-    assert len(Proof(network(), IMAGE, other)._shrunk()) == 1
+    assert len(Proof(network(), IMAGE, other).small) == 1
     for side in (LARGE, LARGE * 3 // 2):
         picky = network(lambda n, h, side=side: h + 1 if h.shape[-1] == side and not n.training else h)
-        assert Proof(picky, IMAGE, other)._shrunk() == []
+        assert Proof(picky, IMAGE, other).small == []
 
 
 def test_a_batchnorm_does_the_same_at_every_size() -> None:
