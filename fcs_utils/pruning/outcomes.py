@@ -49,11 +49,7 @@ def _is_slow(maps: Tensor, weight: Tensor, *options: Any) -> bool:
 def _depthwise(
     maps: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int]
 ) -> Tensor:
-    """A depthwise convolution (N, C, H, W) as a sum over its kernel's positions, ten times as fast on small maps.
-
-    Products are rounded before they are added, so that a channel's map is the same to the last bit whatever other channels there
-    are. BatchNorm of two numbers that nearly agree would make any difference large.
-    """
+    """A depthwise convolution (N, C, H, W) as a sum over its kernel's positions, ten times as fast on small maps."""
     maps = nn.functional.pad(maps, (padding[1], padding[1], padding[0], padding[0]))
     spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     total: Tensor | None = None

@@ -46,11 +46,11 @@ def zeroed(model: nn.Module, lost: Mapping[str, Sequence[int]]) -> Iterator[None
 class Proof:
     """Compares compact networks with one dense network, on copies in float64; the networks stay as they were.
 
-    They run on a random image like ``images`` and on the first two of ``example``, where given, in eval mode, and on two random
-    images in train mode. Where a network of several inputs does not run on random ones, the example is enough. A network may take
-    another route at another size, so they also run, in eval mode, on a random image of half the size and on one of one and a half
-    times the size (twice, where it does not run on that), where the dense network runs on these. Where it does not run in train
-    mode, it is tried there at the larger size, too.
+    They run on a random image like ``images`` and on the first two of ``example``, where given, in eval mode, and on two to 16
+    random images in train mode. Where a network of several inputs does not run on random ones, the example is enough. A network may
+    take another route at another size, so they also run, in eval mode, on a random image of half the size and on one of one and a
+    half times the size (twice, where it does not run on that), where the dense network runs on these. Where it does not run in
+    train mode, it is tried there at the larger size, too.
     Of other sizes nothing is known. Numbers that a network draws itself, such as dropout's, become constants.
     untrained: why the dense network does not run in train mode, so that this mode was left out; None where it does. small: smaller
     images that prove the same, where the dense network does the same with them as with all others; else none.
@@ -61,11 +61,12 @@ class Proof:
         self.model, self.weight, self.full = model, next(model.parameters()), full
         generator = torch.Generator().manual_seed(0)
         like = placed(first_of(images, 2), torch.zeros(()))  # drawn as float32 whatever the network has
-        self.noise = noise_like(like, 2, generator)
+        count = _enough(like)
+        self.noise = noise_like(like, count, generator)
         self.example = images if example is None else example
         given = [] if example is None else [first_of(example, 2)]
         self.images, self.several = [first_of(self.noise), *given], not isinstance(images, Tensor)
-        smaller, *larger = (noise_like(like, 2, generator, share) for share in SIZES)
+        smaller, *larger = (noise_like(like, count, generator, share) for share in SIZES)
         # What else is tried: whether in train mode, and images of which the first count that the dense network takes.
         self.tries = [
             (False, [first_of(smaller)]),
@@ -214,6 +215,15 @@ def exact_groups(cuts: Cuts, groups: Mapping[str, Mapping[str, list[int]]], proo
             half = len(names) // 2
             waiting += [names[half:], names[:half]]
     return best, faults
+
+
+def _enough(images: Inputs) -> int:
+    """How many images BatchNorm is tried on: those with as many pixels as two of ``SMALL``, from 2 to 16.
+
+    Where maps have one position, BatchNorm of two images divides by their difference. Where that is small, rounding grows as large
+    as a fault within a few layers.
+    """
+    return min(16, max(2, 2 * SMALL**2 // parts_of(images)[0].shape[2:].numel()))
 
 
 def _marks(model: nn.Module) -> list[Any]:

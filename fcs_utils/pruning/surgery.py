@@ -48,7 +48,7 @@ def prune(
     network runs on them, of half and one and a half times that size, in eval mode. If your network takes another route at still
     other sizes, pass ``example`` images (N, C, ...) of yours: they are compared, too. A network that reads whole numbers, such as
     labels or tokens, needs them, since these cannot be drawn; of several inputs they say the size, too. This takes eight forward
-    passes of one or two images, in float64, ten with an example; for large images most are of small ones, where the network does
+    passes of one to 16 images, in float64, ten with an example; for large images most are of small ones, where the network does
     the same with these (``routes.same_route``). A warning says when it does not run in train mode.
 
     Raises StudyError for an unknown compensate, missing statistics, a plan that is damaged or of another network, a network that

@@ -60,7 +60,7 @@ def test_a_size_on_which_the_dense_network_does_not_run_is_tried_once_and_said_n
     assert seen[4] == 1 and seen[12] == 4 and proof.untrained is None
 
 
-def test_where_training_needs_larger_images_two_of_them_are_tried() -> None:
+def test_where_training_needs_larger_images_these_are_tried() -> None:
     seen: set[tuple[int, int]] = set()
 
     def look(net: Net, h: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def test_where_training_needs_larger_images_two_of_them_are_tried() -> None:
 
     net = network(look)
     proof = Proof(net, IMAGES)
-    assert fault(net, proof) is None and seen == {(2, 12)} and proof.untrained is None
+    assert fault(net, proof) is None and seen == {(16, 12)} and proof.untrained is None
 
 
 def test_a_copy_of_the_dense_network_serves_until_its_weights_change() -> None:
